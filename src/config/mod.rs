@@ -1,0 +1,305 @@
+//! Settings resolved into a [`Config`]: preset, then config file, then flags, every value and combination checked.
+//!
+//! Imports vae, gan, nets, objectives, native for the types it fills. [`Settings`] is the one list of what can be set: its
+//! fields are the flags, the keys of the TOML file and the lines of the help at once.
+
+mod presets;
+mod settings;
+
+use anyhow::{Context, Result, bail};
+
+use crate::gan::GanSpec;
+use crate::native::AdamStep;
+use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
+use crate::objectives::GanLoss;
+use crate::vae::VaeSpec;
+
+pub(crate) use settings::usage;
+pub use settings::{ModelKind, Preset, Settings, Usage, Widths, one_line};
+
+/// How long to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// Passes over the training images.
+    Epochs(u64),
+    /// Updates.
+    Steps(u64),
+}
+
+/// Settings that have been checked, complete.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is trained.
+    pub model: ModelKind,
+    /// Every setting that applies, filled in: what `--print-config` shows and config.toml keeps.
+    pub settings: Settings,
+    /// How long.
+    pub budget: Budget,
+    /// Images for each update.
+    pub batch_size: usize,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Adam's numbers.
+    pub adam: AdamStep,
+    /// Steps between rows of metrics.
+    pub log_every: u64,
+    /// Steps between checkpoints; none means every epoch, 0 at the end only.
+    pub checkpoint_every: Option<u64>,
+    /// Epochs between sample grids; 0 for the last only.
+    pub sample_every: u64,
+    /// Epochs between scores; 0 for the last only.
+    pub eval_every: u64,
+    /// Newest checkpoints that are kept.
+    pub keep: usize,
+    networks: Networks,
+}
+
+/// The part of a model's specification that does not depend on the data.
+#[derive(Clone, Debug)]
+enum Networks {
+    Vae { latent: i64, encoder: NetSpec, decoder: NetSpec, beta: f64, kl_warmup: f64 },
+    Gan { latent: i64, generator: NetSpec, discriminator: NetSpec, loss: GanLoss, ema: f64 },
+}
+
+/// A model's full specification.
+#[derive(Clone, Debug)]
+pub enum ModelSpec {
+    /// For [`crate::vae::Vae::new`].
+    Vae(VaeSpec),
+    /// For [`crate::gan::Gan::new`].
+    Gan(GanSpec),
+}
+
+impl Config {
+    /// The model for images of this shape, with epochs of `steps_per_epoch` updates.
+    pub fn model_spec(&self, shape: Shape, steps_per_epoch: u64) -> ModelSpec {
+        match self.networks.clone() {
+            Networks::Vae { latent, encoder, decoder, beta, kl_warmup } => {
+                let kl_warmup_steps = (kl_warmup * steps_per_epoch as f64).round() as u64;
+                ModelSpec::Vae(VaeSpec { shape, latent, encoder, decoder, beta, kl_warmup_steps })
+            }
+            Networks::Gan { latent, generator, discriminator, loss, ema } => {
+                ModelSpec::Gan(GanSpec { shape, latent, generator, discriminator, loss, ema })
+            }
+        }
+    }
+
+    /// The resolved settings as the text of a config file.
+    ///
+    /// # Errors
+    /// TOML's, on none of these types.
+    pub fn to_toml(&self) -> Result<String> {
+        let settings = toml::to_string(&self.settings).context("writing the settings as TOML")?;
+        Ok(format!("model = \"{}\"\n{settings}", self.model))
+    }
+}
+
+/// Preset, then `given` (config file and flags): every default filled in, every value and combination checked.
+///
+/// # Errors
+/// [`Usage`], one sentence that names the flag, what was found and what was wanted.
+pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
+    let default = match model {
+        ModelKind::Vae => Preset::PytorchVae,
+        ModelKind::Gan => Preset::Dcgan,
+    };
+    let mut s = presets::preset(model, given.preset.unwrap_or(default))?.overlaid(given)?;
+    refuse_foreign(model, given)?;
+    fit_architecture(&mut s, given)?;
+    let checked = Checked { s: &s };
+    let budget = match (s.steps, s.epochs) {
+        (Some(_), _) => Budget::Steps(checked.whole("steps", s.steps, 1)?),
+        (None, _) => Budget::Epochs(checked.whole("epochs", s.epochs, 1)?),
+    };
+    let config = Config {
+        model,
+        budget,
+        batch_size: checked.whole("batch-size", s.batch_size, 1)? as usize,
+        seed: checked.whole("seed", s.seed, 0)?,
+        adam: AdamStep {
+            lr: checked.real("lr", s.lr, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
+            beta1: checked.real("beta1", s.beta1, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
+            beta2: checked.real("beta2", s.beta2, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
+            eps: checked.real("adam-eps", s.adam_eps, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
+        },
+        log_every: checked.whole("log-every", s.log_every, 1)?,
+        checkpoint_every: s.checkpoint_every,
+        sample_every: checked.whole("sample-every", s.sample_every, 0)?,
+        eval_every: checked.whole("eval-every", s.eval_every, 0)?,
+        keep: checked.whole("keep", s.keep.map(|k| k as u64), 1)? as usize,
+        networks: networks(model, &checked)?,
+        settings: s,
+    };
+    check_data_settings(&config.settings)?;
+    Ok(config)
+}
+
+/// Refuses a setting of the other kind of model: it would do nothing, silently.
+fn refuse_foreign(model: ModelKind, given: &Settings) -> Result<()> {
+    let (other, foreign): (_, &[(&str, bool)]) = match model {
+        ModelKind::Vae => (
+            "GAN",
+            &[
+                ("generator-hidden", given.generator_hidden.is_some()),
+                ("discriminator-hidden", given.discriminator_hidden.is_some()),
+                ("gan-loss", given.gan_loss.is_some()),
+                ("ema", given.ema.is_some()),
+            ],
+        ),
+        ModelKind::Gan => (
+            "VAE",
+            &[
+                ("encoder-hidden", given.encoder_hidden.is_some()),
+                ("decoder-hidden", given.decoder_hidden.is_some()),
+                ("beta", given.beta.is_some()),
+                ("kl-warmup", given.kl_warmup.is_some()),
+            ],
+        ),
+    };
+    if let Some((flag, _)) = foreign.iter().find(|(_, set)| *set) {
+        usage!("--{flag} is a setting of a {other}, and this is a {model}: leave it out");
+    }
+    Ok(())
+}
+
+/// When `--arch` differs from the preset's, fills in what that architecture needs.
+fn fit_architecture(s: &mut Settings, given: &Settings) -> Result<()> {
+    match s.arch {
+        Some(Arch::Conv) => {
+            s.base_width = s.base_width.or(Some(32));
+            if given.arch.is_some() && given.preset.is_none_or(|p| matches!(p, Preset::Article | Preset::PytorchVae)) {
+                // The widths of a preset's MLP make no sense behind convolutions; those asked for stay.
+                let behind = |asked: &Option<Widths>, preset: &Option<Widths>| {
+                    asked.clone().or_else(|| preset.as_ref().map(|_| Widths::default()))
+                };
+                s.encoder_hidden = behind(&given.encoder_hidden, &s.encoder_hidden);
+                s.decoder_hidden = behind(&given.decoder_hidden, &s.decoder_hidden);
+                s.generator_hidden = behind(&given.generator_hidden, &s.generator_hidden);
+                s.discriminator_hidden = behind(&given.discriminator_hidden, &s.discriminator_hidden);
+            }
+        }
+        _ => {
+            if given.base_width.is_some() {
+                usage!("--base-width is a setting of --arch conv, and this is --arch mlp: leave it out");
+            }
+            s.base_width = None;
+        }
+    }
+    Ok(())
+}
+
+/// The checks of the settings that choose and shape data.
+///
+/// # Errors
+/// [`Usage`], naming the flag.
+pub fn check_data_settings(s: &Settings) -> Result<()> {
+    for (flag, limit) in [("train-limit", s.train_limit), ("test-limit", s.test_limit)] {
+        if limit == Some(0) {
+            usage!("--{flag} 0: wanted at least 1, or leave it out for all images");
+        }
+    }
+    if let Some(channels) = s.channels {
+        if channels != 1 && channels != 3 {
+            usage!("--channels {channels}: wanted 1 (grey) or 3 (colour)");
+        }
+    }
+    if let Some(0) = s.threads {
+        usage!("--threads 0: wanted at least 1, or leave it out for all cores");
+    }
+    parse_size(s.image_size.as_deref())?;
+    Ok(())
+}
+
+/// `28x28` or `28` as (height, width).
+///
+/// # Errors
+/// [`Usage`] when it is neither, or a side is not in 1..=4096.
+pub fn parse_size(text: Option<&str>) -> Result<Option<(usize, usize)>> {
+    let Some(text) = text else { return Ok(None) };
+    let (h, w) = text.split_once(['x', 'X']).unwrap_or((text, text));
+    match (h.parse(), w.parse()) {
+        (Ok(h), Ok(w)) if (1..=4096).contains(&h) && (1..=4096).contains(&w) => Ok(Some((h, w))),
+        _ => usage!("--image-size {text}: wanted HEIGHTxWIDTH in pixels, each from 1 to 4096, such as 64x64"),
+    }
+}
+
+/// Settings with every default filled in, read with a check each.
+struct Checked<'a> {
+    s: &'a Settings,
+}
+
+impl Checked<'_> {
+    fn set<T>(&self, flag: &str, value: Option<T>) -> Result<T> {
+        match value {
+            Some(value) => Ok(value),
+            None => bail!("--{flag} has no value: set it, or name a --preset that does"),
+        }
+    }
+
+    fn whole(&self, flag: &str, value: Option<u64>, least: u64) -> Result<u64> {
+        // 2^53: beyond it TOML, JSON and floating point would not keep the number.
+        let (value, most) = (self.set(flag, value)?, 1u64 << 53);
+        if value < least || value > most {
+            usage!("--{flag} {value}: wanted a whole number from {least} to {most}");
+        }
+        Ok(value)
+    }
+
+    fn real(&self, flag: &str, value: Option<f64>, wanted: &str, fits: impl Fn(f64) -> bool) -> Result<f64> {
+        let value = self.set(flag, value)?;
+        if !fits(value) {
+            usage!("--{flag} {value}: wanted a number {wanted}");
+        }
+        Ok(value)
+    }
+
+    fn width(&self, flag: &str, value: Option<i64>) -> Result<i64> {
+        let value = self.set(flag, value)?;
+        if !(1..=65_536).contains(&value) {
+            usage!("--{flag} {value}: wanted a whole number from 1 to 65536");
+        }
+        Ok(value)
+    }
+
+    fn net(&self, flag: &str, hidden: &Option<Widths>, activation: Activation, dcgan: bool) -> Result<NetSpec> {
+        let arch = self.set("arch", self.s.arch)?;
+        let hidden = self.set(flag, hidden.clone())?.0;
+        for &w in &hidden {
+            self.width(flag, Some(w))?;
+        }
+        let conv = arch == Arch::Conv;
+        Ok(NetSpec {
+            arch,
+            hidden,
+            base_width: if conv { self.width("base-width", self.s.base_width)? } else { 1 },
+            activation,
+            batch_norm: conv && dcgan,
+            init: if conv && dcgan { Init::Dcgan } else { Init::PyTorch },
+        })
+    }
+}
+
+fn networks(model: ModelKind, c: &Checked) -> Result<Networks> {
+    let s = c.s;
+    let latent = c.width("latent", s.latent)?;
+    let activation = c.set("activation", s.activation)?;
+    Ok(match model {
+        ModelKind::Vae => Networks::Vae {
+            latent,
+            encoder: c.net("encoder-hidden", &s.encoder_hidden, activation, false)?,
+            decoder: c.net("decoder-hidden", &s.decoder_hidden, activation, false)?,
+            beta: c.real("beta", s.beta, "from 0 to 1000", |v| (0.0..=1000.0).contains(&v))?,
+            kl_warmup: c.real("kl-warmup", s.kl_warmup, "of epochs from 0 to 1e6", |v| (0.0..=1e6).contains(&v))?,
+        },
+        ModelKind::Gan => Networks::Gan {
+            latent,
+            generator: c.net("generator-hidden", &s.generator_hidden, Activation::Relu, true)?,
+            discriminator: c.net("discriminator-hidden", &s.discriminator_hidden, activation, true)?,
+            loss: c.set("gan-loss", s.gan_loss)?,
+            ema: c.real("ema", s.ema, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! A set of images in memory, as bytes. Imports no other module of the crate.
+
+use anyhow::{Result, ensure};
+
+/// `count` images as bytes, [N,C,H,W] row-major, with one class number each (or none for the whole set).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Images {
+    /// N.
+    pub count: usize,
+    /// C: 1 (grey) or 3 (red, green, blue).
+    pub channels: usize,
+    /// H in pixels.
+    pub height: usize,
+    /// W in pixels.
+    pub width: usize,
+    /// N·C·H·W bytes, 0 = black.
+    pub pixels: Vec<u8>,
+    /// N class numbers, or empty when the set has no labels.
+    pub labels: Vec<u8>,
+}
+
+impl Images {
+    /// Checks that the bytes and labels fit the shape [N,C,H,W].
+    ///
+    /// # Errors
+    /// When the number of bytes is not N·C·H·W or the number of labels is neither 0 nor N.
+    pub fn new(shape: [usize; 4], pixels: Vec<u8>, labels: Vec<u8>) -> Result<Self> {
+        let [count, channels, height, width] = shape;
+        let want = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).unwrap_or(usize::MAX);
+        ensure!(
+            pixels.len() == want,
+            "{} bytes of pixels do not make {count} images of {channels}x{height}x{width}",
+            pixels.len()
+        );
+        ensure!(
+            labels.is_empty() || labels.len() == count,
+            "{} labels for {count} images: there must be one for each",
+            labels.len()
+        );
+        Ok(Images { count, channels, height, width, pixels, labels })
+    }
+
+    /// Bytes of one image: C·H·W.
+    pub fn image_len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// The first `n` images (all of them when there are fewer).
+    #[must_use]
+    pub fn take(mut self, n: usize) -> Self {
+        if n < self.count {
+            self.pixels.truncate(n * self.image_len());
+            self.labels.truncate(n);
+            self.count = n;
+        }
+        self
+    }
+}
+
+/// A training and a held-out set of the same shape, with the names of their classes.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// What a person calls it: `digits`, `mnist`, or the folder.
+    pub name: String,
+    /// Images that are trained on.
+    pub train: Images,
+    /// Images that are only ever scored.
+    pub test: Images,
+    /// Names of the classes, by number; empty when there are no labels.
+    pub classes: Vec<String>,
+}

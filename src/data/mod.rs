@@ -1,0 +1,219 @@
+//! Where images come from ([`open`]) and how they are fed ([`Dataset`]). Imports seed, config's usage errors, and its own
+//! files.
+//!
+//! Images stay bytes, on the device, for the whole run; a batch is gathered, converted and scaled when it is needed.
+
+pub mod cifar;
+pub mod describe;
+pub mod digits;
+pub mod fetch;
+pub mod folder;
+pub mod idx;
+pub mod images;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{Settings, parse_size, usage};
+use crate::nets::Shape;
+use crate::seed::Stream;
+use images::{Images, Source};
+
+/// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
+const DIGITS: (usize, usize) = (60_000, 10_000);
+
+/// Finds, downloads or draws the images that `--data` names, with the limits and sizes that the settings ask for.
+///
+/// # Errors
+/// [`crate::config::Usage`] for a SPEC that is no known name and no folder, or a size asked of a set that has its own; else
+/// the reader's own sentence about the file.
+pub fn open(s: &Settings) -> Result<Source> {
+    let spec = s.data.as_deref().unwrap_or("digits");
+    let (train, test) = (s.train_limit.unwrap_or(usize::MAX), s.test_limit.unwrap_or(usize::MAX));
+    let path = Path::new(spec);
+    let resizable = path.is_dir() && !idx::is_idx_folder(path) && !cifar::is_cifar(path);
+    if !resizable && (s.image_size.is_some() || s.channels.is_some()) {
+        usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
+    }
+    let mut source = if let Some(seed) = digits_seed(spec)? {
+        drawn(spec, seed, s.train_limit.unwrap_or(DIGITS.0), s.test_limit.unwrap_or(DIGITS.1))
+    } else if let Some(set) = fetch::find(spec) {
+        let mut source = idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?;
+        source.name = spec.to_owned();
+        source
+    } else if path.is_dir() {
+        if idx::is_idx_folder(path) {
+            idx::load_folder(path)?
+        } else if cifar::is_cifar(path) {
+            cifar::load_folder(path)?
+        } else {
+            folder::load_folder(path, parse_size(s.image_size.as_deref())?, s.channels.map(|c| c as usize))?
+        }
+    } else {
+        let names = ["digits", "mnist", "fashion-mnist", "kmnist"];
+        let near = names.into_iter().find(|n| strsim::jaro_winkler(n, spec) > 0.85);
+        let hint = near.map_or_else(String::new, |n| format!("; did you mean {n}?"));
+        usage!("--data {spec}: no folder of that name, and not one of {}{hint}", names.join(", "));
+    };
+    source.train = source.train.take(train);
+    source.test = source.test.take(test);
+    ensure!(
+        source.train.count > 0 && source.test.count > 0,
+        "--data {spec} holds {} training and {} held-out images: there must be at least one of each",
+        source.train.count,
+        source.test.count
+    );
+    Ok(source)
+}
+
+/// The seed of `digits` (0) or `digits:SEED`; none for another SPEC.
+fn digits_seed(spec: &str) -> Result<Option<u64>> {
+    match spec.split_once(':') {
+        None if spec == "digits" => Ok(Some(0)),
+        Some(("digits", seed)) => match seed.parse() {
+            Ok(seed) => Ok(Some(seed)),
+            Err(_) => usage!("--data {spec}: wanted digits, or digits:SEED with a whole number"),
+        },
+        _ => Ok(None),
+    }
+}
+
+fn drawn(name: &str, seed: u64, train: usize, test: usize) -> Source {
+    Source {
+        name: name.to_owned(),
+        train: digits::generate(seed, Stream::DigitsTrain, train),
+        test: digits::generate(seed, Stream::DigitsTest, test),
+        classes: (0..10).map(|d| d.to_string()).collect(),
+    }
+}
+
+/// `--data-dir`, else `$GANVAE_DATA`, else `ganvae` in the user's cache.
+fn data_dir(s: &Settings) -> Result<PathBuf> {
+    if let Some(dir) = &s.data_dir {
+        return Ok(dir.clone());
+    }
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(dir) = set("GANVAE_DATA") {
+        return Ok(dir);
+    }
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    Ok(cache
+        .context("no folder for data is known, because HOME is not set: give --data-dir or GANVAE_DATA")?
+        .join("ganvae"))
+}
+
+/// SHA-256 over a set's images and labels, training then held-out, in hexadecimal.
+pub fn checksum(source: &Source) -> String {
+    let mut hash = Sha256::new();
+    for images in [&source.train, &source.test] {
+        hash.update(&images.pixels);
+        hash.update(&images.labels);
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes as lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Images as bytes on the device, handed out in batches.
+#[derive(Debug)]
+pub struct Dataset {
+    images: Tensor,
+    shape: Shape,
+}
+
+impl Dataset {
+    /// Moves a set to the device.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn new(images: &Images, device: Device) -> Result<Self> {
+        let shape =
+            Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
+        let dims = [images.count as i64, shape.channels, shape.height, shape.width];
+        let tensor = Tensor::f_from_data_size(&images.pixels, &dims, Kind::Uint8)?;
+        Ok(Dataset { images: tensor.f_to_device(device)?, shape })
+    }
+
+    /// N.
+    pub fn len(&self) -> usize {
+        self.images.size()[0] as usize
+    }
+
+    /// Whether there is no image at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shape of each image.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Images number `from` to `from + count` as they stand, fewer at the end: x [B,C,H,W] in [0,1].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn range(&self, from: usize, count: usize) -> Result<Tensor> {
+        let count = count.min(self.len().saturating_sub(from));
+        unit(&self.images.f_narrow(0, from as i64, count as i64)?)
+    }
+
+    /// The images that `index` [B] (int64, on the device) names: x [B,C,H,W] in [0,1].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn gather(&self, index: &Tensor) -> Result<Tensor> {
+        unit(&self.images.f_index_select(0, index)?)
+    }
+}
+
+/// Bytes to floats: v / 255, as torchvision's ToTensor does, bit for bit.
+fn unit(bytes: &Tensor) -> Result<Tensor> {
+    Ok(bytes.f_to_kind(Kind::Float)?.f_div_scalar_(255.0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(spec: &str) -> Settings {
+        Settings { data: Some(spec.into()), train_limit: Some(40), test_limit: Some(7), ..Settings::default() }
+    }
+
+    #[test]
+    fn batches_are_the_images_divided_by_255() {
+        let source = open(&settings("digits")).unwrap();
+        assert_eq!((source.train.count, source.test.count), (40, 7));
+        let data = Dataset::new(&source.train, Device::Cpu).unwrap();
+        let x = data.gather(&Tensor::from_slice(&[3i64, 0, 39])).unwrap();
+        assert_eq!(x.size(), [3, 1, 28, 28]);
+        let floats = Vec::<f32>::try_from(x.get(0).flatten(0, -1)).unwrap();
+        let want: Vec<f32> = source.train.pixels[3 * 784..4 * 784].iter().map(|&b| f32::from(b) / 255.0).collect();
+        assert_eq!(floats, want);
+        assert_eq!(data.range(38, 128).unwrap().size()[0], 2, "the last partial batch is kept");
+    }
+
+    #[test]
+    fn a_seed_makes_other_digits_and_another_checksum() {
+        let a = open(&settings("digits")).unwrap();
+        let b = open(&settings("digits:1")).unwrap();
+        assert_ne!(checksum(&a), checksum(&b));
+        assert_eq!(checksum(&a), checksum(&open(&settings("digits:0")).unwrap()));
+    }
+
+    #[test]
+    fn an_unknown_spec_is_a_usage_error_with_the_nearest_name() {
+        for (spec, part) in [("mnits", "did you mean mnist?"), ("digits:x", "digits:SEED"), ("/no/such", "no folder")] {
+            let e = open(&settings(spec)).unwrap_err();
+            assert!(e.is::<crate::config::Usage>() && e.to_string().contains(part), "{e}");
+        }
+        let sized = Settings { image_size: Some("32".into()), ..settings("digits") };
+        assert!(open(&sized).unwrap_err().to_string().contains("--image-size"));
+    }
+}

@@ -1,0 +1,238 @@
+//! The generative adversarial network: one update of both players. Imports model, nets, objectives, optim, native.
+//!
+//! Goodfellow et al. 2014 (arXiv 1406.2661). Never sees files, paths or ranks.
+
+use anyhow::Result;
+use tch::nn::{self, VarStore};
+use tch::{Device, Kind, Tensor};
+
+use crate::model::{Model, StepCx, Visit, noise, visit_vars};
+use crate::native::AdamStep;
+use crate::nets::{Net, NetSpec, Shape, features, linear, synthesis};
+use crate::objectives::{GanLoss, discriminator_loss};
+use crate::optim::{Adam, Ema};
+
+/// Everything that decides a GAN's mathematics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GanSpec {
+    /// Shape of the images.
+    pub shape: Shape,
+    /// Z.
+    pub latent: i64,
+    /// The generator's layers.
+    pub generator: NetSpec,
+    /// The discriminator's layers.
+    pub discriminator: NetSpec,
+    /// What the generator minimises.
+    pub loss: GanLoss,
+    /// Decay of the generator's moving average; 0 keeps none.
+    pub ema: f64,
+}
+
+/// Two players, two optimizers.
+#[derive(Debug)]
+pub struct Gan {
+    spec: GanSpec,
+    generator: Generator,
+    discriminator: Discriminator,
+    adam_g: Adam,
+    adam_d: Adam,
+    average: Option<(Generator, Ema)>,
+}
+
+/// z [B,Z] -> x [B,C,H,W] in [0,1].
+#[derive(Debug)]
+struct Generator {
+    vars: VarStore,
+    net: Net,
+}
+
+impl Generator {
+    fn new(spec: &GanSpec, device: Device) -> Result<Self> {
+        let vars = VarStore::new(device);
+        let net = synthesis(&(&vars.root() / "generator"), spec.latent, spec.shape, &spec.generator)?;
+        Ok(Generator { vars, net })
+    }
+
+    /// tanh, moved from [−1,1] to [0,1]: images are in [0,1] at every interface.
+    fn forward(&self, z: &Tensor, train: bool) -> Result<Tensor> {
+        let out = self.net.forward(z, train)?.f_tanh_()?;
+        Ok(out.f_mul_scalar(0.5)?.f_add_scalar_(0.5)?)
+    }
+}
+
+/// x [B,C,H,W] in [0,1] -> logits [B].
+#[derive(Debug)]
+struct Discriminator {
+    vars: VarStore,
+    net: Net,
+    out: nn::Linear,
+}
+
+impl Discriminator {
+    fn new(spec: &GanSpec, device: Device) -> Result<Self> {
+        let vars = VarStore::new(device);
+        let path = &vars.root() / "discriminator";
+        let (net, width) = features(&path, spec.shape, &spec.discriminator)?;
+        let out = linear(&path, "out", width, 1, true, spec.discriminator.init);
+        Ok(Discriminator { vars, net, out })
+    }
+
+    /// Centres the images, [0,1] to [−1,1], before the first layer.
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let centred = x.f_mul_scalar(2.0)?.f_sub_scalar_(1.0)?;
+        let h = self.net.forward(&centred, train)?; // [B,F]
+        Ok(h.f_linear(&self.out.ws, self.out.bs.as_ref())?.f_squeeze_dim(1)?) // [B]
+    }
+
+    /// Logits of real and generated images: one pass where the layers treat each image alone, else one for each, because
+    /// batch statistics of the mixture would tell the two apart.
+    fn both(&self, real: &Tensor, fake: &Tensor, train: bool) -> Result<(Tensor, Tensor)> {
+        if train && self.net.has_batch_norm() {
+            return Ok((self.forward(real, train)?, self.forward(fake, train)?));
+        }
+        let n = real.size()[0];
+        let logits = self.forward(&Tensor::f_cat(&[real, fake], 0)?, train)?; // [2B]
+        Ok((logits.f_narrow(0, 0, n)?, logits.f_narrow(0, n, fake.size()[0])?))
+    }
+}
+
+/// The values of one update, scalars.
+#[derive(Debug)]
+pub struct GanTerms {
+    /// −E[log D(x)] − E[log(1 − D(G(z)))], nats.
+    pub d_loss: Tensor,
+    /// The generator's loss against the updated discriminator, nats.
+    pub g_loss: Tensor,
+    /// Mean logit of real images.
+    pub d_real: Tensor,
+    /// Mean logit of generated images, before the discriminator's update.
+    pub d_fake: Tensor,
+}
+
+impl GanTerms {
+    fn stacked(&self) -> Result<Tensor> {
+        let all = [&self.d_loss, &self.g_loss, &self.d_real, &self.d_fake];
+        Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [4]
+    }
+}
+
+impl Gan {
+    /// Fresh weights from libtorch's current random state.
+    ///
+    /// # Errors
+    /// When the architecture cannot make images of this shape.
+    pub fn new(spec: GanSpec, hyper: AdamStep, device: Device) -> Result<Self> {
+        let generator = Generator::new(&spec, device)?;
+        let discriminator = Discriminator::new(&spec, device)?;
+        let average = if spec.ema > 0.0 {
+            let mut twin = Generator::new(&spec, device)?;
+            let ema = Ema::new(&generator.vars, &mut twin.vars, spec.ema)?;
+            Some((twin, ema))
+        } else {
+            None
+        };
+        Ok(Gan {
+            adam_g: Adam::new(&generator.vars, hyper),
+            adam_d: Adam::new(&discriminator.vars, hyper),
+            spec,
+            generator,
+            discriminator,
+            average,
+        })
+    }
+
+    /// One update of the discriminator, then of the generator, on real x [B,C,H,W] in [0,1] and noise z [B,Z].
+    ///
+    /// Both players use the same generated images: the generator runs once (as in PyTorch's DCGAN example). Only the
+    /// gradients of the player being updated are computed. Also returns the gradients (D's, then G's, by name) for tests.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn update(&mut self, x: &Tensor, z: &Tensor, step: u64) -> Result<(GanTerms, [Vec<Tensor>; 2])> {
+        let fake = self.generator.forward(z, true)?; // [B,C,H,W]
+        let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, true)?;
+        let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
+        let d_grads = self.adam_d.gradients(&d_loss)?;
+        self.adam_d.apply(&d_grads)?;
+
+        let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, true)?)?;
+        let g_grads = self.adam_g.gradients(&g_loss)?;
+        self.adam_g.apply(&g_grads)?;
+        if let Some((_, ema)) = &mut self.average {
+            ema.follow(step)?;
+        }
+        let terms = GanTerms {
+            d_loss,
+            g_loss,
+            d_real: real_logits.f_mean(Kind::Float)?,
+            d_fake: fake_logits.f_mean(Kind::Float)?,
+        };
+        Ok((terms, [d_grads, g_grads]))
+    }
+
+    /// The optimizers: the discriminator's, the generator's.
+    pub fn adams(&self) -> [&Adam; 2] {
+        [&self.adam_d, &self.adam_g]
+    }
+
+    /// The generator that pictures and exports use: the moving average where there is one.
+    fn shown(&self) -> &Generator {
+        self.average.as_ref().map_or(&self.generator, |(twin, _)| twin)
+    }
+
+    fn z(&self, x: &Tensor, seed: i64) -> Result<Tensor> {
+        noise(seed, &[x.size()[0], self.spec.latent], self.generator.vars.device())
+    }
+}
+
+impl Model for Gan {
+    fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
+        let z = self.z(x, cx.noise)?;
+        self.update(x, &z, cx.step)?.0.stacked()
+    }
+
+    fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
+        tch::no_grad(|| {
+            let fake = self.shown().forward(&self.z(x, cx.noise)?, false)?;
+            let (real_logits, fake_logits) = self.discriminator.both(x, &fake, false)?;
+            GanTerms {
+                d_loss: discriminator_loss(&real_logits, &fake_logits)?,
+                g_loss: self.spec.loss.generator_loss(&fake_logits)?,
+                d_real: real_logits.f_mean(Kind::Float)?,
+                d_fake: fake_logits.f_mean(Kind::Float)?,
+            }
+            .stacked()
+        })
+    }
+
+    fn scalars(&self) -> &'static [&'static str] {
+        &["d_loss", "g_loss", "d_real", "d_fake"]
+    }
+
+    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+        self.scalars().iter().copied().zip(values.iter().copied()).collect()
+    }
+
+    fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| self.shown().forward(z, false))
+    }
+
+    fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn latent(&self) -> i64 {
+        self.spec.latent
+    }
+
+    fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
+        visit_vars(v, "", &self.generator.vars)?;
+        visit_vars(v, "", &self.discriminator.vars)?;
+        if let Some((twin, _)) = &self.average {
+            visit_vars(v, "ema.", &twin.vars)?;
+        }
+        self.adam_g.visit(v, "generator.step")?;
+        self.adam_d.visit(v, "discriminator.step")
+    }
+}

@@ -1,0 +1,36 @@
+//! The program: parse, run, print the error as one sentence, exit.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ganvae::{cli::Cli, commands, config, native};
+
+fn main() -> ExitCode {
+    native::keep_large_blocks();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // clap's first paragraph says what is wrong; the rest repeats the usage.
+            let text = e.render().to_string();
+            let first = config::one_line(text.split("\n\n").next().unwrap_or_default());
+            eprintln!("{first} (see ganvae --help)");
+            return ExitCode::from(2);
+        }
+        Err(e) => e.exit(),
+    };
+    // A panic is a bug of ours: still one sentence for whoever meets it, the place for whoever mends it.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+        let what = config::one_line(&info.payload_as_str().unwrap_or_default().chars().take(300).collect::<String>());
+        eprintln!("error: ganvae failed{place}: {what}");
+    }));
+    match std::panic::catch_unwind(|| commands::run(cli)) {
+        Ok(Ok(code)) => ExitCode::from(code),
+        Ok(Err(error)) => {
+            let (code, text) = commands::explain(&error);
+            eprintln!("error: {text}");
+            ExitCode::from(code)
+        }
+        Err(_) => ExitCode::from(1),
+    }
+}

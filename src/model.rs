@@ -1,0 +1,109 @@
+//! What the training loop, checkpoints and pictures need of a model. Imports no other module of the crate.
+
+use anyhow::Result;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+/// Where a step stands: everything random in it follows from `noise`.
+#[derive(Clone, Copy, Debug)]
+pub struct StepCx {
+    /// Seed of this step's noise.
+    pub noise: i64,
+    /// Updates done before this one.
+    pub step: u64,
+}
+
+/// One kind of model: a VAE or a GAN with its optimizers.
+pub trait Model {
+    /// One update on x [B,C,H,W] in [0,1]. Returns the values named by [`Model::scalars`] as one detached tensor [K] that
+    /// stays on the device: a step never waits for it.
+    ///
+    /// # Errors
+    /// libtorch's: memory, or an x of another shape.
+    fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor>;
+
+    /// The same values on held-out x, without an update, in evaluation mode; tensor [K].
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor>;
+
+    /// Names of the values that [`Model::step`] and [`Model::score`] return, in order.
+    fn scalars(&self) -> &'static [&'static str];
+
+    /// What is reported of those values: themselves and what follows from them (`elbo`).
+    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)>;
+
+    /// Images of latents in evaluation mode: z [N,Z] -> [N,C,H,W] in [0,1].
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn decode(&self, z: &Tensor) -> Result<Tensor>;
+
+    /// The model's own picture of x [N,C,H,W] in [0,1]: same shape; none where a model cannot (a GAN).
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>>;
+
+    /// Z: width of the latent vector.
+    fn latent(&self) -> i64;
+
+    /// Shows `v` all state in a fixed order: weights, buffers, averages, optimizer moments, counters.
+    ///
+    /// # Errors
+    /// The visitor's.
+    fn visit(&mut self, v: &mut dyn Visit) -> Result<()>;
+}
+
+/// What a piece of state is, and so which file it belongs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Weights, buffers and their moving averages: what a trained model needs.
+    Model,
+    /// Moments and counters of an optimizer: what training on needs.
+    Optimizer,
+}
+
+/// Something done to all state: saved, loaded, compared, counted.
+pub trait Visit {
+    /// One tensor, under a name that no other has.
+    ///
+    /// # Errors
+    /// Whatever the visitor finds wrong with it.
+    fn tensor(&mut self, part: Part, name: &str, t: &Tensor) -> Result<()>;
+}
+
+/// Shows `v` every variable of a network in the order of the names, `prefix` before each.
+///
+/// # Errors
+/// The visitor's.
+pub fn visit_vars(v: &mut dyn Visit, prefix: &str, vars: &VarStore) -> Result<()> {
+    for (name, t) in named(vars) {
+        v.tensor(Part::Model, &format!("{prefix}{name}"), &t)?;
+    }
+    Ok(())
+}
+
+/// Variables of a network, sorted by name.
+pub fn named(vars: &VarStore) -> Vec<(String, Tensor)> {
+    let mut all: Vec<_> = vars.variables().into_iter().collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+/// Variables that are trained, sorted by name.
+pub fn trainable(vars: &VarStore) -> Vec<(String, Tensor)> {
+    let mut all = named(vars);
+    all.retain(|(_, t)| t.requires_grad());
+    all
+}
+
+/// Standard normal noise of the given shape that depends on `seed` alone.
+///
+/// # Errors
+/// libtorch's, when memory ends.
+pub fn noise(seed: i64, shape: &[i64], device: Device) -> Result<Tensor> {
+    tch::manual_seed(seed);
+    Ok(Tensor::f_randn(shape, (Kind::Float, device))?)
+}

@@ -1,0 +1,74 @@
+// The calls into libtorch that tch does not bind, behind a C interface.
+//
+// Every function returns nullptr on success, else a message that the caller owns and gives back to gv_free: no C++
+// exception crosses the boundary. Tensors are borrowed: nothing here keeps or frees one that came in.
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/leaky_relu.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace {
+
+std::vector<at::Tensor> list(at::Tensor* const* handles, size_t n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (size_t i = 0; i < n; ++i) out.push_back(*handles[i]);
+  return out;
+}
+
+template <class F>
+char* guarded(F&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& e) {
+    return strdup(e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return strdup(e.what());
+  } catch (...) {
+    return strdup("an exception of unknown type");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void gv_free(char* message) { std::free(message); }
+
+// One Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) of n parameters in one pass over memory.
+// `step` is a float32 scalar that counts updates; it is increased here, before its use in the bias corrections.
+char* gv_fused_adam(size_t n, at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
+                    at::Tensor* const* exp_avg_sqs, at::Tensor* step, double lr, double beta1, double beta2,
+                    double eps) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    step->add_(1);
+    const std::vector<at::Tensor> steps(n, *step);
+    at::_fused_adam_(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), {}, steps, lr, beta1,
+                     beta2, /*weight_decay=*/0.0, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+// averages[i] += weight * (current[i] - averages[i]) for n pairs.
+char* gv_foreach_lerp(size_t n, at::Tensor* const* averages, at::Tensor* const* current, double weight) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    at::_foreach_lerp_(list(averages, n), list(current, n), weight);
+  });
+}
+
+// x for x > 0, else slope * x, in place, recorded by autograd.
+char* gv_leaky_relu(at::Tensor* x, double slope) {
+  return guarded([&] { at::leaky_relu_(*x, slope); });
+}
+
+}  // extern "C"

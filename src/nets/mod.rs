@@ -1,0 +1,230 @@
+//! Networks as lists of a closed set of layers, built with PyTorch's initialisation.
+//!
+//! Imports `native` alone (for an activation that tch lacks). Two families cover every model: [`features`] turns an image into a vector
+//! (encoder, discriminator), [`synthesis`] turns a vector into an image (decoder, generator). Each architecture is one
+//! file here that knows both. Variable paths (`fc1.weight`, `conv2.bias`, ...) are explicit and unique: exports carry them.
+
+mod conv;
+mod mlp;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{self, Module, ModuleT, Path};
+
+use crate::native;
+
+/// Shape of one image: C channels, H rows, W columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// C.
+    pub channels: i64,
+    /// H in pixels.
+    pub height: i64,
+    /// W in pixels.
+    pub width: i64,
+}
+
+impl Shape {
+    /// [C,H,W].
+    pub fn dims(self) -> [i64; 3] {
+        [self.channels, self.height, self.width]
+    }
+
+    /// C·H·W.
+    pub fn numel(self) -> i64 {
+        self.channels * self.height * self.width
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}x{}x{}", self.channels, self.height, self.width)
+    }
+}
+
+/// The architectures there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arch {
+    /// Fully connected layers; images of any size.
+    Mlp,
+    /// Strided 4×4 convolutions after DCGAN (Radford et al. 2016, arXiv 1511.06434); sides must halve evenly.
+    Conv,
+}
+
+/// What follows each hidden layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// max(x, 0).
+    Relu,
+    /// x for x > 0, else 0.2·x (the slope of DCGAN, arXiv 1511.06434, section 3).
+    LeakyRelu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// Applied in place: the input is a layer's fresh output that nothing else reads, and each of the three keeps only
+    /// its result for the backward pass.
+    fn apply(self, mut x: Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Activation::Relu => x.f_relu_()?,
+            Activation::LeakyRelu => native::leaky_relu(x, 0.2)?,
+            Activation::Tanh => x.f_tanh_()?,
+        })
+    }
+}
+
+/// How weights start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// PyTorch's defaults: weights and biases from U(±1/√fan_in) (Kaiming-uniform with a = √5), BatchNorm 1 and 0.
+    /// Differs: tch's own defaults, whose weights are √6 times wider and whose BatchNorm scale is random.
+    PyTorch,
+    /// DCGAN (arXiv 1511.06434, section 3): weights from N(0, 0.02), biases 0, BatchNorm 1 and 0.
+    Dcgan,
+}
+
+/// What a network is made of, apart from what goes in and out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetSpec {
+    /// Family of layers.
+    pub arch: Arch,
+    /// Widths of the fully connected hidden layers: all of them for an MLP, those between convolutions and vector else.
+    pub hidden: Vec<i64>,
+    /// Channels of the convolution nearest to the image (convolutional networks only).
+    pub base_width: i64,
+    /// What follows each hidden layer.
+    pub activation: Activation,
+    /// Batch normalisation where DCGAN has it (convolutional networks only).
+    pub batch_norm: bool,
+    /// How weights start.
+    pub init: Init,
+}
+
+/// One layer of the closed set that exports know.
+#[derive(Debug)]
+pub enum Layer {
+    /// [B,in] -> [B,out].
+    Linear(nn::Linear),
+    /// 4×4, stride 2, padding 1: [B,in,H,W] -> [B,out,H/2,W/2].
+    Conv(nn::Conv2D),
+    /// 4×4 transposed, stride 2, padding 1: [B,in,H,W] -> [B,out,2H,2W].
+    ConvTranspose(nn::ConvTranspose2D),
+    /// Batch normalisation over B, H and W: epsilon 1e-5, momentum 0.1.
+    BatchNorm(nn::BatchNorm),
+    /// Elementwise.
+    Activation(Activation),
+    /// [B,...] -> [B,C,H,W].
+    Reshape([i64; 3]),
+    /// [B,C,H,W] -> [B,C·H·W].
+    Flatten,
+}
+
+/// Layers in the order in which they run.
+#[derive(Debug, Default)]
+pub struct Net {
+    layers: Vec<(String, Layer)>,
+}
+
+impl Net {
+    /// Runs every layer. `train` decides whether BatchNorm uses the batch's statistics (and updates its running ones) or
+    /// the running ones.
+    ///
+    /// # Errors
+    /// libtorch's, when x is not of the shape that the network was built for or memory ends.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let mut x = x.shallow_clone();
+        for (_, layer) in &self.layers {
+            x = match layer {
+                Layer::Linear(l) => x.f_linear(&l.ws, l.bs.as_ref())?,
+                Layer::Conv(l) => l.forward(&x),
+                Layer::ConvTranspose(l) => l.forward(&x),
+                Layer::BatchNorm(l) => l.forward_t(&x, train),
+                Layer::Activation(a) => a.apply(x)?,
+                Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]
+                Layer::Flatten => x.f_flatten(1, -1)?,                       // [B,C·H·W]
+            };
+        }
+        Ok(x)
+    }
+
+    /// Whether any layer mixes the images of a batch, so that two batches may not share one pass.
+    pub fn has_batch_norm(&self) -> bool {
+        self.layers.iter().any(|(_, l)| matches!(l, Layer::BatchNorm(_)))
+    }
+
+    fn push(&mut self, name: impl Into<String>, layer: Layer) {
+        self.layers.push((name.into(), layer));
+    }
+}
+
+/// An image-to-vector network under `path`: x [B,C,H,W] -> features [B,F]; also returns F.
+///
+/// # Errors
+/// When the architecture cannot take images of this shape; the sentence names the shape and what would fit.
+pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)> {
+    check_widths(spec)?;
+    match spec.arch {
+        Arch::Mlp => Ok(mlp::features(path, shape, spec)),
+        Arch::Conv => conv::features(path, shape, spec),
+    }
+}
+
+/// A vector-to-image network under `path`: z [B,Z] -> [B,C,H,W], no activation on the output.
+///
+/// # Errors
+/// As [`features`].
+pub fn synthesis(path: &Path, latent: i64, shape: Shape, spec: &NetSpec) -> Result<Net> {
+    check_widths(spec)?;
+    match spec.arch {
+        Arch::Mlp => Ok(mlp::synthesis(path, latent, shape, spec)),
+        Arch::Conv => conv::synthesis(path, latent, shape, spec),
+    }
+}
+
+fn check_widths(spec: &NetSpec) -> Result<()> {
+    let widths = spec.hidden.iter().chain([&spec.base_width]);
+    for &width in widths {
+        ensure!(width > 0, "a layer of width {width} cannot exist: widths are 1 or more");
+    }
+    Ok(())
+}
+
+/// A fully connected layer `name`: [B,fan_in] -> [B,fan_out].
+pub fn linear(path: &Path, name: &str, fan_in: i64, fan_out: i64, bias: bool, init: Init) -> nn::Linear {
+    let (ws_init, bs_init) = starts(init, fan_in);
+    let config = nn::LinearConfig { ws_init, bs_init: Some(bs_init), bias };
+    nn::linear(path / name, fan_in, fan_out, config)
+}
+
+/// The hidden layers `fc1`, `fc2`, ... in turn, each with its activation; returns the last width.
+fn dense_stack(net: &mut Net, path: &Path, from: i64, spec: &NetSpec) -> i64 {
+    let mut fan_in = from;
+    for (i, &width) in spec.hidden.iter().enumerate() {
+        let name = format!("fc{}", i + 1);
+        let layer = linear(path, &name, fan_in, width, true, spec.init);
+        net.push(name, Layer::Linear(layer));
+        net.push(format!("act{}", i + 1), Layer::Activation(spec.activation));
+        fan_in = width;
+    }
+    fan_in
+}
+
+/// Where weights and biases of a layer with this fan-in start.
+fn starts(init: Init, fan_in: i64) -> (nn::Init, nn::Init) {
+    match init {
+        Init::PyTorch => {
+            let up = 1.0 / (fan_in as f64).sqrt();
+            let uniform = nn::Init::Uniform { lo: -up, up };
+            (uniform, uniform)
+        }
+        Init::Dcgan => (nn::Init::Randn { mean: 0.0, stdev: 0.02 }, nn::Init::Const(0.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Adam with its own visible state, and moving averages of weights. Imports model and native.
+
+use anyhow::Result;
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use crate::model::{Part, Visit, named, trainable};
+use crate::native::{self, AdamStep};
+
+/// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of one network.
+#[derive(Debug)]
+pub struct Adam {
+    names: Vec<String>,
+    params: Vec<Tensor>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
+    step: Tensor,
+    hyper: AdamStep,
+}
+
+impl Adam {
+    /// Zero moments for every trainable variable of `vars`.
+    pub fn new(vars: &VarStore, hyper: AdamStep) -> Self {
+        let (names, params): (Vec<_>, Vec<_>) = trainable(vars).into_iter().unzip();
+        let zeros = || params.iter().map(|p| p.detach().zeros_like()).collect();
+        Adam {
+            exp_avgs: zeros(),
+            exp_avg_sqs: zeros(),
+            step: Tensor::zeros([], (Kind::Float, vars.device())),
+            names,
+            params,
+            hyper,
+        }
+    }
+
+    /// Gradients of `loss` with respect to these parameters only: nothing else's is computed.
+    ///
+    /// # Errors
+    /// libtorch's, as when a parameter does not reach the loss.
+    pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(Tensor::f_run_backward(&[loss], &self.params, false, false)?)
+    }
+
+    /// One update with gradients in the order of [`Adam::names`].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn apply(&self, grads: &[Tensor]) -> Result<()> {
+        native::fused_adam(&self.params, grads, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper)
+    }
+
+    /// [`Adam::gradients`] and [`Adam::apply`].
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn minimise(&self, loss: &Tensor) -> Result<()> {
+        self.apply(&self.gradients(loss)?)
+    }
+
+    /// Names of the parameters, sorted.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The step size.
+    pub fn lr(&self) -> f64 {
+        self.hyper.lr
+    }
+
+    /// Shows `v` the moments, and the counter under `step_name`.
+    ///
+    /// # Errors
+    /// The visitor's.
+    pub fn visit(&self, v: &mut dyn Visit, step_name: &str) -> Result<()> {
+        for (i, name) in self.names.iter().enumerate() {
+            v.tensor(Part::Optimizer, &format!("{name}.exp_avg"), &self.exp_avgs[i])?;
+            v.tensor(Part::Optimizer, &format!("{name}.exp_avg_sq"), &self.exp_avg_sqs[i])?;
+        }
+        v.tensor(Part::Optimizer, step_name, &self.step)
+    }
+}
+
+/// Pairs a network with a twin that follows it slowly: weights by a moving average, buffers by copy.
+#[derive(Debug)]
+pub struct Ema {
+    decay: f64,
+    average: Vec<Tensor>,
+    current: Vec<Tensor>,
+    buffers: Vec<(Tensor, Tensor)>,
+}
+
+impl Ema {
+    /// `twin` must have the variables of `vars`; it starts as their copy and is not trained.
+    ///
+    /// # Errors
+    /// When the two networks differ.
+    pub fn new(vars: &VarStore, twin: &mut VarStore, decay: f64) -> Result<Self> {
+        twin.copy(vars)?;
+        let pairs: Vec<_> = named(twin).into_iter().zip(named(vars)).collect();
+        let (trained, rest): (Vec<_>, Vec<_>) =
+            pairs.into_iter().map(|((_, a), (_, c))| (a, c)).partition(|(_, c)| c.requires_grad());
+        twin.freeze();
+        let (average, current) = trained.into_iter().map(|(a, c)| (a.set_requires_grad(false), c)).unzip();
+        Ok(Ema { decay, average, current, buffers: rest })
+    }
+
+    /// Moves the twin after update number `step` (0 for the first).
+    ///
+    /// The decay rises to its value as (1 + t)/(10 + t), so that the first pictures are not those of the initial weights.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn follow(&mut self, step: u64) -> Result<()> {
+        let t = step as f64;
+        let decay = self.decay.min((1.0 + t) / (10.0 + t));
+        native::foreach_lerp(&self.average, &self.current, 1.0 - decay)?;
+        tch::no_grad(|| {
+            for (a, c) in &mut self.buffers {
+                a.f_copy_(c)?;
+            }
+            Ok(())
+        })
+    }
+}

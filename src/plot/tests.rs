@@ -1,0 +1,291 @@
+//! Tests of reading and drawing whole charts; those of the parts stand beside the parts.
+
+use super::*;
+use std::path::PathBuf;
+
+/// A fresh folder per test, named after it.
+fn folder(test: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("ganvae-plot-{test}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+fn read(test: &str, text: &str) -> Result<Metrics> {
+    let path = folder(test).join("metrics.jsonl");
+    std::fs::write(&path, text).unwrap();
+    let metrics = read_metrics(&path);
+    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    metrics
+}
+
+fn metrics(columns: &[(&str, Vec<Pt>)]) -> Metrics {
+    let last = columns.iter().filter_map(|c| c.1.last()).map(|p| p.0);
+    let last_step = last.fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.max(b))));
+    let columns = columns.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+    Metrics { columns, last_step, equilibrium: true }
+}
+
+fn curve(count: usize, f: impl Fn(f64) -> f64) -> Vec<Pt> {
+    (1..=count).map(|i| (i as f64 * 10.0, f(i as f64 / count as f64))).collect()
+}
+
+fn vae() -> Metrics {
+    metrics(&[
+        ("epoch", curve(200, |t| t * 4.0)),
+        ("loss", curve(200, |t| 100.0 + 400.0 * (-t * 9.0).exp())),
+        ("recon", curve(200, |t| 80.0 + 400.0 * (-t * 9.0).exp())),
+        ("kl", curve(200, |t| 20.0 * t.sqrt())),
+        ("test_loss", vec![(500.0, 150.0), (1000.0, 120.0), (2000.0, 110.0)]),
+    ])
+}
+
+fn gan() -> Metrics {
+    metrics(&[
+        ("d_loss", curve(200, |t| 0.7 + 0.5 * t)),
+        ("g_loss", curve(200, |t| 2.0 - t)),
+        ("d_real", curve(200, |t| 3.0 - 2.0 * t)),
+        ("d_fake", curve(200, |t| 2.0 * t - 3.0)),
+        ("test_d_real", vec![(1000.0, 2.2), (2000.0, 1.2)]),
+    ])
+}
+
+/// Number of pixels of a colour in a region (x0, y0, x1, y1) of the drawn PNG.
+fn count(image: &image::RgbImage, region: [u32; 4], color: Rgb) -> usize {
+    let [x0, y0, x1, y1] = region;
+    let inside = |x: u32, y: u32| x >= x0 && x < x1 && y >= y0 && y < y1;
+    let same = |p: &image::Rgb<u8>| p.0 == [color.0, color.1, color.2];
+    image.enumerate_pixels().filter(|(x, y, p)| inside(*x, *y) && same(p)).count()
+}
+
+fn draw(test: &str, metrics: &Metrics) -> (image::RgbImage, String) {
+    let dir = folder(test);
+    let (png, svg) = (dir.join("loss.png"), dir.join("loss.SVG"));
+    draw_run(metrics, test, &png).unwrap();
+    draw_run(metrics, test, &svg).unwrap();
+    let image = image::load_from_memory(&std::fs::read(&png).unwrap()).unwrap().to_rgb8();
+    let svg = std::fs::read_to_string(&svg).unwrap();
+    assert_eq!(image.dimensions(), SIZE);
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "no partial file may stay");
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    (image, svg)
+}
+
+/// The insides of the frames, below the legends and above the axis labels.
+const UPPER: [u32; 4] = [70, 82, 1175, 398];
+const LOWER: [u32; 4] = [90, 484, 1170, 738];
+const LOWER_LEFT: [u32; 4] = [90, 484, 575, 738];
+const LOWER_RIGHT: [u32; 4] = [690, 484, 1170, 738];
+
+#[test]
+fn a_torn_last_line_is_skipped_and_nulls_give_no_point() {
+    let text =
+        "{\"step\":10,\"loss\":5.5,\"kl\":null,\"note\":\"x\"}\n\n{\"step\":20,\"test_loss\":4}\n{\"step\":30,\"lo";
+    let m = read("torn", text).unwrap();
+    assert_eq!(m.series("loss"), [(10.0, 5.5)]);
+    assert_eq!(m.series("test_loss"), [(20.0, 4.0)]);
+    assert!(m.series("kl").is_empty() && m.series("absent").is_empty());
+    assert_eq!((m.last_step(), m.kind()), (Some(20.0), Some(Kind::Vae)));
+    // Without its newline, but whole.
+    let whole = read("whole", "{\"step\":10,\"d_loss\":null}").unwrap();
+    assert_eq!((whole.last_step(), whole.kind()), (Some(10.0), Some(Kind::Gan)));
+    assert_eq!(read("none", "").unwrap().kind(), None);
+}
+
+#[test]
+fn a_bad_line_is_named() {
+    let good = "{\"step\":10,\"loss\":5}\n";
+    let bad = ["{\"step\":20,\"lo\n", "[1]\n", "{\"loss\":1}\n", "{\"step\":null}\n", "{\"step\":-1}\n", "\u{0}\n"];
+    for line in bad {
+        let error = read("bad", &format!("{good}{line}{good}")).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl line 2"), "{line:?}: {error}");
+    }
+    let error = read("ended", &format!("{good}{{\"st\n")).unwrap_err().to_string();
+    assert!(error.contains("line 2"), "a bad line with its newline is not torn: {error}");
+    let error = read_metrics(Path::new("/nowhere/metrics.jsonl")).unwrap_err();
+    assert!(error.to_string().contains("/nowhere/metrics.jsonl"));
+}
+
+#[test]
+fn a_resumed_run_replaces_what_it_repeats() {
+    let row = |s: u32, v: u32| format!("{{\"step\":{s},\"loss\":{v},\"test_loss\":{v}}}\n");
+    let text = [row(10, 1), row(20, 2), row(30, 3), row(20, 8), row(20, 9), row(40, 4)].concat();
+    let m = read("resumed", &text).unwrap();
+    let want = [(10.0, 1.0), (20.0, 9.0), (40.0, 4.0)];
+    assert_eq!((m.series("loss"), m.series("test_loss")), (&want[..], &want[..]));
+}
+
+#[test]
+fn smoothing_meets_its_closed_form() {
+    for beta in [0.0, 0.5, 0.99] {
+        assert!(smooth(&[7.25; 50], beta).iter().all(|v| (v - 7.25).abs() < 1e-12));
+        assert_eq!(smooth(&[-3.0, 5.0], beta)[0], -3.0);
+    }
+    let values: Vec<f64> = (0..40).map(|i| f64::from(i * i % 17)).collect();
+    let (beta, t): (f64, usize) = (0.8, 29);
+    let terms = (0..=t).map(|i| (1.0 - beta) * beta.powi((t - i) as i32) * values[i]);
+    let want = terms.sum::<f64>() / (1.0 - beta.powi(t as i32 + 1));
+    assert!((smooth(&values, beta)[t] - want).abs() < 1e-12);
+    assert_eq!(smooth(&values, 0.0), values);
+    assert!(smooth(&[], 0.9).is_empty());
+}
+
+#[test]
+fn the_drawn_smoothing_looks_both_ways() {
+    let line = smoothed(&curve(600, |t| t));
+    let plain = smooth(&curve(600, |t| t).iter().map(|p| p.1).collect::<Vec<_>>(), 0.9);
+    // Amid a straight line there is no lag; at its end there is only the past.
+    assert!((line[300].1 - 301.0 / 600.0).abs() < 1e-9);
+    assert!((line[599].1 - plain[599]).abs() < 1e-12);
+    let flat = smoothed(&curve(600, |_| 4.0));
+    assert!(flat.iter().all(|p| (p.1 - 4.0).abs() < 1e-9));
+    let direct = |i: usize| {
+        let w = |k: usize| 0.9f64.powi(i.abs_diff(k) as i32);
+        let sum: f64 = (0..600).map(|k| w(k) * ((k as f64) / 9.0).sin()).sum();
+        sum / (0..600).map(w).sum::<f64>()
+    };
+    let wave = smoothed(&(0..600).map(|k| (k as f64, (k as f64 / 9.0).sin())).collect::<Vec<_>>());
+    for i in [0, 5, 300, 590] {
+        assert!((wave[i].1 - direct(i)).abs() < 1e-9, "{i}");
+    }
+}
+
+#[test]
+fn a_vae_chart_shows_each_curve_in_its_panel() {
+    let (image, svg) = draw("vae", &vae());
+    assert!(count(&image, UPPER, BLUE) > 800 && count(&image, UPPER, VERMILLION) > 300);
+    for region in [LOWER_LEFT, LOWER_RIGHT] {
+        assert!(count(&image, region, BLUE) > 300);
+        assert_eq!(count(&image, region, VERMILLION), 0, "nothing was tested here");
+    }
+    // The start lies far above the range: it must leave through the frame, not be drawn over the legend.
+    assert_eq!(count(&image, [70, 67, 1200, 78], BLUE), 0);
+    let texts = [
+        "loss (nats per image)",
+        "reconstruction (nats per image)",
+        "KL (nats per image)",
+        "step (1 epoch = 500 steps)",
+        "train (smoothed, last 100.1)",
+        "test, last 110.0",
+        "step 2,000, epoch 4<",
+        ">vae<",
+    ];
+    for text in texts {
+        assert!(svg.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn a_gan_chart_shows_each_curve_in_its_panel() {
+    let (image, svg) = draw("gan", &gan());
+    for (region, color) in [(UPPER, BLUE), (UPPER, VERMILLION), (LOWER, GREEN), (LOWER, PURPLE)] {
+        assert!(count(&image, region, color) > 800, "{color:?}");
+    }
+    let texts = [
+        "loss (nats)",
+        "mean critic output (logit)",
+        "discriminator (d_loss, last ",
+        "generator (g_loss",
+        "real images (d_real",
+        "generated images (d_fake, last −",
+        "ln 4",
+        "ln 2",
+        "equilibrium",
+        ">test<",
+        ">step<",
+    ];
+    for text in texts {
+        assert!(svg.contains(text), "{text}");
+    }
+    let mut other = gan();
+    other.equilibrium = false;
+    assert!(!draw("hinge", &other).1.contains("ln 4"));
+    let negative = metrics(&[("d_loss", curve(9, |t| t - 0.5)), ("g_loss", curve(9, |t| t))]);
+    assert!(!draw("wasserstein", &negative).1.contains("equilibrium"));
+}
+
+#[test]
+fn odd_runs_give_whole_charts() {
+    for empty in [Metrics::default(), read("nulls", "{\"step\":9,\"loss\":null}\n").unwrap()] {
+        let (image, svg) = draw("empty", &empty);
+        assert!(svg.contains("no data yet"));
+        assert!(count(&image, UPPER, GREY) + count(&image, LOWER, GREY) > 20);
+    }
+    let outlier = |t: f64| if t == 0.5 { 1e308 } else { 1.0 + t };
+    let cases: [(&str, Vec<Pt>); 8] = [
+        ("outlier", curve(60, outlier)),
+        ("one", vec![(50.0, 420.0)]),
+        ("start", vec![(0.0, 420.0)]),
+        ("two", vec![(50.0, 420.0), (100.0, 380.0)]),
+        ("constant", curve(100, |_| 1e6)),
+        ("zero", curve(100, |_| 0.0)),
+        ("negative", curve(100, |t| -1e6 * t)),
+        ("huge", curve(100, |t| if t < 0.5 { 1e308 } else { -1e308 })),
+    ];
+    for (name, points) in cases {
+        let (image, svg) = draw(name, &metrics(&[("loss", points), ("kl", vec![])]));
+        assert!(count(&image, UPPER, BLUE) > 10, "{name}: nothing drawn");
+        assert!(svg.contains("no data yet"), "{name}: the other panels are empty");
+    }
+}
+
+#[test]
+fn a_long_run_draws_as_the_same_curve() {
+    let noise = |t: f64| 100.0 + (t * 1e5 * 1.7).sin();
+    let (image, svg) = draw("long", &metrics(&[("loss", curve(100_000, noise))]));
+    assert!(count(&image, UPPER, BLUE) > 800);
+    assert!(svg.len() < 400_000, "an SVG of {} bytes was not thinned out", svg.len());
+}
+
+#[test]
+fn several_runs_share_a_chart_in_their_own_colours() {
+    let dir = folder("runs");
+    let runs = |kind: fn() -> Metrics| -> Vec<(String, Metrics)> {
+        let mut runs: Vec<_> = (0..3).map(|i| (format!("000{i}-<run>"), kind())).collect();
+        for (i, run) in runs.iter_mut().enumerate() {
+            let shift = |p: &mut Pt| p.1 *= 1.0 + 0.1 * i as f64;
+            run.1.columns.values_mut().flatten().for_each(shift);
+        }
+        runs.push(("0009-new".to_string(), Metrics::default()));
+        runs
+    };
+    for (name, kind) in [("vae", vae as fn() -> Metrics), ("gan", gan)] {
+        let (png, svg) = (dir.join(format!("{name}.png")), dir.join(format!("{name}.svg")));
+        draw_runs(&runs(kind), &png).unwrap();
+        draw_runs(&runs(kind), &svg).unwrap();
+        let image = image::open(&png).unwrap().to_rgb8();
+        for color in [BLUE, VERMILLION, GREEN] {
+            assert!(count(&image, [90, 90, 575, 400], color) > 200, "{name} {color:?}");
+        }
+        let svg = std::fs::read_to_string(&svg).unwrap();
+        for text in ["4 runs", "0002-&lt;run&gt;", "0009-new (no data yet)", "training (smoothed)", ">test<"] {
+            assert!(svg.contains(text), "{name}: {text}");
+        }
+    }
+    let colors: std::collections::HashSet<_> = (0..21).map(|i| format!("{:?}", run_color(i))).collect();
+    assert_eq!(colors.len(), 21, "each of 21 runs has its own colour");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn wrong_uses_are_explained() {
+    let dir = folder("wrong");
+    let fails = |r: Result<()>| format!("{:#}", r.unwrap_err());
+    for (name, found) in [("loss.jpg", "'.jpg'"), ("loss", "missing")] {
+        let error = fails(draw_run(&vae(), "t", &dir.join(name)));
+        assert!(error.contains(found) && error.contains(".png or .svg"), "{error}");
+    }
+    let mixed = [("a-vae".to_string(), vae()), ("a-gan".to_string(), gan())];
+    let error = fails(draw_runs(&mixed, &dir.join("x.png")));
+    assert!(error.contains("'a-vae' is a VAE") && error.contains("'a-gan' a GAN"), "{error}");
+    assert!(fails(draw_runs(&[], &dir.join("x.png"))).contains("no run"));
+    let error = fails(draw_run(&vae(), "t", &dir.join("absent/x.png")));
+    assert!(error.contains("absent/x.png"), "{error}");
+    std::fs::create_dir(dir.join("folder.png")).unwrap();
+    let error = fails(draw_run(&vae(), "t", &dir.join("folder.png")));
+    assert!(error.contains("folder.png"), "{error}");
+    let left = std::fs::read_dir(&dir).unwrap().count();
+    assert_eq!(left, 1, "a failure leaves nothing but the folder");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

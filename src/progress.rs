@@ -1,0 +1,106 @@
+//! What a person sees while a run goes on: a bar in a terminal, a plain line per log interval in a pipe. All on stderr.
+//! Leaf: imports no other module of the crate.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// The progress of one run.
+#[derive(Debug)]
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    total: u64,
+    smoothed: Vec<(&'static str, f64)>,
+    logged: u64,
+}
+
+impl Progress {
+    /// A run of `total` steps of which `done` are behind it.
+    pub fn start(done: u64, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total).with_position(done);
+            if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/white.dim} {percent:>3}% {msg}") {
+                bar.set_style(style.progress_chars("━━─"));
+            }
+            bar.enable_steady_tick(std::time::Duration::from_millis(250));
+            bar
+        });
+        Progress { bar, total, smoothed: Vec::new(), logged: 0 }
+    }
+
+    /// Says something that stays: above the bar, or as a line.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// After a log interval: where the run stands, its speed, and the values of the interval.
+    pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(&'static str, f64)]) {
+        let Some(bar) = &self.bar else {
+            let values: Vec<_> = values.iter().map(|(name, v)| format!("{name} {}", short(*v))).collect();
+            eprintln!(
+                "step {step}/{}  epoch {epoch:.2}  {}  {:.0} img/s  ETA {}",
+                self.total,
+                values.join("  "),
+                images_per_s,
+                clock(eta_s)
+            );
+            return;
+        };
+        self.logged += 1;
+        // Bias-corrected average over about the last ten intervals, as Adam's moments are corrected.
+        let weight = 0.1 / (1.0 - 0.9f64.powf(self.logged as f64));
+        for (i, (name, v)) in values.iter().enumerate() {
+            match self.smoothed.get_mut(i) {
+                Some((_, s)) => *s += weight * (v - *s),
+                None => self.smoothed.push((name, *v)),
+            }
+        }
+        let shown: Vec<_> = self.smoothed.iter().take(4).map(|(name, v)| format!("{name} {}", short(*v))).collect();
+        bar.set_prefix(format!("epoch {epoch:.1}"));
+        bar.set_position(step);
+        bar.set_message(format!("{} · {images_per_s:.0} img/s · ETA {}", shown.join(" "), clock(eta_s)));
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Four or five significant digits.
+fn short(v: f64) -> String {
+    match v.abs() {
+        a if a >= 1000.0 => format!("{v:.0}"),
+        a if a >= 100.0 => format!("{v:.1}"),
+        a if a >= 10.0 => format!("{v:.2}"),
+        _ => format!("{v:.3}"),
+    }
+}
+
+/// Seconds as 1:05, or 2:01:05 from an hour on.
+fn clock(seconds: f64) -> String {
+    let s = seconds.clamp(0.0, 1e9).round() as u64;
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        h => format!("{h}:{:02}:{:02}", s / 60 % 60, s % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_times_are_short() {
+        assert_eq!(short(105.4321), "105.4");
+        assert_eq!(short(-0.69315), "-0.693");
+        assert_eq!(short(12345.6), "12346");
+        assert_eq!(clock(65.2), "1:05");
+        assert_eq!(clock(7265.0), "2:01:05");
+    }
+}

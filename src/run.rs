@@ -1,0 +1,310 @@
+//! The run folder: its name, its files, the rows of metrics, and the signals that stop a run. Imports config's usage errors.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::{ModelKind, Settings, usage};
+
+/// Paths of one run.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+/// The `[run]` table of config.toml: what a run was made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RunInfo {
+    /// Version of ganvae.
+    pub ganvae: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Device it started on.
+    pub device: String,
+    /// Checksum of the images and labels.
+    pub data_sha256: String,
+    /// Images trained on.
+    pub train_images: usize,
+    /// Images held out.
+    pub test_images: usize,
+    /// C of each image.
+    pub channels: i64,
+    /// H of each image.
+    pub height: i64,
+    /// W of each image.
+    pub width: i64,
+}
+
+impl RunDir {
+    /// Makes the folder of a new run: `out`, or the next number below `runs/` with the model and data in its name.
+    ///
+    /// # Errors
+    /// [`crate::config::Usage`] when `out` exists and is not an empty folder; else when it cannot be made or written to.
+    pub fn create(out: Option<&Path>, model: ModelKind, data: &str) -> Result<Self> {
+        let root = match out {
+            Some(out) => {
+                check_free(out)?;
+                out.to_owned()
+            }
+            None => next_numbered(Path::new("runs"), model, data)?,
+        };
+        let run = RunDir { root };
+        for folder in [run.samples(), run.checkpoints()] {
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("the folder {} could not be made", folder.display()))?;
+        }
+        Ok(run)
+    }
+
+    /// The folder of a run that exists.
+    ///
+    /// # Errors
+    /// [`crate::config::Usage`] when it does not, or is no run.
+    pub fn open(root: &Path) -> Result<Self> {
+        if !root.is_dir() {
+            usage!("{}: no such folder; a run is a folder such as runs/0001-vae-digits", root.display());
+        }
+        if !root.join("config.toml").is_file() {
+            usage!("{} is not a run: it has no config.toml", root.display());
+        }
+        Ok(RunDir { root: root.to_owned() })
+    }
+
+    /// The settings and the `[run]` table of config.toml.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not what a run writes.
+    pub fn config(&self) -> Result<(ModelKind, Settings, RunInfo)> {
+        #[derive(Deserialize)]
+        struct File {
+            run: RunInfo,
+        }
+        let file = self.path("config.toml");
+        let text = fs::read_to_string(&file).with_context(|| format!("{} could not be read", file.display()))?;
+        let (model, settings) = Settings::from_toml(&text, &file)?;
+        let model = model.with_context(|| format!("{} does not say which model it is of", file.display()))?;
+        match toml::from_str::<File>(&text) {
+            Ok(File { run }) => Ok((model, settings, run)),
+            Err(e) => bail!("{} has no whole [run] table: {}", file.display(), crate::config::one_line(e.message())),
+        }
+    }
+
+    /// Writes config.toml: the resolved settings, then what the run was made with.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_config(&self, settings: &str, info: &RunInfo) -> Result<()> {
+        let file = self.path("config.toml");
+        let text = format!("{settings}\n[run]\n{}", toml::to_string(info)?);
+        fs::write(&file, text).with_context(|| format!("{} could not be written", file.display()))
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A file of the run.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Where sample grids go.
+    pub fn samples(&self) -> PathBuf {
+        self.path("samples")
+    }
+
+    /// Where reconstructions go.
+    pub fn reconstructions(&self) -> PathBuf {
+        self.path("reconstructions")
+    }
+
+    /// Where checkpoints go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path("checkpoints")
+    }
+}
+
+/// Whether a new run may be put at `out`, asked before the work that comes first.
+///
+/// # Errors
+/// [`crate::config::Usage`] when something is there already.
+pub fn check_free(out: &Path) -> Result<()> {
+    match fs::read_dir(out) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                usage!(
+                    "--out {}: the folder is not empty; name another, or go on with `ganvae train --resume {}`",
+                    out.display(),
+                    out.display()
+                );
+            }
+            Ok(())
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => usage!("--out {}: cannot be a run's folder ({e})", out.display()),
+    }
+}
+
+/// `runs/0007-vae-mnist`: one above the highest number there; two processes at once get two numbers.
+fn next_numbered(runs: &Path, model: ModelKind, data: &str) -> Result<PathBuf> {
+    let cannot = || format!("no folder could be made in {} (use --out for another place)", runs.display());
+    fs::create_dir_all(runs).with_context(cannot)?;
+    let data: String = Path::new(data)
+        .file_name()
+        .map_or(data.into(), |n| n.to_string_lossy())
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .collect();
+    loop {
+        let mut last = 0;
+        for entry in fs::read_dir(runs).with_context(cannot)? {
+            let name = entry?.file_name();
+            let number = name.to_string_lossy().split('-').next().and_then(|n| n.parse::<u32>().ok());
+            last = last.max(number.unwrap_or(0));
+        }
+        let root = runs.join(format!("{:04}-{model}-{data}", last + 1));
+        match fs::create_dir(&root) {
+            Ok(()) => return Ok(root),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).with_context(cannot),
+        }
+    }
+}
+
+/// metrics.jsonl, one object a line, on the disk (or at least with the kernel) as soon as it is known.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: fs::File,
+    bytes: u64,
+}
+
+impl MetricsLog {
+    /// Opens the file at `path`, keeping its first `bytes`: rows after them belong to steps that will be done again.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is shorter than that.
+    pub fn open(path: PathBuf, bytes: u64) -> Result<Self> {
+        let open = || -> Result<fs::File> {
+            let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            let found = file.metadata()?.len();
+            anyhow::ensure!(found >= bytes, "it has {found} bytes, the checkpoint was written at {bytes}");
+            file.set_len(bytes)?;
+            Ok(file)
+        };
+        let file = open().with_context(|| format!("{} could not be opened", path.display()))?;
+        Ok(MetricsLog { path, file, bytes })
+    }
+
+    /// Appends one row. A number that is not finite becomes `null`, since JSON has none.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn append(&mut self, row: &[(String, f64)]) -> Result<()> {
+        let object: Map<String, Value> = row.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
+        let mut line = serde_json::to_vec(&object)?;
+        line.push(b'\n');
+        self.file.write_all(&line).with_context(|| format!("{} could not be written", self.path.display()))?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Length so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Whole numbers without a decimal point; six significant digits of the rest say all that a loss means.
+fn number(v: f64) -> Value {
+    if v.fract() == 0.0 && v.abs() < 9e15 {
+        return Value::from(v as i64);
+    }
+    let rounded = format!("{v:.7e}").parse::<f64>().unwrap_or(v);
+    serde_json::Number::from_f64(rounded).map_or(Value::Null, Value::Number)
+}
+
+/// SIGINT and SIGTERM as a flag that the loop reads between steps; a second one ends the process at once.
+#[derive(Debug)]
+pub struct StopFlag {
+    signal: Arc<AtomicUsize>,
+}
+
+impl StopFlag {
+    /// Starts listening.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn listen() -> Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let signal = Arc::new(AtomicUsize::new(0));
+        let armed = Arc::new(AtomicBool::new(false));
+        for sig in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds it unarmed and arms it, the second ends the process.
+            signal_hook::flag::register_conditional_shutdown(sig, 128 + sig, Arc::clone(&armed))?;
+            signal_hook::flag::register(sig, Arc::clone(&armed))?;
+            signal_hook::flag::register_usize(sig, Arc::clone(&signal), sig as usize)?;
+        }
+        Ok(StopFlag { signal })
+    }
+
+    /// The signal that came, if any.
+    pub fn signal(&self) -> Option<u8> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => None,
+            s => Some(s as u8),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_numbered_above_the_highest() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = next_numbered(dir.path(), ModelKind::Vae, "/data/My Pictures").unwrap();
+        assert!(first.ends_with("0001-vae-my-pictures"), "{first:?}");
+        fs::create_dir(dir.path().join("0041-gan-x")).unwrap();
+        let next = next_numbered(dir.path(), ModelKind::Gan, "mnist").unwrap();
+        assert!(next.ends_with("0042-gan-mnist"), "{next:?}");
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check_free(dir.path()).is_ok());
+        fs::write(dir.path().join("x"), "").unwrap();
+        let e = RunDir::create(Some(dir.path()), ModelKind::Vae, "digits").unwrap_err();
+        assert!(e.is::<crate::config::Usage>() && e.to_string().contains("--resume"), "{e}");
+        assert!(check_free(&dir.path().join("x")).is_err(), "a file is no folder");
+    }
+
+    #[test]
+    fn rows_are_lines_and_a_resumed_log_forgets_later_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let row = |step: f64, loss: f64| vec![("step".to_owned(), step), ("loss".to_owned(), loss)];
+        let mut log = MetricsLog::open(path.clone(), 0).unwrap();
+        log.append(&row(50.0, 123.456_789_12)).unwrap();
+        let kept = log.bytes();
+        log.append(&row(100.0, f64::NAN)).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"step\":50,\"loss\":123.45679}\n{\"step\":100,\"loss\":null}\n"
+        );
+        let mut log = MetricsLog::open(path.clone(), kept).unwrap();
+        log.append(&row(100.0, 2.5)).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().ends_with("\n{\"step\":100,\"loss\":2.5}\n"));
+        assert!(MetricsLog::open(path, 1_000_000).is_err(), "a log shorter than the checkpoint says");
+    }
+}

@@ -1,0 +1,465 @@
+//! Training: builds what a configuration asks for, then the loop. Imports run, checkpoint, progress, plot, grid, data, config,
+//! the models, device and seed.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::{self, State};
+use crate::config::{self, Budget, Config, ModelSpec, Settings, usage};
+use crate::data::{self, Dataset, images::Source};
+use crate::device;
+use crate::gan::Gan;
+use crate::grid;
+use crate::model::{Model, Part, StepCx, Visit, noise};
+use crate::nets::Shape;
+use crate::plot;
+use crate::progress::Progress;
+use crate::run::{self, MetricsLog, RunDir, RunInfo, StopFlag};
+use crate::seed::{Stream, epoch_order, seed_for};
+use crate::vae::Vae;
+
+/// Images in a sample grid.
+const SAMPLES: i64 = 64;
+/// Originals in a reconstruction grid, each followed below by its reconstruction.
+const RECONSTRUCTIONS: usize = 32;
+/// Columns of both.
+const COLUMNS: usize = 8;
+/// Seconds between redrawings of the curves within an epoch.
+const REDRAW_S: f64 = 20.0;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Done,
+    /// This signal came; a checkpoint was written.
+    Stopped(u8),
+}
+
+/// A model with fresh weights from the seed.
+///
+/// # Errors
+/// When the architecture cannot take images of this shape.
+pub fn build(config: &Config, shape: Shape, steps_per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
+    tch::manual_seed(seed_for(config.seed, 0, Stream::Init, 0));
+    Ok(match config.model_spec(shape, steps_per_epoch) {
+        ModelSpec::Vae(spec) => Box::new(Vae::new(spec, config.adam, device)?),
+        ModelSpec::Gan(spec) => Box::new(Gan::new(spec, config.adam, device)?),
+    })
+}
+
+/// Updates in one pass over the training images: the last, partial batch counts.
+pub fn steps_per_epoch(images: usize, batch_size: usize) -> u64 {
+    images.div_ceil(batch_size) as u64
+}
+
+/// Trains a new run from first step to last. Nothing is written before the data is read and the model is built.
+///
+/// # Errors
+/// Bad data, a model that does not fit it, a folder that cannot be written, a loss that is not finite.
+pub fn train(config: &Config) -> Result<Outcome> {
+    let out = config.settings.out.as_deref();
+    if let Some(out) = out {
+        run::check_free(out)?;
+    }
+    let device = device::open(&config.settings)?;
+    let source = data::open(&config.settings)?;
+    let mut session = Session::build(config, &source, device)?;
+    let run = RunDir::create(out, config.model, &source.name)?;
+    run.write_config(&config.to_toml()?, &session.info)?;
+    let preview = session.train.range(0, SAMPLES as usize)?;
+    grid::draw(&preview, COLUMNS)?.save(&run.path("data.png"))?;
+    session.run(run, 0.0, 0)
+}
+
+/// Goes on with a run where its newest whole checkpoint stands; `budget` may give it more steps or epochs.
+///
+/// # Errors
+/// As [`train`]; also when the run has no whole checkpoint, the data has changed, or there is nothing left to do.
+pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
+    let run = RunDir::open(root)?;
+    let (model, settings, info) = run.config()?;
+    let config = config::resolve(model, &settings.overlaid(budget)?)?;
+    let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
+    let device = device::open(&config.settings)?;
+    let source = data::open(&config.settings)?;
+    let mut session = Session::build(&config, &source, device)?;
+    ensure!(
+        session.info.data_sha256 == info.data_sha256,
+        "--data {} has changed since {} began (its checksum is another): give the run the images it began with",
+        source.name,
+        root.display()
+    );
+    if state.step >= session.total {
+        usage!("{} has done all of its {} steps: give more with --epochs or --steps", root.display(), state.step);
+    }
+    checkpoint::load(&dir, &[Part::Model, Part::Optimizer], &mut |v| session.visit(v))?;
+    session.step = state.step;
+    session.meter.images = state.meter_images;
+    run.write_config(&config.to_toml()?, &info)?;
+    eprintln!("resuming {} at step {}", root.display(), state.step);
+    session.run(run, state.wall_s, state.metrics_bytes)
+}
+
+/// Sums of the step's values since the last row of metrics, on the device.
+#[derive(Debug)]
+struct Meter {
+    sums: Tensor,
+    images: u64,
+}
+
+impl Meter {
+    fn new(values: usize, device: Device) -> Self {
+        Meter { sums: Tensor::zeros([values as i64], (Kind::Double, device)), images: 0 }
+    }
+
+    /// Adds the means `values` [K] of a batch of `images`.
+    fn add(&mut self, values: &Tensor, images: i64) -> Result<()> {
+        self.sums += values * images as f64;
+        self.images += images as u64;
+        Ok(())
+    }
+
+    /// Means over all images since the last reset.
+    fn means(&self) -> Result<Vec<f64>> {
+        // sync: once a log interval.
+        let sums = Vec::<f64>::try_from(&self.sums)?;
+        Ok(sums.into_iter().map(|s| s / self.images as f64).collect())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.images = 0;
+        let _ = self.sums.f_zero_()?;
+        Ok(())
+    }
+}
+
+/// Everything a run needs in memory.
+struct Session<'a> {
+    config: &'a Config,
+    model: Box<dyn Model>,
+    train: Dataset,
+    test: Dataset,
+    info: RunInfo,
+    device: Device,
+    meter: Meter,
+    step: u64,
+    total: u64,
+    per_epoch: u64,
+}
+
+/// What the loop keeps beside the session: the folder, the clock, the bar.
+struct Recorder {
+    run: RunDir,
+    log: MetricsLog,
+    progress: Progress,
+    started: Instant,
+    wall_before: f64,
+    interval: Instant,
+    busy_s: f64,
+    first_step: u64,
+    drawn: Instant,
+    warned: bool,
+}
+
+impl Recorder {
+    fn wall_s(&self) -> f64 {
+        self.wall_before + self.started.elapsed().as_secs_f64()
+    }
+}
+
+impl<'a> Session<'a> {
+    fn build(config: &'a Config, source: &Source, device: Device) -> Result<Self> {
+        let train = Dataset::new(&source.train, device)?;
+        let test = Dataset::new(&source.test, device)?;
+        let per_epoch = steps_per_epoch(train.len(), config.batch_size);
+        let shape = train.shape();
+        let model = build(config, shape, per_epoch, device)?;
+        let total = match config.budget {
+            Budget::Epochs(n) => n.saturating_mul(per_epoch),
+            Budget::Steps(n) => n,
+        };
+        Ok(Session {
+            meter: Meter::new(model.scalars().len(), device),
+            info: RunInfo {
+                ganvae: env!("CARGO_PKG_VERSION").into(),
+                libtorch: env!("GANVAE_LIBTORCH_VERSION").into(),
+                device: device::name(device),
+                data_sha256: data::checksum(source),
+                train_images: train.len(),
+                test_images: test.len(),
+                channels: shape.channels,
+                height: shape.height,
+                width: shape.width,
+            },
+            config,
+            model,
+            train,
+            test,
+            device,
+            step: 0,
+            total,
+            per_epoch,
+        })
+    }
+
+    /// The loop: from `self.step` to `self.total`, or until a signal.
+    fn run(&mut self, run: RunDir, wall_before: f64, metrics_bytes: u64) -> Result<Outcome> {
+        let stop = StopFlag::listen().context("the handlers of SIGINT and SIGTERM could not be set")?;
+        let mut rec = Recorder {
+            log: MetricsLog::open(run.path("metrics.jsonl"), metrics_bytes)?,
+            progress: Progress::start(self.step, self.total),
+            run,
+            started: Instant::now(),
+            wall_before,
+            interval: Instant::now(),
+            busy_s: 0.0,
+            first_step: self.step,
+            drawn: Instant::now(),
+            warned: false,
+        };
+        rec.progress.say(&self.headline(&rec));
+        let mut order: Option<(u64, Tensor)> = None;
+        while self.step < self.total {
+            let (epoch, within) = (self.step / self.per_epoch, self.step % self.per_epoch);
+            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
+                let indices = epoch_order(self.config.seed, epoch, self.train.len());
+                order = Some((epoch, Tensor::f_from_slice(&indices)?.f_to_device(self.device)?));
+            }
+            if let Some((_, indices)) = &order {
+                self.one_step(indices, within)?;
+            }
+            let epoch_ends = self.step % self.per_epoch == 0;
+            let last = self.step == self.total;
+            if self.step % self.config.log_every == 0 || epoch_ends || last {
+                self.log_interval(&mut rec)?;
+            }
+            if epoch_ends || last {
+                self.epoch_end(&mut rec, last)?;
+            }
+            let due = match self.config.checkpoint_every {
+                None => epoch_ends,
+                Some(0) => false,
+                Some(n) => self.step % n == 0,
+            };
+            let stopped = stop.signal();
+            if due || last || stopped.is_some() {
+                self.checkpoint(&rec)?;
+            }
+            if let (Some(signal), false) = (stopped, last) {
+                self.draw_curves(&mut rec);
+                rec.progress.finish();
+                let root = rec.run.root().display();
+                eprintln!("stopped at step {} of {}; go on with: ganvae train --resume {root}", self.step, self.total);
+                return Ok(Outcome::Stopped(signal));
+            }
+        }
+        rec.progress.finish();
+        Ok(Outcome::Done)
+    }
+
+    fn headline(&self, rec: &Recorder) -> String {
+        format!(
+            "{}: {} on {} ({} training, {} held-out images of {}), {} steps, {}",
+            rec.run.root().display(),
+            self.config.model,
+            self.config.settings.data.as_deref().unwrap_or("digits"),
+            self.train.len(),
+            self.test.len(),
+            self.train.shape(),
+            self.total,
+            device::name(self.device)
+        )
+    }
+
+    /// One update on batch number `within` of the epoch's order.
+    fn one_step(&mut self, indices: &Tensor, within: u64) -> Result<()> {
+        let from = within as i64 * self.config.batch_size as i64;
+        let count = (self.config.batch_size as i64).min(self.train.len() as i64 - from);
+        let x = self.train.gather(&indices.f_narrow(0, from, count)?)?; // [B,C,H,W]
+        let cx = StepCx { noise: seed_for(self.config.seed, 0, Stream::Noise, self.step), step: self.step };
+        let values = self.model.step(&x, cx)?;
+        self.meter.add(&values, count)?;
+        self.step += 1;
+        Ok(())
+    }
+
+    /// Writes the row of the log interval that ends here.
+    fn log_interval(&mut self, rec: &mut Recorder) -> Result<()> {
+        let means = self.finite_means()?;
+        let interval_s = rec.interval.elapsed().as_secs_f64();
+        rec.busy_s += interval_s;
+        let images_per_s = self.meter.images as f64 / interval_s.max(1e-9);
+        let values = self.model.report(&means);
+        let mut row = self.row_head(rec);
+        row.push(("images_per_s".into(), images_per_s.round()));
+        row.push(("lr".into(), self.config.adam.lr));
+        row.extend(values.iter().map(|(k, v)| ((*k).to_owned(), *v)));
+        rec.log.append(&row)?;
+        let done = (self.step - rec.first_step) as f64;
+        let eta_s = rec.busy_s / done * (self.total - self.step) as f64;
+        let epoch = self.step as f64 / self.per_epoch as f64;
+        rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
+        self.meter.reset()?;
+        if rec.drawn.elapsed().as_secs_f64() > REDRAW_S {
+            self.draw_curves(rec);
+        }
+        rec.interval = Instant::now();
+        Ok(())
+    }
+
+    /// The meter's means, or the end of the run when one is not finite.
+    fn finite_means(&self) -> Result<Vec<f64>> {
+        let means = self.meter.means()?;
+        for (name, v) in self.model.scalars().iter().zip(&means) {
+            if !v.is_finite() {
+                bail!(
+                    "{name} is {v} in the steps up to {}: training has diverged and stops; the checkpoints before it are whole; \
+                     try a lower --lr",
+                    self.step
+                );
+            }
+        }
+        Ok(means)
+    }
+
+    fn row_head(&self, rec: &Recorder) -> Vec<(String, f64)> {
+        let (epoch, within) = (self.step / self.per_epoch, self.step % self.per_epoch);
+        let seen = epoch as f64 * self.train.len() as f64 + (within * self.config.batch_size as u64) as f64;
+        vec![
+            ("step".into(), self.step as f64),
+            ("epoch".into(), self.step as f64 / self.per_epoch as f64),
+            ("seen_images".into(), seen),
+            ("wall_s".into(), (rec.wall_s() * 1e3).round() / 1e3),
+        ]
+    }
+
+    /// Held-out scores, pictures and curves, each when its interval is due.
+    fn epoch_end(&mut self, rec: &mut Recorder, last: bool) -> Result<()> {
+        let epoch = self.step / self.per_epoch;
+        let whole = self.step % self.per_epoch == 0;
+        let due = |every: u64| last || (whole && every > 0 && epoch % every == 0);
+        if due(self.config.eval_every) {
+            let values = self.evaluate()?;
+            let mut row = self.row_head(rec);
+            row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
+            rec.log.append(&row)?;
+            let text: Vec<_> = values.iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect();
+            rec.progress.say(&format!("epoch {:.4}  {}", self.step as f64 / self.per_epoch as f64, text.join("  ")));
+        }
+        if due(self.config.sample_every) {
+            let name = if whole { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
+            self.draw_samples(rec, &name)?;
+        }
+        self.draw_curves(rec);
+        rec.interval = Instant::now();
+        Ok(())
+    }
+
+    /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation.
+    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
+        let mut meter = Meter::new(self.model.scalars().len(), self.device);
+        for (i, from) in (0..self.test.len()).step_by(self.config.batch_size).enumerate() {
+            let x = self.test.range(from, self.config.batch_size)?;
+            let cx = StepCx { noise: seed_for(self.config.seed, 0, Stream::Eval, i as u64), step: self.step };
+            meter.add(&self.model.score(&x, cx)?, x.size()[0])?;
+        }
+        Ok(self.model.report(&meter.means()?))
+    }
+
+    fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
+        let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
+        let z = noise(seed, &[SAMPLES, self.model.latent()], self.device)?;
+        grid::draw(&self.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
+        let originals = self.test.range(0, RECONSTRUCTIONS)?;
+        if let Some(images) = self.model.reconstruct(&originals)? {
+            let folder = rec.run.reconstructions();
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("the folder {} could not be made", folder.display()))?;
+            grid::draw(&alternate(&originals, &images, COLUMNS)?, COLUMNS)?.save(&folder.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Redraws loss.png. A chart that cannot be drawn is said once and does not stop the run.
+    fn draw_curves(&self, rec: &mut Recorder) {
+        rec.drawn = Instant::now();
+        let title = format!("{} on {}", self.config.model, self.config.settings.data.as_deref().unwrap_or("digits"));
+        let drawn = plot::read_metrics(&rec.run.path("metrics.jsonl"))
+            .and_then(|metrics| plot::draw_run(&metrics, &title, &rec.run.path("loss.png")));
+        if let (Err(e), false) = (drawn, rec.warned) {
+            rec.warned = true;
+            rec.progress.say(&format!("warning: the curves could not be drawn, training goes on: {e:#}"));
+        }
+    }
+
+    fn checkpoint(&mut self, rec: &Recorder) -> Result<()> {
+        if self.meter.images > 0 {
+            self.finite_means()?;
+        }
+        let state =
+            State::new(self.config.model.to_string(), self.step, rec.wall_s(), self.meter.images, rec.log.bytes());
+        checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
+        Ok(())
+    }
+
+    fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
+        self.model.visit(v)?;
+        v.tensor(Part::Optimizer, "meter.sums", &self.meter.sums)
+    }
+}
+
+/// Rows of `columns` originals, each row followed by one of their reconstructions: both [N,C,H,W] -> [2N,C,H,W].
+fn alternate(originals: &Tensor, images: &Tensor, columns: usize) -> Result<Tensor> {
+    let (n, columns) = (originals.size()[0], columns as i64);
+    let mut rows = Vec::new();
+    for from in (0..n).step_by(columns as usize) {
+        let count = columns.min(n - from);
+        for set in [originals, images] {
+            let row = set.f_narrow(0, from, count)?;
+            // A short last row is filled with black, so that the reconstructions still stand below their originals.
+            let mut size = row.size();
+            size[0] = columns - count;
+            rows.push(Tensor::f_cat(&[row, Tensor::f_zeros(&size, (Kind::Float, originals.device()))?], 0)?);
+        }
+    }
+    Ok(Tensor::f_cat(&rows, 0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconstructions_stand_below_their_originals() {
+        let originals = (Tensor::arange(11, (Kind::Float, Device::Cpu)) + 1.0).view([11, 1, 1, 1]);
+        let all = alternate(&originals, &(&originals + 100.0), 8).unwrap();
+        let values = Vec::<f32>::try_from(all.flatten(0, -1)).unwrap();
+        let mut want: Vec<f32> = (1..=8).chain(101..=108).chain(9..=11).map(|v| v as f32).collect();
+        want.extend([0.0; 5]);
+        want.extend([109.0, 110.0, 111.0]);
+        want.extend([0.0; 5]);
+        assert_eq!(values, want);
+    }
+
+    #[test]
+    fn a_partial_batch_is_a_step() {
+        assert_eq!(steps_per_epoch(60_000, 128), 469);
+        assert_eq!(steps_per_epoch(256, 128), 2);
+        assert_eq!(steps_per_epoch(1, 128), 1);
+    }
+
+    #[test]
+    fn the_meter_weighs_batches_by_their_size() {
+        let mut meter = Meter::new(2, Device::Cpu);
+        meter.add(&Tensor::from_slice(&[1f32, 10.0]), 3).unwrap();
+        meter.add(&Tensor::from_slice(&[5f32, -10.0]), 1).unwrap();
+        assert_eq!(meter.means().unwrap(), [2.0, 5.0]);
+        meter.reset().unwrap();
+        meter.add(&Tensor::from_slice(&[7f32, 8.0]), 2).unwrap();
+        assert_eq!(meter.means().unwrap(), [7.0, 8.0]);
+    }
+}

@@ -1,0 +1,170 @@
+//! The variational autoencoder: one update, scores, pictures. Imports model, nets, objectives, optim, native.
+//!
+//! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Never sees files, paths or ranks.
+
+use anyhow::Result;
+use tch::nn::{self, VarStore};
+use tch::{Device, Tensor};
+
+use crate::model::{Model, StepCx, Visit, noise, visit_vars};
+use crate::native::AdamStep;
+use crate::nets::{Init, Net, NetSpec, Shape, features, linear, synthesis};
+use crate::objectives::{bernoulli_nll, gaussian_kl};
+use crate::optim::Adam;
+
+/// Everything that decides a VAE's mathematics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VaeSpec {
+    /// Shape of the images.
+    pub shape: Shape,
+    /// Z.
+    pub latent: i64,
+    /// The encoder's layers.
+    pub encoder: NetSpec,
+    /// The decoder's layers.
+    pub decoder: NetSpec,
+    /// Weight of the KL term; 1 is the evidence bound.
+    pub beta: f64,
+    /// Updates over which β rises from 0 in equal parts; 0 for none.
+    pub kl_warmup_steps: u64,
+}
+
+/// q(z|x) = N(mu, exp(logvar)) and p(x|z) of Bernoulli pixels, with one Adam over both networks.
+#[derive(Debug)]
+pub struct Vae {
+    spec: VaeSpec,
+    vars: VarStore,
+    trunk: Net,
+    mu: nn::Linear,
+    logvar: nn::Linear,
+    decoder: Net,
+    adam: Adam,
+}
+
+/// The terms of the loss, scalars in nats per image.
+#[derive(Debug)]
+pub struct VaeLoss {
+    /// recon + β·kl, what is minimised.
+    pub loss: Tensor,
+    /// −E_q[log p(x|z)] with one z for each image.
+    pub recon: Tensor,
+    /// KL(q(z|x) ‖ p(z)).
+    pub kl: Tensor,
+}
+
+impl Vae {
+    /// Fresh weights from libtorch's current random state.
+    ///
+    /// # Errors
+    /// When the architecture cannot take images of this shape.
+    pub fn new(spec: VaeSpec, hyper: AdamStep, device: Device) -> Result<Self> {
+        let vars = VarStore::new(device);
+        let path = &vars.root() / "encoder";
+        let (trunk, width) = features(&path, spec.shape, &spec.encoder)?;
+        let mu = linear(&path, "mu", width, spec.latent, true, Init::PyTorch);
+        let logvar = linear(&path, "logvar", width, spec.latent, true, Init::PyTorch);
+        let path = &vars.root() / "decoder";
+        let decoder = synthesis(&path, spec.latent, spec.shape, &spec.decoder)?;
+        let adam = Adam::new(&vars, hyper);
+        Ok(Vae { spec, vars, trunk, mu, logvar, decoder, adam })
+    }
+
+    /// x [B,C,H,W] -> (mu [B,Z], logvar [B,Z]).
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn encode(&self, x: &Tensor, train: bool) -> Result<(Tensor, Tensor)> {
+        let h = self.trunk.forward(x, train)?; // [B,F]
+        let mu = h.f_linear(&self.mu.ws, self.mu.bs.as_ref())?;
+        let logvar = h.f_linear(&self.logvar.ws, self.logvar.bs.as_ref())?;
+        Ok((mu, logvar))
+    }
+
+    /// The loss on x [B,C,H,W] in [0,1] with noise eps [B,Z] ∼ N(0, I): z = mu + exp(logvar/2)·eps.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: f64, train: bool) -> Result<VaeLoss> {
+        let (mu, logvar) = self.encode(x, train)?;
+        let z = mu.f_addcmul(&(&logvar * 0.5).f_exp_()?, eps)?; // [B,Z]
+        let logits = self.decoder.forward(&z, train)?; // [B,C,H,W]
+        let recon = bernoulli_nll(&logits, x)?;
+        let kl = gaussian_kl(&mu, &logvar)?;
+        Ok(VaeLoss { loss: &recon + &kl * beta, recon, kl })
+    }
+
+    /// One update with the noise given; returns the terms before it.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: f64) -> Result<VaeLoss> {
+        let terms = self.loss(x, eps, beta, true)?;
+        self.adam.minimise(&terms.loss)?;
+        Ok(terms)
+    }
+
+    /// The optimizer.
+    pub fn adam(&self) -> &Adam {
+        &self.adam
+    }
+
+    /// β at an update: rises linearly over the warm-up (Bowman et al. 2016, arXiv 1511.06349, section 3.1).
+    fn beta_at(&self, step: u64) -> f64 {
+        match self.spec.kl_warmup_steps {
+            0 => self.spec.beta,
+            n => self.spec.beta * ((step + 1) as f64 / n as f64).min(1.0),
+        }
+    }
+
+    fn eps(&self, x: &Tensor, seed: i64) -> Result<Tensor> {
+        noise(seed, &[x.size()[0], self.spec.latent], self.vars.device())
+    }
+}
+
+impl VaeLoss {
+    fn stacked(&self) -> Result<Tensor> {
+        Ok(Tensor::f_stack(&[&self.loss, &self.recon, &self.kl], 0)?.f_detach()?) // [3]
+    }
+}
+
+impl Model for Vae {
+    fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
+        let eps = self.eps(x, cx.noise)?;
+        self.update(x, &eps, self.beta_at(cx.step))?.stacked()
+    }
+
+    fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
+        let eps = self.eps(x, cx.noise)?;
+        tch::no_grad(|| self.loss(x, &eps, self.spec.beta, false)?.stacked())
+    }
+
+    fn scalars(&self) -> &'static [&'static str] {
+        &["loss", "recon", "kl"]
+    }
+
+    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+        let mut named: Vec<_> = self.scalars().iter().copied().zip(values.iter().copied()).collect();
+        if let [_, recon, kl] = values {
+            named.push(("elbo", -(recon + kl)));
+        }
+        named
+    }
+
+    fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| Ok(self.decoder.forward(z, false)?.f_sigmoid_()?))
+    }
+
+    fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let (mu, _) = tch::no_grad(|| self.encode(x, false))?;
+        self.decode(&mu).map(Some)
+    }
+
+    fn latent(&self) -> i64 {
+        self.spec.latent
+    }
+
+    fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
+        visit_vars(v, "", &self.vars)?;
+        self.adam.visit(v, "step")
+    }
+}
