@@ -78,7 +78,10 @@ fn run_train(args: &Train) -> Result<u8> {
         train::train(&config)?
     };
     Ok(match outcome {
-        Outcome::Done => 0,
+        Outcome::Done(summary) => {
+            print(&summary)?;
+            0
+        }
         Outcome::Stopped(signal) => 128 + signal,
     })
 }

@@ -31,10 +31,10 @@ const COLUMNS: usize = 8;
 const REDRAW_S: f64 = 20.0;
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps are done.
-    Done,
+    /// All steps are done; what came of them and where it is, a line each.
+    Done(String),
     /// This signal came; a checkpoint was written.
     Stopped(u8),
 }
@@ -163,6 +163,8 @@ struct Recorder {
     first_step: u64,
     drawn: Instant,
     warned: bool,
+    scores: String,
+    picture: String,
 }
 
 impl Recorder {
@@ -220,6 +222,8 @@ impl<'a> Session<'a> {
             first_step: self.step,
             drawn: Instant::now(),
             warned: false,
+            scores: String::new(),
+            picture: String::new(),
         };
         rec.progress.say(&self.headline(&rec));
         let mut order: Option<(u64, Tensor)> = None;
@@ -232,9 +236,9 @@ impl<'a> Session<'a> {
             if let Some((_, indices)) = &order {
                 self.one_step(indices, within)?;
             }
-            let epoch_ends = self.step % self.per_epoch == 0;
+            let epoch_ends = self.step.is_multiple_of(self.per_epoch);
             let last = self.step == self.total;
-            if self.step % self.config.log_every == 0 || epoch_ends || last {
+            if self.step.is_multiple_of(self.config.log_every) || epoch_ends || last {
                 self.log_interval(&mut rec)?;
             }
             if epoch_ends || last {
@@ -243,7 +247,7 @@ impl<'a> Session<'a> {
             let due = match self.config.checkpoint_every {
                 None => epoch_ends,
                 Some(0) => false,
-                Some(n) => self.step % n == 0,
+                Some(n) => self.step.is_multiple_of(n),
             };
             let stopped = stop.signal();
             if due || last || stopped.is_some() {
@@ -258,7 +262,18 @@ impl<'a> Session<'a> {
             }
         }
         rec.progress.finish();
-        Ok(Outcome::Done)
+        Ok(Outcome::Done(self.summary(&rec)))
+    }
+
+    fn summary(&self, rec: &Recorder) -> String {
+        let root = rec.run.root().display();
+        let mut text = format!("{}\ncurves   {root}/loss.png\nsamples  {root}/samples/{}\n", rec.scores, rec.picture);
+        if rec.run.reconstructions().is_dir() {
+            text.push_str(&format!("recons   {root}/reconstructions/{}\n", rec.picture));
+        }
+        text.push_str(&format!("weights  {root}/checkpoints/step-{:08}/model.safetensors\n", self.step));
+        text.push_str(&format!("more     ganvae sample {root}\n"));
+        text
     }
 
     fn headline(&self, rec: &Recorder) -> String {
@@ -340,19 +355,21 @@ impl<'a> Session<'a> {
     /// Held-out scores, pictures and curves, each when its interval is due.
     fn epoch_end(&mut self, rec: &mut Recorder, last: bool) -> Result<()> {
         let epoch = self.step / self.per_epoch;
-        let whole = self.step % self.per_epoch == 0;
-        let due = |every: u64| last || (whole && every > 0 && epoch % every == 0);
+        let whole = self.step.is_multiple_of(self.per_epoch);
+        let due = |every: u64| last || (whole && every > 0 && epoch.is_multiple_of(every));
         if due(self.config.eval_every) {
             let values = self.evaluate()?;
             let mut row = self.row_head(rec);
             row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
             rec.log.append(&row)?;
             let text: Vec<_> = values.iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect();
-            rec.progress.say(&format!("epoch {:.4}  {}", self.step as f64 / self.per_epoch as f64, text.join("  ")));
+            rec.scores = text.join("  ");
+            rec.progress.say(&format!("epoch {:.2}  {}", self.step as f64 / self.per_epoch as f64, rec.scores));
         }
         if due(self.config.sample_every) {
             let name = if whole { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
             self.draw_samples(rec, &name)?;
+            rec.picture = name;
         }
         self.draw_curves(rec);
         rec.interval = Instant::now();

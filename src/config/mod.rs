@@ -99,13 +99,11 @@ impl Config {
 /// # Errors
 /// [`Usage`], one sentence that names the flag, what was found and what was wanted.
 pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
-    let default = match model {
-        ModelKind::Vae => Preset::PytorchVae,
-        ModelKind::Gan => Preset::Dcgan,
-    };
-    let mut s = presets::preset(model, given.preset.unwrap_or(default))?.overlaid(given)?;
+    let preset = given.preset.unwrap_or(presets::default(model, given.arch));
+    let base = presets::preset(model, preset)?;
+    let s = base.overlaid(given)?;
     refuse_foreign(model, given)?;
-    fit_architecture(&mut s, given)?;
+    check_architecture(base.arch, &s, given)?;
     let checked = Checked { s: &s };
     let budget = match (s.steps, s.epochs) {
         (Some(_), _) => Budget::Steps(checked.whole("steps", s.steps, 1)?),
@@ -162,28 +160,16 @@ fn refuse_foreign(model: ModelKind, given: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// When `--arch` differs from the preset's, fills in what that architecture needs.
-fn fit_architecture(s: &mut Settings, given: &Settings) -> Result<()> {
-    match s.arch {
-        Some(Arch::Conv) => {
-            s.base_width = s.base_width.or(Some(32));
-            if given.arch.is_some() && given.preset.is_none_or(|p| matches!(p, Preset::Article | Preset::PytorchVae)) {
-                // The widths of a preset's MLP make no sense behind convolutions; those asked for stay.
-                let behind = |asked: &Option<Widths>, preset: &Option<Widths>| {
-                    asked.clone().or_else(|| preset.as_ref().map(|_| Widths::default()))
-                };
-                s.encoder_hidden = behind(&given.encoder_hidden, &s.encoder_hidden);
-                s.decoder_hidden = behind(&given.decoder_hidden, &s.decoder_hidden);
-                s.generator_hidden = behind(&given.generator_hidden, &s.generator_hidden);
-                s.discriminator_hidden = behind(&given.discriminator_hidden, &s.discriminator_hidden);
-            }
-        }
-        _ => {
-            if given.base_width.is_some() {
-                usage!("--base-width is a setting of --arch conv, and this is --arch mlp: leave it out");
-            }
-            s.base_width = None;
-        }
+/// Refuses an `--arch` that contradicts the preset, and a setting of the other architecture.
+fn check_architecture(preset_arch: Option<Arch>, s: &Settings, given: &Settings) -> Result<()> {
+    if s.arch != preset_arch {
+        usage!(
+            "--arch contradicts --preset {}, whose networks are of the other kind: leave one of the two out",
+            s.preset.map_or_else(String::new, presets::name)
+        );
+    }
+    if s.arch == Some(Arch::Mlp) && given.base_width.is_some() {
+        usage!("--base-width is a setting of --arch conv, and this is --arch mlp: leave it out");
     }
     Ok(())
 }
@@ -198,10 +184,11 @@ pub fn check_data_settings(s: &Settings) -> Result<()> {
             usage!("--{flag} 0: wanted at least 1, or leave it out for all images");
         }
     }
-    if let Some(channels) = s.channels {
-        if channels != 1 && channels != 3 {
-            usage!("--channels {channels}: wanted 1 (grey) or 3 (colour)");
-        }
+    if let Some(channels) = s.channels
+        && channels != 1
+        && channels != 3
+    {
+        usage!("--channels {channels}: wanted 1 (grey) or 3 (colour)");
     }
     if let Some(0) = s.threads {
         usage!("--threads 0: wanted at least 1, or leave it out for all cores");

@@ -96,7 +96,17 @@ pub fn preset(model: ModelKind, preset: Preset) -> Result<Settings> {
     })
 }
 
+/// The preset when none is named.
+pub fn default(model: ModelKind, arch: Option<Arch>) -> Preset {
+    match (model, arch) {
+        (ModelKind::Vae, None | Some(Arch::Mlp)) => Preset::PytorchVae,
+        (ModelKind::Vae, Some(Arch::Conv)) => Preset::ConvVae,
+        (ModelKind::Gan, None | Some(Arch::Conv)) => Preset::Dcgan,
+        (ModelKind::Gan, Some(Arch::Mlp)) => Preset::Article,
+    }
+}
+
 /// How a value of an enum is written on the command line.
-fn name(value: impl ValueEnum) -> String {
+pub fn name(value: impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }

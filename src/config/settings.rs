@@ -85,7 +85,7 @@ impl FromStr for Widths {
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Settings {
-    /// Networks and hyper-parameters that belong together [default: pytorch-vae, dcgan]
+    /// Networks and hyper-parameters that belong together [default: pytorch-vae, dcgan; with --arch: conv-vae, article]
     #[arg(long, value_enum, help_heading = "Network")]
     pub preset: Option<Preset>,
     /// Kind of networks

@@ -73,8 +73,7 @@ mod tests {
 
     #[test]
     fn the_text_says_what_is_there() {
-        let images =
-            |n: usize| Images::new([n, 1, 1, 2], vec![0, 255].repeat(n), (0..n as u8).map(|i| i % 2).collect());
+        let images = |n: usize| Images::new([n, 1, 1, 2], [0, 255].repeat(n), (0..n as u8).map(|i| i % 2).collect());
         let source = Source {
             name: "two".into(),
             train: images(5).unwrap(),

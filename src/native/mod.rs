@@ -132,10 +132,10 @@ pub fn load_cuda() -> Result<()> {
     }
     let library = format!("{}/libtorch_cuda.so", env!("GANVAE_LIBTORCH_LIB"));
     // The loader's search path first (LD_LIBRARY_PATH), then the folder that the binary was built with.
-    if load("libtorch_cuda.so").is_err() {
-        if let Err(why) = load(&library) {
-            bail!("the CUDA half of libtorch did not load ({why}): run scripts/setup --cuda, or use --device cpu");
-        }
+    if load("libtorch_cuda.so").is_err()
+        && let Err(why) = load(&library)
+    {
+        bail!("the CUDA half of libtorch did not load ({why}): run scripts/setup --full, or use --device cpu");
     }
     Ok(())
 }

@@ -1,1 +1,137 @@
+//! Shapes, names and starting weights of every architecture.
 
+use super::*;
+use tch::nn::VarStore;
+use tch::{Device, Kind};
+
+fn spec(arch: Arch, batch_norm: bool, init: Init) -> NetSpec {
+    NetSpec { arch, hidden: vec![20, 30], base_width: 6, activation: Activation::LeakyRelu, batch_norm, init }
+}
+
+fn shape(channels: i64, height: i64, width: i64) -> Shape {
+    Shape { channels, height, width }
+}
+
+#[test]
+fn both_families_take_every_size_that_the_arithmetic_allows() {
+    let sizes = [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 64, 48), (3, 96, 64), (1, 30, 10), (3, 218, 178)];
+    for (c, h, w) in sizes {
+        for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, false), (Arch::Conv, true)] {
+            let vars = VarStore::new(Device::Cpu);
+            let (s, shape) = (spec(arch, norm, Init::PyTorch), shape(c, h, w));
+            let (net, width) = features(&(&vars.root() / "f"), shape, &s).unwrap();
+            let x = Tensor::rand([2, c, h, w], (Kind::Float, Device::Cpu));
+            assert_eq!(net.forward(&x, true).unwrap().size(), [2, width], "{arch:?} on {shape}");
+            let net = synthesis(&(&vars.root() / "s"), 5, shape, &s).unwrap();
+            let z = Tensor::randn([3, 5], (Kind::Float, Device::Cpu));
+            assert_eq!(net.forward(&z, true).unwrap().size(), [3, c, h, w], "{arch:?} on {shape}");
+            assert_eq!(net.has_batch_norm(), norm && arch == Arch::Conv);
+        }
+    }
+}
+
+#[test]
+fn sides_that_cannot_be_halved_are_refused_by_name() {
+    for (h, w) in [(27, 28), (28, 27), (6, 6), (1, 28), (7, 7)] {
+        let vars = VarStore::new(Device::Cpu);
+        let s = spec(Arch::Conv, false, Init::PyTorch);
+        let e = features(&vars.root(), shape(1, h, w), &s).unwrap_err().to_string();
+        assert!(e.contains(&format!("{h}x{w}")) && e.contains("--image-size") && e.contains("mlp"), "{e}");
+        assert!(synthesis(&vars.root(), 4, shape(1, h, w), &s).is_err());
+    }
+}
+
+#[test]
+fn dcgan_has_the_papers_channels_at_28_pixels() {
+    let vars = VarStore::new(Device::Cpu);
+    let s = NetSpec { hidden: vec![], base_width: 64, ..spec(Arch::Conv, true, Init::Dcgan) };
+    synthesis(&(&vars.root() / "generator"), 100, shape(1, 28, 28), &s).unwrap();
+    let (_, width) = features(&(&vars.root() / "discriminator"), shape(1, 28, 28), &s).unwrap();
+    assert_eq!(width, 128 * 7 * 7);
+    let sizes = |name: &str| vars.variables().get(name).map(Tensor::size);
+    for (name, want) in [
+        ("generator.base.weight", vec![256 * 49, 100]),
+        ("generator.bn0.running_mean", vec![256]),
+        ("generator.convt1.weight", vec![256, 128, 4, 4]),
+        ("generator.bn1.weight", vec![128]),
+        ("generator.convt2.weight", vec![128, 1, 4, 4]),
+        ("generator.convt2.bias", vec![1]),
+        ("discriminator.conv1.weight", vec![64, 1, 4, 4]),
+        ("discriminator.conv1.bias", vec![64]),
+        ("discriminator.conv2.weight", vec![128, 64, 4, 4]),
+        ("discriminator.bn2.running_var", vec![128]),
+    ] {
+        assert_eq!(sizes(name), Some(want), "{name}");
+    }
+    for absent in
+        ["generator.base.bias", "generator.convt1.bias", "discriminator.conv2.bias", "discriminator.bn1.weight"]
+    {
+        assert_eq!(sizes(absent), None, "{absent}: batch normalisation has the bias already");
+    }
+    assert!(vars.variables().keys().all(|name| !name.contains("__")));
+}
+
+/// Spread of a variable's values: (mean, standard deviation, largest magnitude).
+fn spread(vars: &VarStore, name: &str) -> (f64, f64, f64) {
+    let t = &vars.variables()[name];
+    (t.mean(Kind::Double).double_value(&[]), t.std(true).double_value(&[]), t.abs().max().double_value(&[]))
+}
+
+/// DESIGN 4.3: tch's Linear is √6 times wider than PyTorch's and its BatchNorm scale is random; ours are PyTorch's.
+#[test]
+fn weights_start_where_pytorchs_do() {
+    tch::manual_seed(1);
+    let vars = VarStore::new(Device::Cpu);
+    let s = NetSpec { hidden: vec![400], base_width: 32, ..spec(Arch::Conv, true, Init::PyTorch) };
+    features(&(&vars.root() / "f"), shape(1, 28, 28), &s).unwrap();
+    synthesis(&(&vars.root() / "s"), 50, shape(1, 28, 28), &s).unwrap();
+    // (variable, fan-in as torch.nn.init counts it: of a transposed convolution on its output side)
+    for (name, fan_in) in [
+        ("f.fc1.weight", 64.0 * 49.0),
+        ("f.fc1.bias", 64.0 * 49.0),
+        ("f.conv2.weight", 32.0 * 16.0),
+        ("s.fc1.weight", 50.0),
+        ("s.convt1.weight", 64.0 * 16.0),
+    ] {
+        let bound = 1.0 / f64::sqrt(fan_in);
+        let (mean, std, most) = spread(&vars, name);
+        assert!(most <= bound && most > 0.97 * bound, "{name}: {most} against {bound}");
+        assert!(
+            (std / (bound / f64::sqrt(3.0)) - 1.0).abs() < 0.1 && mean.abs() < 0.1 * bound,
+            "{name}: {mean}, {std}"
+        );
+    }
+    let scale = &vars.variables()["s.bn1.weight"];
+    assert!(scale.equal(&scale.ones_like()) && vars.variables()["s.bn1.bias"].equal(&scale.zeros_like()));
+}
+
+#[test]
+fn dcgan_starts_from_the_papers_normal() {
+    tch::manual_seed(1);
+    let vars = VarStore::new(Device::Cpu);
+    synthesis(&vars.root(), 100, shape(1, 28, 28), &spec(Arch::Conv, true, Init::Dcgan)).unwrap();
+    for name in ["base.weight", "convt1.weight"] {
+        let (mean, std, most) = spread(&vars, name);
+        assert!(mean.abs() < 0.002 && (std - 0.02).abs() < 0.002 && most > 0.045, "{name}: {mean}, {std}, {most}");
+    }
+}
+
+#[test]
+fn activations_are_what_they_say_and_pass_gradients() {
+    let values = [-2.0f32, -0.5, 0.25, 3.0];
+    for (activation, f, df) in [
+        (Activation::Relu, (|v| v.max(0.0)) as fn(f64) -> f64, (|v| f64::from(v > 0.0)) as fn(f64) -> f64),
+        (Activation::LeakyRelu, |v| if v > 0.0 { v } else { 0.2 * v }, |v| if v > 0.0 { 1.0 } else { 0.2 }),
+        (Activation::Tanh, f64::tanh, |v| 1.0 - v.tanh().powi(2)),
+    ] {
+        let leaf = Tensor::from_slice(&values).set_requires_grad(true);
+        // In place on a layer's output, as in a network.
+        let y = activation.apply(&leaf * 1.0).unwrap();
+        let grad = Tensor::run_backward(&[y.sum(Kind::Float)], &[&leaf], false, false);
+        for (i, v) in values.iter().enumerate() {
+            let (v, i) = (f64::from(*v), i as i64);
+            assert!((y.double_value(&[i]) - f(v)).abs() < 1e-6, "{activation:?}({v})");
+            assert!((grad[0].double_value(&[i]) - df(v)).abs() < 1e-6, "{activation:?}'({v})");
+        }
+    }
+}

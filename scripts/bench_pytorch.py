@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Times PyTorch's own training step on the four workloads that ganvae is compared on (CPU).
+
+Usage:
+    bench_pytorch.py --workload A --variant tuned --seconds 10       prints one JSON line
+    bench_pytorch.py --workload A --variant plain --serve            a worker: one JSON line for each line `run SECONDS`
+
+Workloads, at 28x28 and the sizes of ganvae's presets:
+    A  article    VAE 784-512-(100,100), 100-512-12544-784, Adam 1e-4
+    B  article    GAN 100-256-512-12544-784 against 784-512-256-1, Adam 1e-4
+    C  conv-vae   VAE of 4x4/2 convolutions 1-32-64 and a 7x7 one to 256, latent 64, its mirror, Adam 1e-3
+    D  dcgan      GAN of the same kind, 100-256-128-1 against 1-64-128-1 with BatchNorm, Adam 2e-4 (0.5, 0.999)
+
+Variants:
+    plain   as usually written: Adam with its defaults, one D pass for real and one for generated images, the generator's
+            loss.backward() through all of D, values read with .item() each step
+    tuned   fused Adam, gradients of the player being updated only, one D pass where D has no BatchNorm, in-place
+            activations, no .item(), and malloc told to keep large blocks (by starting itself again with two variables set)
+Both keep the 7x7 convolutions that a PyTorch user writes (ganvae has linear layers there) and the last, partial batch of
+an epoch. --channels-last puts networks and images in that layout; which is faster depends on machine and workload.
+
+A batch is gathered from images that lie in memory as u8, then divided by 255, as in ganvae. In the output, ms_* are of
+single steps, steps_per_s is over the whole slice, peak_rss_mb is the process's so far, start_to_first_step_s is from the
+start of the process until it is ready plus its first step (waiting for the first command is not counted).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+# glibc gives every block over 32 MB back to the kernel, so large gradients would be page-faulted anew each step.
+KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", required=True, choices="ABCD")
+    parser.add_argument("--variant", required=True, choices=["plain", "tuned"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the timed slice (default 10)")
+    parser.add_argument("--warmup", type=float, default=3.0, help="untimed seconds before the first slice (default 3)")
+    parser.add_argument("--batch", type=int, default=128, help="images for each update (default 128)")
+    parser.add_argument("--data", default="random", help="u8 images [N,28,28] or [N,1,28,28] as .npy, or `random`")
+    parser.add_argument("--threads", type=int, help="of one operation (default: PyTorch's own choice)")
+    parser.add_argument("--channels-last", action="store_true", help="that memory layout (workloads C and D)")
+    parser.add_argument("--serve", action="store_true", help="time a slice for each line `run SECONDS` on stdin")
+    args = parser.parse_args()
+    if args.batch < 2:
+        parser.error(f"--batch {args.batch}: wanted at least 2")
+    if args.channels_last and args.workload in "AB":
+        parser.error(f"--channels-last: workload {args.workload} has no convolutions")
+    return args
+
+
+ARGS = parse_args()
+if ARGS.variant == "tuned" and any(os.environ.get(k) != v for k, v in KEEP_LARGE_BLOCKS.items()):
+    # malloc reads its settings when a process starts, so before torch is there; exec keeps the start time.
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_LARGE_BLOCKS})
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+
+def load_images(spec):
+    """u8 [N,1,28,28]."""
+    if spec == "random":
+        return torch.randint(256, (60000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    array = np.load(spec)
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size != len(array) * 784:
+        sys.exit(f"--data {spec}: found {array.dtype} {list(array.shape)}, wanted uint8 [N,28,28] or [N,1,28,28]")
+    return torch.from_numpy(array.reshape(-1, 1, 28, 28))
+
+
+def batches(images, size):
+    """x [B,1,28,28] in [0,1], epoch after epoch, each in a new order."""
+    while True:
+        order = torch.randperm(len(images))
+        for index in order.split(size):
+            x = images.index_select(0, index).to(torch.float32).div_(255)
+            yield x.to(memory_format=torch.channels_last) if ARGS.channels_last else x
+
+
+def dense(*widths, act):
+    """Linear layers of these widths, `act()` after each."""
+    return [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), act())]
+
+
+def conv(a, b, **kw):
+    return nn.Conv2d(a, b, 4, stride=2, padding=1, **kw)
+
+
+def conv_t(a, b, **kw):
+    return nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, **kw)
+
+
+class Vae(nn.Module):
+    def __init__(self, trunk, width, latent, decoder):
+        super().__init__()
+        self.trunk, self.decoder = trunk, decoder
+        self.mu, self.logvar = nn.Linear(width, latent), nn.Linear(width, latent)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        mu, logvar = self.mu(h), self.logvar(h)
+        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return self.decoder(z), mu, logvar
+
+
+def vae(workload, relu):
+    if workload == "A":
+        trunk = nn.Sequential(nn.Flatten(), *dense(784, 512, act=relu))
+        decoder = nn.Sequential(*dense(100, 512, 12544, act=relu), nn.Linear(12544, 784), nn.Unflatten(1, (1, 28, 28)))
+        return Vae(trunk, 512, 100, decoder)
+    trunk = nn.Sequential(conv(1, 32), relu(), conv(32, 64), relu(), nn.Conv2d(64, 256, 7), relu(), nn.Flatten())
+    up = [nn.ConvTranspose2d(256, 64, 7), relu(), conv_t(64, 32), relu(), conv_t(32, 1)]
+    return Vae(trunk, 256, 64, nn.Sequential(*dense(64, 256, act=relu), nn.Unflatten(1, (256, 1, 1)), *up))
+
+
+def gan(workload, relu, leaky):
+    """Generator, images in [-1,1] as is usual in PyTorch, and discriminator."""
+    if workload == "B":
+        widths = dense(100, 256, 512, 12544, act=relu)
+        generator = nn.Sequential(*widths, nn.Linear(12544, 784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
+        return generator, nn.Sequential(
+            nn.Flatten(), *dense(784, 512, 256, act=leaky), nn.Linear(256, 1), nn.Flatten(0)
+        )
+    generator = nn.Sequential(
+        *(nn.Unflatten(1, (100, 1, 1)), nn.ConvTranspose2d(100, 256, 7, bias=False), nn.BatchNorm2d(256), relu()),
+        *(conv_t(256, 128, bias=False), nn.BatchNorm2d(128), relu(), conv_t(128, 1), nn.Tanh()),
+    )
+    discriminator = nn.Sequential(
+        *(conv(1, 64), leaky(), conv(64, 128, bias=False), nn.BatchNorm2d(128), leaky()),
+        *(nn.Conv2d(128, 1, 7), nn.Flatten(0)),
+    )
+    for module in [*generator.modules(), *discriminator.modules()]:
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+    return generator, discriminator
+
+
+def adam(net, tuned, **kw):
+    return torch.optim.Adam(net.parameters(), fused=True if tuned else None, **kw)
+
+
+def vae_step(workload, tuned):
+    """The update as a function of x."""
+    net = vae(workload, (lambda: nn.ReLU(inplace=True)) if tuned else nn.ReLU)
+    if ARGS.channels_last:
+        net.to(memory_format=torch.channels_last)
+    optimizer = adam(net, tuned, lr=1e-4 if workload == "A" else 1e-3)
+
+    def step(x):
+        optimizer.zero_grad()
+        logits, mu, logvar = net(x)
+        recon = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+        kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / len(x)
+        loss = recon + kl
+        loss.backward()
+        optimizer.step()
+        return loss.detach() if tuned else (loss.item(), recon.item(), kl.item())
+
+    return step
+
+
+def gan_step(workload, tuned):
+    """The update as a function of x: the discriminator, then the generator on the same generated images."""
+    relu = (lambda: nn.ReLU(inplace=True)) if tuned else nn.ReLU
+    generator, discriminator = gan(workload, relu, lambda: nn.LeakyReLU(0.2, inplace=tuned))
+    if ARGS.channels_last:
+        generator.to(memory_format=torch.channels_last)
+        discriminator.to(memory_format=torch.channels_last)
+    hyper = {"lr": 1e-4} if workload == "B" else {"lr": 2e-4, "betas": (0.5, 0.999)}
+    adam_g, adam_d = adam(generator, tuned, **hyper), adam(discriminator, tuned, **hyper)
+    generator_params, discriminator_params = list(generator.parameters()), list(discriminator.parameters())
+    bce = nn.BCEWithLogitsLoss()
+
+    def plain(x):
+        ones, zeros = torch.ones(len(x)), torch.zeros(len(x))
+        x = x.mul_(2).sub_(1)
+        adam_d.zero_grad()
+        real_logits = discriminator(x)
+        real_loss = bce(real_logits, ones)
+        real_loss.backward()
+        fake = generator(torch.randn(len(x), 100))
+        fake_logits = discriminator(fake.detach())
+        fake_loss = bce(fake_logits, zeros)
+        fake_loss.backward()
+        adam_d.step()
+        adam_g.zero_grad()
+        g_loss = bce(discriminator(fake), ones)
+        g_loss.backward()
+        adam_g.step()
+        return (real_loss + fake_loss).item(), g_loss.item(), real_logits.mean().item(), fake_logits.mean().item()
+
+    def in_one_pass(x, fake):
+        return discriminator(torch.cat([x, fake])).split(len(x))
+
+    def in_two_passes(x, fake):
+        return discriminator(x), discriminator(fake)
+
+    # With BatchNorm, the statistics of a mixed batch would tell real from generated.
+    judge = in_one_pass if workload == "B" else in_two_passes
+
+    def frugal(x):
+        ones, zeros = torch.ones(len(x)), torch.zeros(len(x))
+        x = x.mul_(2).sub_(1)
+        fake = generator(torch.randn(len(x), 100))
+        real_logits, fake_logits = judge(x, fake.detach())
+        d_loss = bce(real_logits, ones) + bce(fake_logits, zeros)
+        adam_d.zero_grad()
+        d_loss.backward(inputs=discriminator_params)
+        adam_d.step()
+        g_loss = bce(discriminator(fake), ones)
+        adam_g.zero_grad()
+        g_loss.backward(inputs=generator_params)
+        adam_g.step()
+        return d_loss.detach(), g_loss.detach()
+
+    return frugal if tuned else plain
+
+
+def process_age_s():
+    """Seconds since this process started: field 22 of its stat counts clock ticks since boot."""
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(uptime.read().split()[0]) - started
+
+
+def peak_rss_mb():
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
+
+
+def timed(step, data, seconds):
+    """Milliseconds of each step until `seconds` are over, at least one, and the seconds that they took in all."""
+    times = []
+    begin = now = time.perf_counter()
+    while not times or now - begin < seconds:
+        step(next(data))
+        before, now = now, time.perf_counter()
+        times.append((now - before) * 1000)
+    return times, now - begin
+
+
+class Worker:
+    def __init__(self):
+        torch.manual_seed(0)
+        if ARGS.threads:
+            torch.set_num_threads(ARGS.threads)
+        self.data = batches(load_images(ARGS.data), ARGS.batch)
+        self.step = (vae_step if ARGS.workload in "AC" else gan_step)(ARGS.workload, ARGS.variant == "tuned")
+        self.ready_s = process_age_s()
+        self.first_s = None
+
+    def run(self, seconds):
+        """One slice; the first is preceded by the warm-up."""
+        if self.first_s is None:
+            _, self.first_s = timed(self.step, self.data, 0)
+            timed(self.step, self.data, ARGS.warmup)
+        times, took_s = timed(self.step, self.data, seconds)
+        p10, median, p90 = np.percentile(times, [10, 50, 90])
+        result = {
+            "workload": ARGS.workload,
+            "variant": ARGS.variant,
+            "batch_size": ARGS.batch,
+            "steps": len(times),
+            "steps_per_s": round(len(times) / took_s, 3),
+            "ms_median": round(median, 3),
+            "ms_p10": round(p10, 3),
+            "ms_p90": round(p90, 3),
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+            "start_to_first_step_s": round(self.ready_s + self.first_s, 2),
+        }
+        print(json.dumps(result), flush=True)
+
+
+def main():
+    worker = Worker()
+    if not ARGS.serve:
+        worker.run(ARGS.seconds)
+        return
+    for line in sys.stdin:
+        match line.split():
+            case ["run", seconds] if seconds.replace(".", "", 1).isdecimal():
+                worker.run(float(seconds))
+            case []:
+                pass
+            case _:
+                sys.exit(f"{line.strip()!r} on stdin: wanted `run SECONDS`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+#!/usr/bin/env python3
+"""Writes PyTorch's own values for three updates of six small models: what the tests hold ganvae's updates against.
+
+Usage: golden.py [--check] [OUT_DIR]        (OUT_DIR defaults to tests/golden; needs torch, numpy and safetensors)
+
+Without --check, writes OUT_DIR/CASE.safetensors for every case. With --check, computes all of it again and compares:
+exit 0 when everything agrees, 1 with one sentence for each case that does not.
+
+The models are written with PyTorch's layers, losses, distributions and optimizers alone, so that they are a second
+account of the same mathematics. A file holds, all in float32 but the values:
+
+    x.I, noise.I              images in [0,1] and eps (VAE) or z (GAN) of update I = 0, 1, 2; the last batch is smaller
+    init.NAME                 weights and buffers before the first update
+    value.I.KEY               float64 scalars of update I: loss, recon, kl, or d_loss, g_loss, d_real, d_fake
+    grad.0.NAME               gradients of the first update (a GAN's generator against the updated discriminator)
+    final.NAME                weights and buffers after the third update
+    exp_avg.NAME, exp_avg_sq.NAME     Adam's moments after the third update
+    eval.decoded              images in [0,1] of z = noise.2, in evaluation mode, after the third update
+    eval.mu, eval.logvar      (VAE) of x.2; eval.logits (GAN): the discriminator's of x.2
+
+The metadata key `case` is a JSON object: the case's name, its model and every hyper-parameter, and torch's version.
+"""
+
+import argparse
+import json
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+BATCHES = (5, 5, 3)
+ADAM = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+# `activation` is that of every hidden layer of a VAE and of a GAN's discriminator; a generator's is ReLU.
+VAE = dict(ADAM, model="vae", arch="mlp", batch_norm=False, activation="relu", beta=1.0)
+GAN = dict(ADAM, model="gan", arch="mlp", batch_norm=False, activation="leaky-relu", gan_loss="non-saturating")
+GAN_MLP = dict(GAN, shape=[1, 6, 5], latent=4, generator_hidden=[5, 8], discriminator_hidden=[8, 6])
+VAE_CONV = dict(VAE, arch="conv", shape=[1, 16, 16], base_width=4, latent=4, encoder_hidden=[10], decoder_hidden=[10])
+GAN_CONV = dict(GAN, arch="conv", shape=[3, 16, 16], base_width=3, batch_norm=True, latent=5, lr=2e-4, beta1=0.5)
+
+CASES = {
+    "vae-mlp": dict(VAE, shape=[1, 6, 5], latent=3, encoder_hidden=[7], decoder_hidden=[6, 9]),
+    "vae-tanh-beta": dict(
+        VAE, shape=[3, 4, 4], latent=4, encoder_hidden=[8], decoder_hidden=[8], activation="tanh", beta=2.5
+    ),
+    "vae-conv": VAE_CONV,
+    "gan-mlp-ns": GAN_MLP,
+    "gan-mlp-minimax": dict(GAN_MLP, gan_loss="minimax", activation="relu"),
+    "gan-conv": dict(GAN_CONV, generator_hidden=[], discriminator_hidden=[]),
+}
+
+
+class TwoHeads(nn.Module):
+    """An encoder: trunk, then mu and logvar."""
+
+    def __init__(self, trunk, width, latent):
+        super().__init__()
+        self.trunk = trunk
+        self.mu = nn.Linear(width, latent)
+        self.logvar = nn.Linear(width, latent)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.mu(h), self.logvar(h)
+
+
+class OneHead(nn.Module):
+    """A discriminator on images in [0,1], which it sees in [-1,1]: trunk, then one logit for each image."""
+
+    def __init__(self, trunk, width):
+        super().__init__()
+        self.trunk = trunk
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.out(self.trunk(2 * x - 1))[:, 0]
+
+
+class Images(nn.Module):
+    """A generator: a synthesis network whose tanh is moved from [-1,1] to [0,1]."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, z):
+        return (torch.tanh(self.trunk(z)) + 1) / 2
+
+
+def activation(name):
+    return {"relu": nn.ReLU(), "leaky-relu": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}[name]
+
+
+def dense(layers, width, hidden, act):
+    """Appends fc1, fc2, ... and returns the last width."""
+    for i, out in enumerate(hidden, 1):
+        layers[f"fc{i}"] = nn.Linear(width, out)
+        layers[f"act{i}"] = activation(act)
+        width = out
+    return width
+
+
+def stages(case):
+    """How often both sides halve (while even and the result is at least 4), and what is left of them."""
+    _, h, w = case["shape"]
+    n = 0
+    while h % 2 == 0 and w % 2 == 0 and min(h, w) // 2 >= 4:
+        n, h, w = n + 1, h // 2, w // 2
+    return n, h, w
+
+
+def features(case, hidden):
+    """Image to vector; returns the layers and the width."""
+    layers, act = OrderedDict(), case["activation"]
+    channels, h, w = case["shape"]
+    if case["arch"] == "conv":
+        n, h, w = stages(case)
+        for i in range(1, n + 1):
+            out = case["base_width"] * 2 ** (i - 1)
+            norm = case["batch_norm"] and i > 1
+            layers[f"conv{i}"] = nn.Conv2d(channels, out, 4, stride=2, padding=1, bias=not norm)
+            if norm:
+                layers[f"bn{i}"] = nn.BatchNorm2d(out)
+            layers[f"conv_act{i}"] = activation(act)
+            channels = out
+    layers["flatten"] = nn.Flatten()
+    width = dense(layers, channels * h * w, hidden, act)
+    return nn.Sequential(layers), width
+
+
+def synthesis(case, hidden, act):
+    """Vector to image, no activation on the output."""
+    layers, norm = OrderedDict(), case["batch_norm"]
+    width = dense(layers, case["latent"], hidden, act)
+    if case["arch"] == "mlp":
+        channels, h, w = case["shape"]
+        layers["out"] = nn.Linear(width, channels * h * w)
+        layers["image"] = nn.Unflatten(1, (channels, h, w))
+        return nn.Sequential(layers)
+    n, h, w = stages(case)
+    channels = case["base_width"] * 2 ** (n - 1) * (2 if norm else 1)
+    layers["base"] = nn.Linear(width, channels * h * w, bias=not norm)
+    layers["grid"] = nn.Unflatten(1, (channels, h, w))
+    if norm:
+        layers["bn0"] = nn.BatchNorm2d(channels)
+    layers["base_act"] = activation(act)
+    for i in range(1, n):
+        layers[f"convt{i}"] = nn.ConvTranspose2d(channels, channels // 2, 4, stride=2, padding=1, bias=not norm)
+        channels //= 2
+        if norm:
+            layers[f"bn{i}"] = nn.BatchNorm2d(channels)
+        layers[f"conv_act{i}"] = activation(act)
+    layers[f"convt{n}"] = nn.ConvTranspose2d(channels, case["shape"][0], 4, stride=2, padding=1)
+    return nn.Sequential(layers)
+
+
+def build(case):
+    """The case's two networks with PyTorch's initialisation, by name."""
+    if case["model"] == "vae":
+        encoder = TwoHeads(*features(case, case["encoder_hidden"]), case["latent"])
+        decoder = synthesis(case, case["decoder_hidden"], case["activation"])
+        return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    generator = Images(synthesis(case, case["generator_hidden"], "relu"))
+    return nn.ModuleDict(
+        {"generator": generator, "discriminator": OneHead(*features(case, case["discriminator_hidden"]))}
+    )
+
+
+def exported(name):
+    """ganvae's name of a variable: `trunk` is a matter of this file only."""
+    return name.replace(".trunk.", ".")
+
+
+def state(nets, prefix):
+    """Every weight and buffer but BatchNorm's batch counter, which ganvae does not keep."""
+    items = nets.state_dict().items()
+    return {f"{prefix}.{exported(k)}": v.clone() for k, v in items if not k.endswith("num_batches_tracked")}
+
+
+def gradients(net, prefix):
+    return {f"grad.0.{prefix}.{exported('.' + k)[1:]}": p.grad.clone() for k, p in net.named_parameters()}
+
+
+def adam(net, case):
+    return torch.optim.Adam(net.parameters(), lr=case["lr"], betas=(case["beta1"], case["beta2"]), eps=case["eps"])
+
+
+def moments(nets, optimizers):
+    out = {}
+    for name, p in nets.named_parameters():
+        (held,) = [o.state[p] for o in optimizers if p in o.state]
+        out[f"exp_avg.{exported(name)}"] = held["exp_avg"].clone()
+        out[f"exp_avg_sq.{exported(name)}"] = held["exp_avg_sq"].clone()
+    return out
+
+
+def values(i, **terms):
+    return {f"value.{i}.{k}": v.detach().double() for k, v in terms.items()}
+
+
+def train_vae(case, nets, xs, noises):
+    out, optimizer = {}, adam(nets, case)
+    for i, (x, eps) in enumerate(zip(xs, noises)):
+        optimizer.zero_grad()
+        mu, logvar = nets["encoder"](x)
+        q = Normal(mu, torch.exp(logvar / 2))
+        logits = nets["decoder"](q.loc + q.scale * eps)
+        recon = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+        kl = kl_divergence(q, Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum() / len(x)
+        loss = recon + case["beta"] * kl
+        loss.backward()
+        if i == 0:
+            out |= gradients(nets["encoder"], "encoder") | gradients(nets["decoder"], "decoder")
+        optimizer.step()
+        out |= values(i, loss=loss, recon=recon, kl=kl)
+    return out | moments(nets, [optimizer])
+
+
+def train_gan(case, nets, xs, noises):
+    out, bce = {}, nn.BCEWithLogitsLoss()
+    generator, discriminator = nets["generator"], nets["discriminator"]
+    adam_d, adam_g = adam(discriminator, case), adam(generator, case)
+    for i, (x, z) in enumerate(zip(xs, noises)):
+        real_label, fake_label = x.new_ones(len(x)), x.new_zeros(len(x))
+        fake = generator(z)
+        adam_d.zero_grad()
+        real_logits, fake_logits = discriminator(x), discriminator(fake.detach())
+        d_loss = bce(real_logits, real_label) + bce(fake_logits, fake_label)
+        d_loss.backward()
+        if i == 0:
+            out |= gradients(discriminator, "discriminator")
+        adam_d.step()
+        adam_g.zero_grad()
+        judged = discriminator(fake)  # the same images, the updated discriminator
+        g_loss = -bce(judged, fake_label) if case["gan_loss"] == "minimax" else bce(judged, real_label)
+        g_loss.backward()
+        if i == 0:
+            out |= gradients(generator, "generator")
+        adam_g.step()
+        out |= values(i, d_loss=d_loss, g_loss=g_loss, d_real=real_logits.mean(), d_fake=fake_logits.mean())
+    return out | moments(nets, [adam_d, adam_g])
+
+
+@torch.no_grad()
+def evaluation(nets, x, z):
+    nets.eval()
+    if "decoder" in nets:
+        mu, logvar = nets["encoder"](x)
+        return {"eval.decoded": torch.sigmoid(nets["decoder"](z)), "eval.mu": mu, "eval.logvar": logvar}
+    return {"eval.decoded": nets["generator"](z), "eval.logits": nets["discriminator"](x)}
+
+
+def run(name, dtype):
+    """All tensors of a case. The draws are float32 whatever the dtype, so that the two precisions start alike."""
+    case = CASES[name]
+    torch.manual_seed(1000 + list(CASES).index(name))
+    nets = build(case).to(dtype)
+    # Grey levels of 8 bits, about a seventh of them exactly 0 and as many exactly 1.
+    xs = [(torch.rand(n, *case["shape"]) * 1.4 - 0.2).clamp(0, 1).mul(255).round().div(255).to(dtype) for n in BATCHES]
+    noises = [torch.randn(n, case["latent"]).to(dtype) for n in BATCHES]
+    out = {f"x.{i}": x for i, x in enumerate(xs)} | {f"noise.{i}": z for i, z in enumerate(noises)}
+    out |= state(nets, "init")
+    out |= (train_vae if case["model"] == "vae" else train_gan)(case, nets, xs, noises)
+    return out | state(nets, "final") | evaluation(nets, xs[-1], noises[-1])
+
+
+def worst(got, want, rtol, atol):
+    """The largest excess over the tolerance, as (ratio, name); atol counts in units of the tensor's largest value."""
+    found = (0.0, "nothing")
+    for name, w in want.items():
+        g, w = got[name].double(), w.double()
+        if g.shape != w.shape:
+            return float("inf"), f"{name} (shape {tuple(g.shape)} against {tuple(w.shape)})"
+        bound = rtol * w.abs() + atol * w.abs().max()
+        # 0/0 is agreement: a tensor of zeros has no scale.
+        excess = ((g - w).abs() / bound).nan_to_num(
+            nan=0.0 if w.isfinite().all() and g.isfinite().all() else float("inf")
+        )
+        found = max(found, (excess.max().item(), name))
+    return found
+
+
+def compute(name):
+    """The float32 tensors, after a float64 run has shown that rounding decides nothing in them."""
+    single, double = run(name, torch.float32), run(name, torch.float64)
+    excess, where = worst(single, double, 0.0, 1e-4)
+    if excess > 1:
+        sys.exit(
+            f"{name}: {where} differs between float32 and float64 by {excess:.1e} times the 1e-4 allowed: choose another seed"
+        )
+    return single, excess * 1e-4
+
+
+def check(name, path, tensors):
+    """What is wrong with a committed file, or None."""
+    if not path.is_file():
+        return f"{path} is missing: run scripts/golden.py and commit what it writes"
+    try:
+        with safe_open(path, "pt") as f:
+            held = {key: f.get_tensor(key) for key in f.keys()}
+            case = json.loads(f.metadata()["case"])
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        return f"{path} is not a file of golden values ({error}): run scripts/golden.py again"
+    version = case.pop("torch", "of an unknown version")
+    if case != {"case": name, **CASES[name]}:
+        return f"{path} was written for other hyper-parameters than {name} has now: run scripts/golden.py again"
+    if held.keys() != tensors.keys():
+        return f"{path} lacks or adds {sorted(held.keys() ^ tensors.keys())[:5]}: run scripts/golden.py again"
+    excess, where = worst(tensors, held, 1e-5, 1e-6)
+    if excess > 1:
+        return (
+            f"{path}: {where} differs by {excess:.1f} times the tolerance (1e-5 relative, 1e-6 of the largest value) "
+            f"from what torch {torch.__version__} computes now; the file was written by torch {version}"
+        )
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
+    parser.add_argument(
+        "out_dir", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent / "tests" / "golden"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # one order of summation, whatever the machine
+    torch.use_deterministic_algorithms(True)
+    wrong = []
+    for name in CASES:
+        path = args.out_dir / f"{name}.safetensors"
+        tensors, rounding = compute(name)
+        if args.check:
+            problem = check(name, path, tensors)
+            wrong += [problem] if problem else []
+            print(f"{name}: {'differs' if problem else 'agrees'} ({len(tensors)} tensors)")
+            continue
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        meta = {"case": name, **CASES[name], "torch": torch.__version__}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"case": json.dumps(meta)})
+        print(f"{name}: {len(tensors)} tensors, {path.stat().st_size} bytes, float32 within {rounding:.1e} of float64")
+    for problem in wrong:
+        print(problem, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+//! Losses, gradients and Adam updates against PyTorch's own.
+//!
+//! `scripts/golden.py` wrote the values with PyTorch's layers, losses and optimizer; `scripts/golden.py --check` computes
+//! them anew. From the same weights, batches and noise, three updates here must give the same to float32 accuracy.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use ganvae::gan::{Gan, GanSpec};
+use ganvae::model::{Model, Part, Visit};
+use ganvae::native::AdamStep;
+use ganvae::nets::{Activation, Arch, Init, NetSpec, Shape};
+use ganvae::objectives::GanLoss;
+use ganvae::vae::{Vae, VaeSpec};
+use tch::{Device, Kind, Tensor};
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn golden(case: &str) -> Tensors {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{case}.safetensors"));
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
+}
+
+/// Largest difference allowed between float32 results of the same arithmetic done in another order.
+fn close(what: &str, got: &Tensor, want: &Tensor, rtol: f64, atol: f64) {
+    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+    assert_eq!(got.size(), want.size(), "{what}");
+    let off = (&got - &want).abs();
+    let worst = (&off - want.abs() * rtol - atol).max().double_value(&[]);
+    assert!(
+        worst <= 0.0,
+        "{what}: off by {} where the largest value is {}",
+        off.max().double_value(&[]),
+        want.abs().max().double_value(&[])
+    );
+}
+
+/// Copies the golden starting weights into a model, and counts that none is left over.
+struct Start<'a> {
+    golden: &'a Tensors,
+    copied: usize,
+}
+
+impl Visit for Start<'_> {
+    fn tensor(&mut self, part: Part, name: &str, t: &Tensor) -> Result<()> {
+        if part == Part::Model {
+            let value = &self.golden[&format!("init.{name}")];
+            assert_eq!(value.size(), t.size(), "{name}");
+            tch::no_grad(|| t.shallow_clone().copy_(value));
+            self.copied += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Collects all state by name.
+#[derive(Default)]
+struct Collect(Tensors);
+
+impl Visit for Collect {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        self.0.insert(name.to_owned(), t.detach().copy());
+        Ok(())
+    }
+}
+
+fn begin(model: &mut dyn Model, golden: &Tensors) {
+    let mut start = Start { golden, copied: 0 };
+    model.visit(&mut start).unwrap();
+    let there = golden.keys().filter(|k| k.starts_with("init.") && !k.ends_with("num_batches_tracked")).count();
+    assert_eq!(start.copied, there, "every golden variable has its place in the model");
+}
+
+/// Weights, buffers and moments after the three updates.
+fn compare_end(case: &str, model: &mut dyn Model, golden: &Tensors, lr: f64) {
+    let mut state = Collect::default();
+    model.visit(&mut state).unwrap();
+    let mut compared = 0;
+    for (key, want) in golden {
+        let Some((kind, name)) = key.split_once('.') else { continue };
+        // Adam divides by the root of a squared gradient, so a relative error of a tiny gradient becomes one of the step:
+        // weights are compared on the scale of the three steps, moments on their own.
+        let (ours, rtol, atol) = match kind {
+            "final" if name.ends_with("num_batches_tracked") => continue,
+            "final" => (name.to_owned(), 2e-5, lr * 2e-3),
+            "exp_avg" => (format!("{name}.exp_avg"), 1e-4, 1e-6),
+            "exp_avg_sq" => (format!("{name}.exp_avg_sq"), 1e-4, 1e-8),
+            _ => continue,
+        };
+        close(&format!("{case}: {key}"), &state.0[&ours], want, rtol, atol);
+        compared += 1;
+    }
+    assert!(compared > 12, "{case}: only {compared} tensors were compared");
+}
+
+fn value(golden: &Tensors, i: usize, name: &str) -> Tensor {
+    golden[&format!("value.{i}.{name}")].shallow_clone()
+}
+
+fn compare_gradients(case: &str, names: &[String], grads: &[Tensor], golden: &Tensors) {
+    assert_eq!(names.len(), grads.len());
+    for (name, grad) in names.iter().zip(grads) {
+        close(&format!("{case}: gradient of {name}"), grad, &golden[&format!("grad.0.{name}")], 1e-4, 2e-6);
+    }
+}
+
+fn net(arch: Arch, hidden: &[i64], base_width: i64, activation: Activation, batch_norm: bool) -> NetSpec {
+    NetSpec { arch, hidden: hidden.to_vec(), base_width, activation, batch_norm, init: Init::PyTorch }
+}
+
+fn shape(channels: i64, height: i64, width: i64) -> Shape {
+    Shape { channels, height, width }
+}
+
+fn check_vae(case: &str, spec: VaeSpec) {
+    let golden = golden(case);
+    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let beta = spec.beta;
+    let mut vae = Vae::new(spec, hyper, Device::Cpu).unwrap();
+    begin(&mut vae, &golden);
+    let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
+    let (x, eps) = input(0);
+    let terms = vae.loss(x, eps, beta, true).unwrap();
+    let grads = vae.adam().gradients(&terms.loss).unwrap();
+    compare_gradients(case, vae.adam().names(), &grads, &golden);
+    assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
+    for i in 0..3 {
+        let (x, eps) = input(i);
+        let terms = vae.update(x, eps, beta).unwrap();
+        for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
+            close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
+        }
+    }
+    compare_end(case, &mut vae, &golden, hyper.lr);
+    close(&format!("{case}: decoded"), &vae.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-4, 1e-5);
+    let (mu, logvar) = tch::no_grad(|| vae.encode(&golden["x.2"], false)).unwrap();
+    close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-4, 1e-5);
+    close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-4, 1e-5);
+}
+
+fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
+    let golden = golden(case);
+    let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
+    begin(&mut gan, &golden);
+    for i in 0..3 {
+        let (x, z) = (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
+        let (terms, grads) = gan.update(x, z, i as u64).unwrap();
+        if i == 0 {
+            for (adam, grads) in gan.adams().into_iter().zip(&grads) {
+                compare_gradients(case, adam.names(), grads, &golden);
+            }
+            let all: usize = grads.iter().map(Vec::len).sum();
+            assert_eq!(all, golden.keys().filter(|k| k.starts_with("grad.0.")).count());
+        }
+        for (name, got) in
+            [("d_loss", &terms.d_loss), ("g_loss", &terms.g_loss), ("d_real", &terms.d_real), ("d_fake", &terms.d_fake)]
+        {
+            close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-4, 2e-6);
+        }
+    }
+    compare_end(case, &mut gan, &golden, hyper.lr);
+    close(&format!("{case}: decoded"), &gan.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-4, 1e-5);
+}
+
+#[test]
+fn the_articles_vae_updates_as_in_pytorch() {
+    check_vae(
+        "vae-mlp",
+        VaeSpec {
+            shape: shape(1, 6, 5),
+            latent: 3,
+            encoder: net(Arch::Mlp, &[7], 1, Activation::Relu, false),
+            decoder: net(Arch::Mlp, &[6, 9], 1, Activation::Relu, false),
+            beta: 1.0,
+            kl_warmup_steps: 0,
+        },
+    );
+}
+
+#[test]
+fn a_beta_vae_of_tanh_layers_updates_as_in_pytorch() {
+    check_vae(
+        "vae-tanh-beta",
+        VaeSpec {
+            shape: shape(3, 4, 4),
+            latent: 4,
+            encoder: net(Arch::Mlp, &[8], 1, Activation::Tanh, false),
+            decoder: net(Arch::Mlp, &[8], 1, Activation::Tanh, false),
+            beta: 2.5,
+            kl_warmup_steps: 0,
+        },
+    );
+}
+
+#[test]
+fn a_convolutional_vae_updates_as_in_pytorch() {
+    check_vae(
+        "vae-conv",
+        VaeSpec {
+            shape: shape(1, 16, 16),
+            latent: 4,
+            encoder: net(Arch::Conv, &[10], 4, Activation::Relu, false),
+            decoder: net(Arch::Conv, &[10], 4, Activation::Relu, false),
+            beta: 1.0,
+            kl_warmup_steps: 0,
+        },
+    );
+}
+
+fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
+    GanSpec {
+        shape: shape(1, 6, 5),
+        latent: 4,
+        generator: net(Arch::Mlp, &[5, 8], 1, Activation::Relu, false),
+        discriminator: net(Arch::Mlp, &[8, 6], 1, activation, false),
+        loss,
+        ema: 0.0,
+    }
+}
+
+#[test]
+fn the_articles_gan_updates_as_in_pytorch() {
+    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    check_gan("gan-mlp-ns", mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu), hyper);
+}
+
+#[test]
+fn the_literal_minimax_gan_updates_as_in_pytorch() {
+    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    check_gan("gan-mlp-minimax", mlp_gan(GanLoss::Minimax, Activation::Relu), hyper);
+}
+
+#[test]
+fn dcgan_updates_as_in_pytorch() {
+    let spec = GanSpec {
+        shape: shape(3, 16, 16),
+        latent: 5,
+        generator: net(Arch::Conv, &[], 3, Activation::Relu, true),
+        discriminator: net(Arch::Conv, &[], 3, Activation::LeakyRelu, true),
+        loss: GanLoss::NonSaturating,
+        ema: 0.0,
+    };
+    check_gan("gan-conv", spec, AdamStep { lr: 2e-4, beta1: 0.5, beta2: 0.999, eps: 1e-8 });
+}
+
+/// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); buffers are copies.
+#[test]
+fn the_shown_generator_is_the_moving_average() {
+    let mut spec = mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu);
+    spec.ema = 0.4;
+    spec.generator = net(Arch::Mlp, &[5], 1, Activation::Relu, false);
+    let hyper = AdamStep { lr: 0.05, beta1: 0.5, beta2: 0.9, eps: 1e-8 };
+    tch::manual_seed(4);
+    let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
+    let weights = |gan: &mut Gan| {
+        let mut state = Collect::default();
+        gan.visit(&mut state).unwrap();
+        state.0
+    };
+    let name = "generator.out.weight";
+    let mut want = weights(&mut gan)[name].to_kind(Kind::Double);
+    for t in 0..12u64 {
+        let x = Tensor::rand([4, 1, 6, 5], (Kind::Float, Device::Cpu));
+        let z = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
+        gan.update(&x, &z, t).unwrap();
+        let now = weights(&mut gan);
+        let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
+        want = want * decay + now[name].to_kind(Kind::Double) * (1.0 - decay);
+        close(&format!("average after update {t}"), &now[&format!("ema.{name}")], &want, 1e-5, 1e-6);
+        assert!(!now[name].allclose(&now[&format!("ema.{name}")], 1e-4, 1e-4, false));
+    }
+}

@@ -1,0 +1,102 @@
+//! Holds the layering that src/lib.rs draws: each file imports only from the layers below its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Height of each module: imports must point to a smaller number.
+const HEIGHTS: &[(&str, u32)] = &[
+    ("main", 100),
+    ("commands", 90),
+    ("cli", 80),
+    ("sample", 75),
+    ("train", 70),
+    ("run", 60),
+    ("checkpoint", 60),
+    ("data", 50),
+    ("device", 50),
+    ("config", 40),
+    ("vae", 30),
+    ("gan", 30),
+    ("optim", 20),
+    ("model", 10),
+    ("nets", 10),
+    ("native", 1),
+    ("seed", 0),
+    ("objectives", 0),
+    ("grid", 0),
+    ("plot", 0),
+    ("progress", 0),
+];
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Modules of the crate that a source text names: `crate::x`, and in main `ganvae::x` and `ganvae::{x, y}`.
+fn imports(text: &str) -> Vec<String> {
+    let code: String = text
+        .lines()
+        .take_while(|l| !l.contains("#[cfg(test)]"))
+        .filter(|l| !l.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut found = Vec::new();
+    for root in ["crate::", "ganvae::"] {
+        for (at, _) in code.match_indices(root) {
+            let rest = &code[at + root.len()..];
+            let names: Vec<&str> = match rest.strip_prefix('{') {
+                Some(list) => list.split('}').next().unwrap().split(',').collect(),
+                None => vec![rest],
+            };
+            for name in names {
+                let word: String = name.trim().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                found.push(word);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_point_downwards_only() {
+    let heights: BTreeMap<_, _> = HEIGHTS.iter().copied().collect();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut seen = 0;
+    for file in files {
+        let relative = file.strip_prefix(&src).unwrap();
+        let module = relative.components().next().unwrap().as_os_str().to_string_lossy();
+        let module = module.trim_end_matches(".rs");
+        if module == "lib" || file.ends_with("build.rs") || file.ends_with("tests.rs") {
+            continue;
+        }
+        let own = *heights.get(module).unwrap_or_else(|| panic!("{module} has no height in {}", file!()));
+        for import in imports(&fs::read_to_string(&file).unwrap()) {
+            seen += 1;
+            if import == module {
+                continue;
+            }
+            let other = heights.get(import.as_str());
+            assert!(other.is_some_and(|h| *h < own), "{} imports {import}, which is not below it", relative.display());
+        }
+    }
+    assert!(seen > 40, "only {seen} imports were seen: the reader of sources is broken");
+}
+
+#[test]
+fn every_source_file_opens_with_its_role() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    for file in files {
+        assert!(fs::read_to_string(&file).unwrap().starts_with("//! "), "{} has no //! line", file.display());
+    }
+}
