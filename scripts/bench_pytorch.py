@@ -58,10 +58,10 @@ if ARGS.variant == "tuned" and any(os.environ.get(k) != v for k, v in KEEP_LARGE
     # malloc reads its settings when a process starts, so before torch is there; exec keeps the start time.
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_LARGE_BLOCKS})
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 
 def load_images(spec):

@@ -8,7 +8,7 @@ use crate::config::{ModelKind, Settings};
 
 /// Train GANs and VAEs on images: curves, sample grids and weights by themselves, no Python.
 #[derive(Debug, Parser)]
-#[command(name = "ganvae", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "ganvae", version, propagate_version = true, arg_required_else_help = true, args_override_self = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -30,6 +30,7 @@ pub enum Command {
 
 /// `ganvae train`.
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Train {
     /// What to train
     #[arg(value_enum, required_unless_present = "resume")]
@@ -50,12 +51,13 @@ pub struct Train {
 
 /// `ganvae sample`.
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Sample {
     /// A run's folder
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
     /// Number of images
-    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 64)]
     pub count: i64,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -56,7 +56,8 @@ impl Generator {
 
     /// tanh, moved from [−1,1] to [0,1]: images are in [0,1] at every interface.
     fn forward(&self, z: &Tensor, train: bool) -> Result<Tensor> {
-        let out = self.net.forward(z, train)?.f_tanh_()?;
+        // Not in place: an MLP's output is a view, on which autograd would pay for a copy.
+        let out = self.net.forward(z, train)?.f_tanh()?;
         Ok(out.f_mul_scalar(0.5)?.f_add_scalar_(0.5)?)
     }
 }
@@ -174,6 +175,14 @@ impl Gan {
     /// The optimizers: the discriminator's, the generator's.
     pub fn adams(&self) -> [&Adam; 2] {
         [&self.adam_d, &self.adam_g]
+    }
+
+    /// The discriminator in evaluation mode: x [B,C,H,W] in [0,1] -> logits [B].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| self.discriminator.forward(x, false))
     }
 
     /// The generator that pictures and exports use: the moving average where there is one.

@@ -10,10 +10,10 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // clap's first paragraph says what is wrong; the rest repeats the usage.
+            // clap's first paragraphs say what is wrong and what is near; the rest repeats the usage.
             let text = e.render().to_string();
-            let first = config::one_line(text.split("\n\n").next().unwrap_or_default());
-            eprintln!("{first} (see ganvae --help)");
+            let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
+            eprintln!("{} (see ganvae --help)", config::one_line(&said.collect::<Vec<_>>().join("; ")));
             return ExitCode::from(2);
         }
         Err(e) => e.exit(),

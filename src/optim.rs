@@ -1,6 +1,6 @@
 //! Adam with its own visible state, and moving averages of weights. Imports model and native.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
@@ -36,9 +36,13 @@ impl Adam {
     /// Gradients of `loss` with respect to these parameters only: nothing else's is computed.
     ///
     /// # Errors
-    /// libtorch's, as when a parameter does not reach the loss.
+    /// libtorch's, and when a parameter does not reach the loss.
     pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
-        Ok(Tensor::f_run_backward(&[loss], &self.params, false, false)?)
+        let grads = Tensor::f_run_backward(&[loss], &self.params, false, false)?;
+        if let Some(i) = grads.iter().position(|g| !g.defined()) {
+            bail!("the parameter {} does not reach the loss, so it has no gradient", self.names[i]);
+        }
+        Ok(grads)
     }
 
     /// One update with gradients in the order of [`Adam::names`].
@@ -120,5 +124,22 @@ impl Ema {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, nn};
+
+    #[test]
+    fn a_parameter_that_does_not_reach_the_loss_is_named() {
+        let vars = VarStore::new(Device::Cpu);
+        let used = vars.root().var("used", &[2], nn::Init::Const(1.0));
+        let unused = vars.root().var("unused", &[2], nn::Init::Const(1.0));
+        let adam = Adam::new(&vars, AdamStep { lr: 0.1, beta1: 0.9, beta2: 0.9, eps: 1e-8 });
+        let e = adam.minimise(&used.sum(Kind::Float)).map_err(|e| e.to_string()).unwrap_err();
+        assert!(e.contains("unused does not reach"), "{e}");
+        assert!(adam.minimise(&(used.sum(Kind::Float) + unused.sum(Kind::Float))).is_ok());
     }
 }

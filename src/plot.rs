@@ -6,9 +6,9 @@ mod chart;
 mod scale;
 
 use anyhow::{Context, Result, bail};
-use canvas::{Canvas, Pt, Rgb};
 use chart::{Entry, Figure, Layer, Level, Panel, Style};
-use scale::grouped;
+use plotters::style::{BLACK, RGBColor, WHITE};
+use scale::{Pt, grouped};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,15 +18,14 @@ pub const SIZE: (u32, u32) = (1200, 800);
 
 // The palette of Okabe and Ito (2008), which colour-blind readers can tell apart, without its yellow
 // (too faint on white).
-const BLUE: Rgb = Rgb(0, 114, 178);
-const VERMILLION: Rgb = Rgb(213, 94, 0);
-const GREEN: Rgb = Rgb(0, 158, 115);
-const PURPLE: Rgb = Rgb(204, 121, 167);
-const ORANGE: Rgb = Rgb(230, 159, 0);
-const SKY: Rgb = Rgb(86, 180, 233);
-const BLACK: Rgb = Rgb(0, 0, 0);
-const GREY: Rgb = Rgb(110, 110, 110);
-const RUN_COLORS: [Rgb; 7] = [BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK];
+const BLUE: RGBColor = RGBColor(0, 114, 178);
+const VERMILLION: RGBColor = RGBColor(213, 94, 0);
+const GREEN: RGBColor = RGBColor(0, 158, 115);
+const PURPLE: RGBColor = RGBColor(204, 121, 167);
+const ORANGE: RGBColor = RGBColor(230, 159, 0);
+const SKY: RGBColor = RGBColor(86, 180, 233);
+const GREY: RGBColor = RGBColor(110, 110, 110);
+const RUN_COLORS: [RGBColor; 7] = [BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK];
 
 /// What one run has logged: for each key the (step, value) pairs in the order of the steps.
 #[derive(Clone, Debug)]
@@ -236,16 +235,20 @@ pub fn draw_runs(runs: &[(String, Metrics)], out: &Path) -> Result<()> {
 }
 
 /// Colours come round after seven runs, darker, then paler.
-fn run_color(i: usize) -> Rgb {
+fn run_color(i: usize) -> RGBColor {
     let base = RUN_COLORS[i % RUN_COLORS.len()];
     match (i / RUN_COLORS.len()) % 3 {
         0 => base,
-        1 => base.mix(Rgb(40, 40, 40), 0.5),
-        _ => base.mix(canvas::WHITE, 0.45),
+        1 => mean(base, RGBColor(40, 40, 40)),
+        _ => mean(base, WHITE),
     }
 }
 
-fn entry(text: &str, color: Rgb, style: Style) -> Entry {
+fn mean(a: RGBColor, b: RGBColor) -> RGBColor {
+    RGBColor(a.0.midpoint(b.0), a.1.midpoint(b.1), a.2.midpoint(b.2))
+}
+
+fn entry(text: &str, color: RGBColor, style: Style) -> Entry {
     let text = text.to_string();
     Entry { text, color, style }
 }
@@ -312,12 +315,12 @@ fn vae_panel(metrics: &Metrics, key: &str, y_label: &str) -> Panel {
     panel
 }
 
-fn layer(color: Rgb, style: Style, points: Vec<Pt>) -> Layer {
+fn layer(color: RGBColor, style: Style, points: Vec<Pt>) -> Layer {
     Layer { color, style, points }
 }
 
 /// Quantities of a GAN (key, name, colour) on one set of axes.
-fn gan_panel(metrics: &Metrics, keys: &[(&str, &str, Rgb)], y_label: &str) -> Panel {
+fn gan_panel(metrics: &Metrics, keys: &[(&str, &str, RGBColor)], y_label: &str) -> Panel {
     let mut panel = panel(y_label, Vec::new());
     let (mut lines, mut dots, mut tested) = (Vec::new(), Vec::new(), false);
     for (key, name, color) in keys {
@@ -347,7 +350,7 @@ fn add_equilibrium(metrics: &Metrics, panel: &mut Panel) {
     if !metrics.equilibrium || negative("d_loss") || negative("g_loss") {
         return;
     }
-    let level = |value: f64, text, color: Rgb| Level { value, text, color };
+    let level = |value: f64, text, color: RGBColor| Level { value, text, color };
     panel.levels = vec![level(4f64.ln(), "ln 4", BLUE), level(2f64.ln(), "ln 2", VERMILLION)];
     panel.legend.push(entry("equilibrium", GREY, Style::Level));
 }
@@ -394,9 +397,10 @@ fn write_figure(figure: Figure, out: &Path) -> Result<()> {
             out.with_extension("png").display()
         ),
     };
-    let mut canvas = Canvas::new(SIZE.0 as usize, SIZE.1 as usize, svg)?;
-    chart::draw(&mut canvas, &figure);
-    let bytes = canvas.encode()?;
+    let bytes = match svg {
+        true => canvas::svg(SIZE, |canvas| canvas.draw(&figure))?,
+        false => canvas::png(SIZE, |canvas| canvas.draw(&figure))?,
+    };
     let mut name = std::ffi::OsString::from(".");
     name.push(out.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", std::process::id()));

@@ -417,6 +417,8 @@ impl<'a> Session<'a> {
         if self.meter.images > 0 {
             self.finite_means()?;
         }
+        // The losses are of before the last update: what that one did to the weights shows here.
+        self.visit(&mut AllFinite { step: self.step })?;
         let state =
             State::new(self.config.model.to_string(), self.step, rec.wall_s(), self.meter.images, rec.log.bytes());
         checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
@@ -426,6 +428,26 @@ impl<'a> Session<'a> {
     fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
         self.model.visit(v)?;
         v.tensor(Part::Optimizer, "meter.sums", &self.meter.sums)
+    }
+}
+
+/// Refuses state that is not finite, so that a checkpoint is always one to go on from.
+struct AllFinite {
+    step: u64,
+}
+
+impl Visit for AllFinite {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). sync: at
+        // checkpoints only.
+        let sum = t.f_sum(Kind::Double)?.f_double_value(&[])?;
+        ensure!(
+            sum.is_finite(),
+            "{name} is not finite after step {}: training has diverged and stops; the checkpoints before it are whole; try a \
+             lower --lr",
+            self.step
+        );
+        Ok(())
     }
 }
 

@@ -43,6 +43,7 @@ pub fn open(s: &Settings) -> Result<Source> {
     } else if let Some(set) = fetch::find(spec) {
         let mut source = idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?;
         source.name = spec.to_owned();
+        source.classes = set.classes.iter().map(|c| (*c).to_owned()).collect();
         source
     } else if path.is_dir() {
         if idx::is_idx_folder(path) {

@@ -113,9 +113,12 @@ pub fn leaky_relu(x: Tensor, slope: f64) -> Result<Tensor> {
 /// on the article's VAE that is a third of the step. Call once, before any tensor exists. Other systems: no effect.
 pub fn keep_large_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only stores two limits of the allocator; it is called before other threads start.
+    // SAFETY: mallopt only stores limits of the allocator; it is called before other threads start.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+        // An older glibc refuses a threshold above 32 MB (0 is its no); there, mapping blocks is switched off altogether.
+        if libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX) == 0 {
+            libc::mallopt(libc::M_MMAP_MAX, 0);
+        }
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }
@@ -212,6 +215,21 @@ mod tests {
             }
         }
         assert_eq!(step.double_value(&[]), 3.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_gradient_in_another_layout_moves_the_right_weights() -> Result<()> {
+        tch::manual_seed(3);
+        let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let p = [Tensor::randn([2, 3, 4, 4], CPU)];
+        let grad = Tensor::randn([2, 3, 4, 4], CPU);
+        let last = grad.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        assert_ne!(last.stride(), p[0].stride());
+        let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
+        let [want, ..] = adam_by_the_paper(&p[0], &grad, &m[0], &v[0], 1, c);
+        fused_adam(&p, &[last], &m, &v, &Tensor::zeros([], CPU), c)?;
+        assert!((p[0].to_kind(Kind::Double) - want).abs().max().double_value(&[]) < 1e-6);
         Ok(())
     }
 

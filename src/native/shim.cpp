@@ -7,6 +7,7 @@
 #include <c10/core/GradMode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu.h>
 
 #include <cstdlib>
@@ -53,7 +54,15 @@ char* gv_fused_adam(size_t n, at::Tensor* const* params, at::Tensor* const* grad
     c10::NoGradGuard no_grad;
     step->add_(1);
     const std::vector<at::Tensor> steps(n, *step);
-    at::_fused_adam_(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), {}, steps, lr, beta1,
+    // The fused kernel walks both in memory order and does not look at strides: a gradient in another layout than its
+    // parameter's (channels-last convolutions give such) would be applied to the wrong weights.
+    std::vector<at::Tensor> aligned = list(grads, n);
+    for (size_t i = 0; i < n; ++i) {
+      if (aligned[i].strides() != params[i]->strides()) {
+        aligned[i] = at::empty_like(*params[i]).copy_(aligned[i]);
+      }
+    }
+    at::_fused_adam_(list(params, n), aligned, list(exp_avgs, n), list(exp_avg_sqs, n), {}, steps, lr, beta1,
                      beta2, /*weight_decay=*/0.0, eps, /*amsgrad=*/false, /*maximize=*/false);
   });
 }

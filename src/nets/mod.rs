@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use tch::nn::{self, Module, ModuleT, Path};
+use tch::nn::{self, Path};
 
 use crate::native;
 
@@ -141,9 +141,14 @@ impl Net {
         for (_, layer) in &self.layers {
             x = match layer {
                 Layer::Linear(l) => x.f_linear(&l.ws, l.bs.as_ref())?,
-                Layer::Conv(l) => l.forward(&x),
-                Layer::ConvTranspose(l) => l.forward(&x),
-                Layer::BatchNorm(l) => l.forward_t(&x, train),
+                Layer::Conv(l) => x.f_conv2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [1, 1], 1)?,
+                Layer::ConvTranspose(l) => {
+                    x.f_conv_transpose2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [0, 0], 1, [1, 1])?
+                }
+                Layer::BatchNorm(l) => {
+                    let (ws, bs, mean, var) = (l.ws.as_ref(), l.bs.as_ref(), &l.running_mean, &l.running_var);
+                    x.f_batch_norm(ws, bs, Some(mean), Some(var), train, 0.1, 1e-5, true)?
+                }
                 Layer::Activation(a) => a.apply(x)?,
                 Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]
                 Layer::Flatten => x.f_flatten(1, -1)?,                       // [B,C·H·W]

@@ -1,13 +1,17 @@
 //! Panels with axes, ranges, legends and curves that never leave their frame.
 //! Private to `plot`; imports only its canvas and scale, no other module of the crate (and no tch).
 
-use super::canvas::{Anchor, Canvas, Pt, Rgb, Stroke, TextStyle, WHITE};
-use super::scale::{clip, thin_out, tick_texts, ticks};
+use super::canvas::{Canvas, Stroke, text_width};
+use super::scale::{Pt, tick_texts, ticks};
+use anyhow::Result;
+use plotters::backend::DrawingBackend;
+use plotters::style::text_anchor::HPos;
+use plotters::style::{RGBColor, WHITE};
 
-const INK: Rgb = Rgb(38, 38, 38);
-const GREY: Rgb = Rgb(110, 110, 110);
-const GRID: Rgb = Rgb(232, 232, 232);
-const FRAME: Rgb = Rgb(160, 160, 160);
+const INK: RGBColor = RGBColor(38, 38, 38);
+const GREY: RGBColor = RGBColor(110, 110, 110);
+const GRID: RGBColor = RGBColor(232, 232, 232);
+const FRAME: RGBColor = RGBColor(160, 160, 160);
 
 const TITLE_SIZE: f64 = 19.0;
 const LABEL_SIZE: f64 = 14.0;
@@ -40,14 +44,14 @@ pub(super) enum Style {
 }
 
 impl Style {
-    fn stroke(self, color: Rgb) -> Stroke {
+    fn stroke(self, color: RGBColor) -> Stroke {
         let (alpha, width, dash) = match self {
             Style::Raw => (0.32, 1.2, None),
             Style::Line => (1.0, 2.2, None),
             Style::Thin => (1.0, 1.6, None),
             Style::Dots => (1.0, 1.6, None),
-            Style::DashedDots => (1.0, 1.4, Some((4.0, 5.0))),
-            Style::Level => (0.75, 1.2, Some((2.0, 4.0))),
+            Style::DashedDots => (1.0, 1.7, Some((5.4, 3.6))),
+            Style::Level => (0.75, 1.2, Some((3.2, 2.8))),
             Style::Bare => (0.0, 0.0, None),
         };
         Stroke { color, alpha, width, dash }
@@ -60,7 +64,7 @@ impl Style {
 
 /// One curve; `points` are (step, value), finite, with rising steps.
 pub(super) struct Layer {
-    pub color: Rgb,
+    pub color: RGBColor,
     pub style: Style,
     pub points: Vec<Pt>,
 }
@@ -69,7 +73,7 @@ pub(super) struct Layer {
 #[derive(Clone)]
 pub(super) struct Entry {
     pub text: String,
-    pub color: Rgb,
+    pub color: RGBColor,
     pub style: Style,
 }
 
@@ -77,7 +81,7 @@ pub(super) struct Entry {
 pub(super) struct Level {
     pub value: f64,
     pub text: &'static str,
-    pub color: Rgb,
+    pub color: RGBColor,
 }
 
 /// One set of axes.
@@ -108,140 +112,170 @@ struct Area {
     y1: f64,
 }
 
-/// Draws the whole picture.
-pub(super) fn draw(canvas: &mut Canvas, figure: &Figure) {
-    let (width, height) = canvas.size();
-    let margin = 20.0;
-    let note_width = canvas.text_width(&figure.note, LABEL_SIZE);
-    let room = width - 2.0 * margin - note_width - 30.0;
-    let title = shorten(canvas, &figure.title, TITLE_SIZE, room);
-    text(canvas, &title, (margin, 34.0), TITLE_SIZE, INK, Anchor::Start);
-    let at = (width - margin, 34.0);
-    text(canvas, &figure.note, at, LABEL_SIZE, GREY, Anchor::End);
+impl<DB: DrawingBackend> Canvas<DB> {
+    /// Draws the whole picture.
+    pub(super) fn draw(&self, figure: &Figure) -> Result<()> {
+        let (width, height) = self.size;
+        let margin = 20.0;
+        let note_width = text_width(&figure.note, LABEL_SIZE);
+        let room = width - 2.0 * margin - note_width - 30.0;
+        let title = shorten(&figure.title, TITLE_SIZE, room);
+        self.text(&title, (margin, 34.0), (TITLE_SIZE, INK), HPos::Left, false)?;
+        let at = (width - margin, 34.0);
+        self.text(&figure.note, at, (LABEL_SIZE, GREY), HPos::Right, false)?;
 
-    let legend = legend_rows(canvas, &figure.legend, width - 2.0 * margin);
-    draw_legend(canvas, &legend, (margin, 50.0));
-    let top = 50.0 + legend.len() as f64 * LEGEND_ROW;
-    let count = figure.rows.len();
-    // The first row is the one people look at: it gets more of the height than those below.
-    let share = |row: usize| match (count, row) {
-        (2, 0) => 0.54,
-        (2, _) => 0.46,
-        _ => 1.0 / count as f64,
-    };
-    let mut y = top;
-    for (i, row) in figure.rows.iter().enumerate() {
-        let bottom = y + share(i) * (height - 8.0 - top);
-        let wide = (width - 8.0) / row.len() as f64;
-        for (j, panel) in row.iter().enumerate() {
-            let area = Area { x0: j as f64 * wide, y0: y, x1: (j + 1) as f64 * wide, y1: bottom };
-            draw_panel(canvas, panel, area, figure);
+        let legend = legend_rows(&figure.legend, width - 2.0 * margin);
+        self.draw_legend(&legend, (margin, 50.0))?;
+        let top = 50.0 + legend.len() as f64 * LEGEND_ROW;
+        let count = figure.rows.len();
+        // The first row is the one people look at: it gets more of the height than those below.
+        let share = |row: usize| match (count, row) {
+            (2, 0) => 0.54,
+            (2, _) => 0.46,
+            _ => 1.0 / count as f64,
+        };
+        let mut y = top;
+        for (i, row) in figure.rows.iter().enumerate() {
+            let bottom = y + share(i) * (height - 8.0 - top);
+            let wide = (width - 8.0) / row.len() as f64;
+            for (j, panel) in row.iter().enumerate() {
+                let area = Area { x0: j as f64 * wide, y0: y, x1: (j + 1) as f64 * wide, y1: bottom };
+                self.draw_panel(panel, area, figure)?;
+            }
+            y = bottom;
         }
-        y = bottom;
+        Ok(())
     }
-}
 
-fn draw_panel(canvas: &mut Canvas, panel: &Panel, area: Area, figure: &Figure) {
-    let (low, high) = y_range(panel);
-    let legend = legend_rows(canvas, &panel.legend, area.x1 - area.x0 - 110.0);
-    let head = 8.0 + legend.len() as f64 * LEGEND_ROW;
-    let (y0, y1) = ((area.y0 + head).round(), (area.y1 - 50.0).round());
-    // The range of an empty panel is made up: it gets no marks.
-    let empty = panel.layers.iter().all(|l| l.points.is_empty());
-    let wanted = ((y1 - y0) / 52.0).clamp(2.0, 9.0) as usize;
-    let ticks = if empty { Vec::new() } else { ticks(low, high, wanted) };
-    let names = tick_texts(&ticks);
-    let measure = |s: &String| canvas.text_width(s, TICK_SIZE);
-    let widest = names.iter().map(measure).fold(30.0, f64::max);
-    let right = if panel.levels.is_empty() { 16.0 } else { 44.0 };
-    let frame = Area { x0: (area.x0 + widest + 46.0).round(), y0, x1: (area.x1 - right).round(), y1 };
-    let view = View { frame, x: (0.0, figure.x_max * 1.015), y: (low, high) };
+    fn draw_panel(&self, panel: &Panel, area: Area, figure: &Figure) -> Result<()> {
+        let (low, high) = y_range(panel);
+        let legend = legend_rows(&panel.legend, area.x1 - area.x0 - 110.0);
+        let head = 8.0 + legend.len() as f64 * LEGEND_ROW;
+        let (y0, y1) = ((area.y0 + head).round(), (area.y1 - 50.0).round());
+        // The range of an empty panel is made up: it gets no marks.
+        let empty = panel.layers.iter().all(|l| l.points.is_empty());
+        let wanted = ((y1 - y0) / 52.0).clamp(2.0, 9.0) as usize;
+        let ticks = if empty { Vec::new() } else { ticks(low, high, wanted) };
+        let names = tick_texts(&ticks);
+        let measure = |s: &String| text_width(s, TICK_SIZE);
+        let widest = names.iter().map(measure).fold(30.0, f64::max);
+        let right = if panel.levels.is_empty() { 16.0 } else { 44.0 };
+        let frame = Area { x0: (area.x0 + widest + 46.0).round(), y0, x1: (area.x1 - right).round(), y1 };
+        let view = View { frame, x: (0.0, figure.x_max * 1.015), y: (low, high) };
 
-    draw_axes(canvas, &view, &ticks, !empty, &figure.x_label);
-    let middle = (frame.y0 + frame.y1) / 2.0;
-    let style = TextStyle { size: LABEL_SIZE, color: INK, anchor: Anchor::Middle, upwards: true };
-    canvas.text(&panel.y_label, (area.x0 + 24.0, middle), &style);
-    draw_legend(canvas, &legend, (frame.x0, area.y0 + 2.0));
+        self.draw_axes(&view, &ticks, !empty, &figure.x_label)?;
+        let middle = (frame.y0 + frame.y1) / 2.0;
+        self.text(&panel.y_label, (area.x0 + 24.0, middle), (LABEL_SIZE, INK), HPos::Center, true)?;
+        self.draw_legend(&legend, (frame.x0, area.y0 + 2.0))?;
 
-    draw_levels(canvas, panel, &view);
-    for layer in &panel.layers {
-        draw_layer(canvas, layer, &view);
-    }
-    if empty {
-        let at = ((frame.x0 + frame.x1) / 2.0, middle);
-        text(canvas, "no data yet", at, TITLE_SIZE, GREY, Anchor::Middle);
-    }
-}
-
-/// Grid, frame, the given marks on the y axis and round ones on the x axis.
-fn draw_axes(canvas: &mut Canvas, view: &View, y_ticks: &[f64], x_ticks: bool, x_label: &str) {
-    let frame = view.frame;
-    for (tick, name) in y_ticks.iter().zip(tick_texts(y_ticks)) {
-        let y = view.place((0.0, *tick)).1;
-        crisp_line(canvas, (frame.x0, y), (frame.x1, y), GRID);
-        let at = (frame.x0 - 8.0, y + TICK_SIZE * 0.36);
-        text(canvas, &name, at, TICK_SIZE, INK, Anchor::End);
-    }
-    let wanted = ((frame.x1 - frame.x0) / 95.0).max(2.0) as usize;
-    let mut marks = ticks(view.x.0, view.x.1, wanted);
-    // Steps are whole, so marks between them would mean nothing.
-    marks.retain(|t| x_ticks && (t - t.round()).abs() < 1e-9);
-    for (tick, name) in marks.iter().zip(tick_texts(&marks)) {
-        let x = view.place((*tick, 0.0)).0;
-        crisp_line(canvas, (x, frame.y0), (x, frame.y1), GRID);
-        let at = (x, frame.y1 + 19.0);
-        text(canvas, &name, at, TICK_SIZE, INK, Anchor::Middle);
-    }
-    let at = ((frame.x0 + frame.x1) / 2.0, frame.y1 + 40.0);
-    text(canvas, x_label, at, LABEL_SIZE, INK, Anchor::Middle);
-    for (from, to) in frame_sides(frame) {
-        crisp_line(canvas, from, to, FRAME);
-    }
-}
-
-fn draw_levels(canvas: &mut Canvas, panel: &Panel, view: &View) {
-    let mut free_below = f64::INFINITY;
-    let mut levels: Vec<_> = panel.levels.iter().filter(|l| view.shows(l.value)).collect();
-    levels.sort_by(|a, b| a.value.total_cmp(&b.value));
-    for level in levels {
-        let y = view.place((0.0, level.value)).1;
-        let ends = [(view.frame.x0, y), (view.frame.x1, y)];
-        canvas.polyline(&ends, &Style::Level.stroke(level.color));
-        // Two close levels: the upper one's name moves up, not onto the lower one's.
-        let base = (y + TICK_SIZE * 0.36).min(free_below);
-        free_below = base - TICK_SIZE - 1.0;
-        let at = (view.frame.x1 + 6.0, base);
-        text(canvas, level.text, at, TICK_SIZE, level.color, Anchor::Start);
-    }
-}
-
-fn draw_layer(canvas: &mut Canvas, layer: &Layer, view: &View) {
-    let pixels: Vec<Pt> = layer.points.iter().map(|p| view.place(*p)).collect();
-    let stroke = layer.style.stroke(layer.color);
-    if let [one] = pixels.as_slice() {
-        // A line of one point would be a speck.
-        if view.inside(*one) {
-            canvas.disc(*one, 3.5, layer.color);
+        self.draw_levels(panel, &view)?;
+        for layer in &panel.layers {
+            self.draw_layer(layer, &view)?;
         }
-    }
-    let pixels = thin_out(&pixels);
-    for piece in clip(&pixels, view.frame.y0, view.frame.y1) {
-        canvas.polyline(&piece, &stroke);
-    }
-    if layer.style.has_dots() {
-        // With many points the dots shrink, or they would melt into a sausage.
-        let gap = (view.frame.x1 - view.frame.x0) / pixels.len().max(1) as f64;
-        let radius = (gap * 0.35).clamp(1.6, 4.5);
-        for at in pixels.into_iter().filter(|p| view.inside(*p)) {
-            dot(canvas, at, radius, layer.color);
+        if empty {
+            let at = ((frame.x0 + frame.x1) / 2.0, middle);
+            self.text("no data yet", at, (TITLE_SIZE, GREY), HPos::Center, false)?;
         }
+        Ok(())
     }
-}
 
-fn dot(canvas: &mut Canvas, at: Pt, radius: f64, color: Rgb) {
-    canvas.disc(at, radius, color);
-    if radius > 3.0 {
-        canvas.disc(at, radius - 1.8, WHITE);
+    /// Grid, frame, the given marks on the y axis and round ones on the x axis.
+    fn draw_axes(&self, view: &View, y_ticks: &[f64], x_ticks: bool, x_label: &str) -> Result<()> {
+        let frame = view.frame;
+        for (tick, name) in y_ticks.iter().zip(tick_texts(y_ticks)) {
+            let y = view.place((0.0, *tick)).1;
+            self.crisp_line((frame.x0, y), (frame.x1, y), GRID)?;
+            let at = (frame.x0 - 8.0, y + TICK_SIZE * 0.36);
+            self.text(&name, at, (TICK_SIZE, INK), HPos::Right, false)?;
+        }
+        let wanted = ((frame.x1 - frame.x0) / 95.0).max(2.0) as usize;
+        let mut marks = ticks(view.x.0, view.x.1, wanted);
+        // Steps are whole, so marks between them would mean nothing.
+        marks.retain(|t| x_ticks && (t - t.round()).abs() < 1e-9);
+        for (tick, name) in marks.iter().zip(tick_texts(&marks)) {
+            let x = view.place((*tick, 0.0)).0;
+            self.crisp_line((x, frame.y0), (x, frame.y1), GRID)?;
+            let at = (x, frame.y1 + 19.0);
+            self.text(&name, at, (TICK_SIZE, INK), HPos::Center, false)?;
+        }
+        let at = ((frame.x0 + frame.x1) / 2.0, frame.y1 + 40.0);
+        self.text(x_label, at, (LABEL_SIZE, INK), HPos::Center, false)?;
+        let (a, b, c, d) = ((frame.x0, frame.y0), (frame.x1, frame.y0), (frame.x1, frame.y1), (frame.x0, frame.y1));
+        for (from, to) in [(a, b), (d, c), (a, d), (b, c)] {
+            self.crisp_line(from, to, FRAME)?;
+        }
+        Ok(())
+    }
+
+    fn draw_levels(&self, panel: &Panel, view: &View) -> Result<()> {
+        let mut free_below = f64::INFINITY;
+        let mut levels: Vec<_> = panel.levels.iter().filter(|l| view.shows(l.value)).collect();
+        levels.sort_by(|a, b| a.value.total_cmp(&b.value));
+        for level in levels {
+            let y = view.place((0.0, level.value)).1;
+            let ends = [(view.frame.x0, y), (view.frame.x1, y)];
+            self.line(&ends, &Style::Level.stroke(level.color), (y, y))?;
+            // Two close levels: the upper one's name moves up, not onto the lower one's.
+            let base = (y + TICK_SIZE * 0.36).min(free_below);
+            free_below = base - TICK_SIZE - 1.0;
+            let at = (view.frame.x1 + 6.0, base);
+            self.text(level.text, at, (TICK_SIZE, level.color), HPos::Left, false)?;
+        }
+        Ok(())
+    }
+
+    fn draw_layer(&self, layer: &Layer, view: &View) -> Result<()> {
+        let pixels: Vec<Pt> = layer.points.iter().map(|p| view.place(*p)).collect();
+        let stroke = layer.style.stroke(layer.color);
+        if let [one] = pixels.as_slice() {
+            // A line of one point would be a speck.
+            if view.inside(*one) {
+                self.disc(*one, 3.5, layer.color)?;
+            }
+        }
+        self.line(&pixels, &stroke, (view.frame.y0, view.frame.y1))?;
+        if layer.style.has_dots() {
+            // With many points the dots shrink, or they would melt into a sausage.
+            let gap = (view.frame.x1 - view.frame.x0) / pixels.len().max(1) as f64;
+            let radius = (gap * 0.35).clamp(1.6, 4.5);
+            for at in pixels.into_iter().filter(|p| view.inside(*p)) {
+                self.dot(at, radius, layer.color)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn dot(&self, at: Pt, radius: f64, color: RGBColor) -> Result<()> {
+        self.disc(at, radius, color)?;
+        if radius > 3.0 {
+            self.disc(at, radius - 1.8, WHITE)?;
+        }
+        Ok(())
+    }
+
+    fn draw_legend(&self, rows: &[Vec<(f64, Entry)>], (x0, y0): Pt) -> Result<()> {
+        for (i, row) in rows.iter().enumerate() {
+            let y = y0 + (i as f64 + 0.5) * LEGEND_ROW;
+            for (x, entry) in row {
+                let (from, to) = ((x0 + x, y), (x0 + x + SAMPLE, y));
+                if entry.style != Style::Bare {
+                    self.line(&[from, to], &entry.style.stroke(entry.color), (y - 9.0, y + 9.0))?;
+                }
+                if entry.style.has_dots() {
+                    self.dot((x0 + x + SAMPLE / 2.0, y), 4.5, entry.color)?;
+                }
+                let at = (to.0 + SAMPLE_GAP, y + LABEL_SIZE * 0.36);
+                self.text(&entry.text, at, (LABEL_SIZE, INK), HPos::Left, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A level or upright line one pixel wide, on whole pixels so that it stays sharp.
+    fn crisp_line(&self, from: Pt, to: Pt, color: RGBColor) -> Result<()> {
+        let (x0, y0) = (from.0.floor(), from.1.floor());
+        let (x1, y1) = (to.0.floor() + 1.0, to.1.floor() + 1.0);
+        self.rect((x0, y0), (x1, y1), color)
     }
 }
 
@@ -327,16 +361,16 @@ fn y_range(panel: &Panel) -> (f64, f64) {
 }
 
 /// Breaks a legend into rows of the given width; what needs too many rows is counted, not shown.
-fn legend_rows(canvas: &Canvas, entries: &[Entry], width: f64) -> Vec<Vec<(f64, Entry)>> {
+fn legend_rows(entries: &[Entry], width: f64) -> Vec<Vec<(f64, Entry)>> {
     let mut rows: Vec<Vec<(f64, Entry)>> = Vec::new();
     let mut x = f64::INFINITY;
     for (i, entry) in entries.iter().enumerate() {
         let mut entry = entry.clone();
-        entry.text = shorten(canvas, &entry.text, LABEL_SIZE, width - SAMPLE - SAMPLE_GAP);
-        let wide = SAMPLE + SAMPLE_GAP + canvas.text_width(&entry.text, LABEL_SIZE);
+        entry.text = shorten(&entry.text, LABEL_SIZE, width - SAMPLE - SAMPLE_GAP);
+        let wide = SAMPLE + SAMPLE_GAP + text_width(&entry.text, LABEL_SIZE);
         let more = format!("and {} more", entries.len() - i);
         let last_row = rows.len() == LEGEND_ROWS_MAX && i + 1 < entries.len();
-        let tail = if last_row { canvas.text_width(&more, LABEL_SIZE) + ENTRY_GAP } else { 0.0 };
+        let tail = if last_row { text_width(&more, LABEL_SIZE) + ENTRY_GAP } else { 0.0 };
         if x + wide + tail > width {
             if rows.len() == LEGEND_ROWS_MAX {
                 let style = Style::Bare;
@@ -353,26 +387,9 @@ fn legend_rows(canvas: &Canvas, entries: &[Entry], width: f64) -> Vec<Vec<(f64, 
     rows
 }
 
-fn draw_legend(canvas: &mut Canvas, rows: &[Vec<(f64, Entry)>], (x0, y0): Pt) {
-    for (i, row) in rows.iter().enumerate() {
-        let y = y0 + (i as f64 + 0.5) * LEGEND_ROW;
-        for (x, entry) in row {
-            let (from, to) = ((x0 + x, y), (x0 + x + SAMPLE, y));
-            if entry.style != Style::Bare {
-                canvas.polyline(&[from, to], &entry.style.stroke(entry.color));
-            }
-            if entry.style.has_dots() {
-                dot(canvas, (x0 + x + SAMPLE / 2.0, y), 4.5, entry.color);
-            }
-            let at = (to.0 + SAMPLE_GAP, y + LABEL_SIZE * 0.36);
-            text(canvas, &entry.text, at, LABEL_SIZE, INK, Anchor::Start);
-        }
-    }
-}
-
 /// Takes letters out of the middle of a text until it fits: the ends of names tell runs apart.
-fn shorten(canvas: &Canvas, text: &str, size: f64, width: f64) -> String {
-    if canvas.text_width(text, size) <= width {
+fn shorten(text: &str, size: f64, width: f64) -> String {
+    if text_width(text, size) <= width {
         return text.to_string();
     }
     let letters: Vec<char> = text.chars().collect();
@@ -385,30 +402,12 @@ fn shorten(canvas: &Canvas, text: &str, size: f64, width: f64) -> String {
     let (mut fits, mut too_long) = (0, letters.len() / 2 + 1);
     while too_long - fits > 1 {
         let keep = (fits + too_long) / 2;
-        match canvas.text_width(&half(keep), size) <= width {
+        match text_width(&half(keep), size) <= width {
             true => fits = keep,
             false => too_long = keep,
         }
     }
     half(fits)
-}
-
-fn text(canvas: &mut Canvas, what: &str, at: Pt, size: f64, color: Rgb, anchor: Anchor) {
-    let upwards = false;
-    let style = TextStyle { size, color, anchor, upwards };
-    canvas.text(what, at, &style);
-}
-
-fn frame_sides(f: Area) -> [(Pt, Pt); 4] {
-    let (a, b, c, d) = ((f.x0, f.y0), (f.x1, f.y0), (f.x1, f.y1), (f.x0, f.y1));
-    [(a, b), (d, c), (a, d), (b, c)]
-}
-
-/// A level or upright line one pixel wide, on whole pixels so that it stays sharp.
-fn crisp_line(canvas: &mut Canvas, from: Pt, to: Pt, color: Rgb) {
-    let (x0, y0) = (from.0.floor(), from.1.floor());
-    let (x1, y1) = (to.0.floor() + 1.0, to.1.floor() + 1.0);
-    canvas.rect((x0, y0), (x1, y1), color);
 }
 
 #[cfg(test)]
@@ -421,7 +420,7 @@ mod tests {
     }
 
     fn layer(style: Style, points: Vec<Pt>) -> Layer {
-        let color = Rgb(1, 2, 3);
+        let color = RGBColor(1, 2, 3);
         Layer { color, style, points }
     }
 
@@ -460,7 +459,7 @@ mod tests {
     fn a_level_is_shown_if_it_is_near() {
         let points = vec![(0.0, 1.0), (1.0, 2.0)];
         let mut panel = panel(vec![layer(Style::Line, points)]);
-        let color = Rgb(0, 0, 0);
+        let color = RGBColor(0, 0, 0);
         panel.levels = vec![Level { value: 2.5, text: "near", color }, Level { value: 9.0, text: "far", color }];
         let (low, high) = y_range(&panel);
         assert!(high > 2.5 && high < 3.0 && low < 1.0, "{low} {high}");
@@ -468,27 +467,25 @@ mod tests {
 
     #[test]
     fn long_names_lose_their_middle() {
-        let canvas = Canvas::new(1, 1, false).unwrap();
         let name = "0007-a-very-long-name-of-a-run-with-seed-12";
-        let short = shorten(&canvas, name, 14.0, 150.0);
-        assert!(canvas.text_width(&short, 14.0) <= 150.0, "{short}");
+        let short = shorten(name, 14.0, 150.0);
+        assert!(text_width(&short, 14.0) <= 150.0, "{short}");
         assert!(short.starts_with("0007-") && short.ends_with("-12") && short.contains('…'));
-        assert_eq!(shorten(&canvas, "short", 14.0, 150.0), "short");
+        assert_eq!(shorten("short", 14.0, 150.0), "short");
     }
 
     #[test]
     fn legends_break_into_rows_and_count_the_rest() {
-        let canvas = Canvas::new(1, 1, false).unwrap();
         let entry = |i: usize| Entry { text: format!("run-{i:04}"), color: WHITE, style: Style::Line };
-        let rows = legend_rows(&canvas, &(0..100).map(entry).collect::<Vec<_>>(), 600.0);
+        let rows = legend_rows(&(0..100).map(entry).collect::<Vec<_>>(), 600.0);
         assert_eq!(rows.len(), LEGEND_ROWS_MAX);
         let shown = rows.iter().map(Vec::len).sum::<usize>() - 1;
         let last = &rows[LEGEND_ROWS_MAX - 1].last().unwrap().1.text;
         assert_eq!(*last, format!("and {} more", 100 - shown));
         for (x, e) in rows.iter().flatten() {
-            assert!(x + SAMPLE + SAMPLE_GAP + canvas.text_width(&e.text, LABEL_SIZE) <= 600.0);
+            assert!(x + SAMPLE + SAMPLE_GAP + text_width(&e.text, LABEL_SIZE) <= 600.0);
         }
-        let few = legend_rows(&canvas, &[entry(1), entry(2)], 600.0);
+        let few = legend_rows(&[entry(1), entry(2)], 600.0);
         assert_eq!(few.iter().map(Vec::len).collect::<Vec<_>>(), [2]);
     }
 }

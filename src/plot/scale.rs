@@ -1,7 +1,8 @@
-//! The arithmetic of charts: round tick values and their names, thinning out and clipping of lines.
-//! Private to `plot`; imports only a type of its canvas, no other module of the crate (and no tch).
+//! The arithmetic of charts: round tick values and their names, the outlines of lines.
+//! Private to `plot`; imports no other module of the crate (and no tch).
 
-use super::canvas::Pt;
+/// A position: x to the right, y downwards; or a (step, value) pair.
+pub(super) type Pt = (f64, f64);
 
 /// About `wanted` round values from `low` to `high`: multiples of 1, 2 or 5 times a power of ten.
 pub(super) fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
@@ -71,56 +72,68 @@ fn minus(text: String) -> String {
     text.replace('-', "−")
 }
 
-/// At most four points per pixel column (first, lowest, highest, last), in their order. The drawn line is
-/// the same, and its cost depends on the width of the chart instead of the length of the run.
-pub(super) fn thin_out(pixels: &[Pt]) -> Vec<Pt> {
-    let mut out = Vec::new();
-    for column in pixels.chunk_by(|a, b| a.0.floor() == b.0.floor()) {
-        let by_y = |a: &&usize, b: &&usize| column[**a].1.total_cmp(&column[**b].1);
-        let all: Vec<usize> = (0..column.len()).collect();
-        let extremes = [all.iter().min_by(by_y), all.iter().max_by(by_y)];
-        let mut keep: Vec<usize> = extremes.into_iter().flatten().copied().collect();
-        keep.extend([0, column.len() - 1]);
-        keep.sort_unstable();
-        keep.dedup();
-        out.extend(keep.into_iter().map(|i| column[i]));
-    }
-    out
-}
-
-/// The pieces of a line between two heights: it is cut where it crosses them.
-pub(super) fn clip(line: &[Pt], top: f64, bottom: f64) -> Vec<Vec<Pt>> {
-    let (mut pieces, mut piece): (Vec<Vec<Pt>>, Vec<Pt>) = (Vec::new(), Vec::new());
+/// What a round pen of the given radius covers when it is drawn along a line whose x never falls, as polygons of
+/// whole x: above and below, the farthest edges per column. The line is cut at the heights `top` and `bottom`.
+/// Unlike a stroke, this paints nothing twice, has no spikes at sharp turns, and costs what the chart is wide
+/// instead of what the run is long.
+pub(super) fn outlines(line: &[Pt], radius: f64, (top, bottom): Pt) -> Vec<Vec<Pt>> {
+    let reach = radius.round().max(0.0);
+    let (Some(first), Some(last)) = (line.first(), line.last()) else { return Vec::new() };
+    let start = first.0.floor() - reach;
+    let columns = (last.0.floor() + reach - start) as usize + 1;
+    let mut spans = vec![(f64::INFINITY, f64::NEG_INFINITY); columns];
     for pair in line.windows(2) {
         let (a, b) = (pair[0], pair[1]);
-        let at = |y: f64| (y - a.1) / (b.1 - a.1);
-        let (mut t0, mut t1) = (0.0, 1.0);
-        if a.1 != b.1 {
-            let (u, v) = (at(top), at(bottom));
-            (t0, t1) = (u.min(v).max(0.0), u.max(v).min(1.0));
-        } else if a.1 < top || a.1 > bottom {
-            t1 = -1.0;
-        }
-        // Clamped against rounding: a long steep segment loses digits.
-        let point = |t: f64| {
-            let (x, y) = (a.0 + t * (b.0 - a.0), a.1 + t * (b.1 - a.1));
-            (x, y.clamp(top, bottom))
-        };
-        if t0 > t1 {
-            continue;
-        }
-        if piece.is_empty() {
-            piece.push(point(t0));
-        }
-        piece.push(point(t1));
-        if t1 < 1.0 {
-            pieces.push(std::mem::take(&mut piece));
+        let at = |x: f64| a.1 + (b.1 - a.1) * ((x - a.0) / (b.0 - a.0));
+        for column in (a.0.floor() - start) as usize..=(b.0.floor() - start) as usize {
+            let x = start + column as f64;
+            let from = if x > a.0 { at(x) } else { a.1 };
+            let to = if x + 1.0 < b.0 { at(x + 1.0) } else { b.1 };
+            let (low, high) = (from.min(to), from.max(to));
+            if let (true, Some(span)) = (low <= bottom && high >= top, spans.get_mut(column)) {
+                *span = (span.0.min(low.max(top)), span.1.max(high.min(bottom)));
+            }
         }
     }
-    if !piece.is_empty() {
-        pieces.push(piece);
+    let covered = |column: usize| {
+        let near = column.saturating_sub(reach as usize)..(column + reach as usize + 1).min(columns);
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for other in near {
+            let height = (radius * radius - (column.abs_diff(other) as f64).powi(2)).max(0.0).sqrt();
+            (low, high) = (low.min(spans[other].0 - height), high.max(spans[other].1 + height));
+        }
+        (start + column as f64, low.max(top), high.min(bottom))
+    };
+    let covered: Vec<_> = (0..columns).map(covered).collect();
+    let pieces = covered.chunk_by(|a, b| (a.1 <= a.2) == (b.1 <= b.2)).filter(|piece| piece[0].1 <= piece[0].2);
+    let outline = |piece: &[(f64, f64, f64)]| {
+        let mut above = straightened(piece.iter().map(|c| (c.0, c.1)));
+        let below = straightened(piece.iter().map(|c| (c.0, c.2)));
+        above.extend(below.into_iter().rev());
+        above
+    };
+    pieces.map(outline).collect()
+}
+
+/// The same chain of points, rising in x, without those that a straight line passes within half a unit.
+fn straightened(points: impl Iterator<Item = Pt>) -> Vec<Pt> {
+    let (mut kept, mut last): (Vec<Pt>, Option<Pt>) = (Vec::new(), None);
+    // The slopes at which a line from the last kept point passes all that follow.
+    let mut slopes = (f64::NEG_INFINITY, f64::INFINITY);
+    for (x, y) in points {
+        let slope = |from: Pt, y: f64| (y - from.1) / (x - from.0);
+        let fits = |from: &Pt| slope(*from, y) >= slopes.0 && slope(*from, y) <= slopes.1;
+        if let Some(last) = last.filter(|_| !kept.last().is_some_and(fits)) {
+            kept.push(last);
+            slopes = (f64::NEG_INFINITY, f64::INFINITY);
+        }
+        if let Some(from) = kept.last() {
+            slopes = (slopes.0.max(slope(*from, y - 0.5)), slopes.1.min(slope(*from, y + 0.5)));
+        }
+        last = Some((x, y));
     }
-    pieces
+    kept.extend(last);
+    kept
 }
 
 #[cfg(test)]
@@ -147,32 +160,59 @@ mod tests {
         assert_eq!(grouped(-0.001, 1), "0.0");
     }
 
-    #[test]
-    fn lines_are_cut_at_the_frame() {
-        let line = [(0.0, 50.0), (1.0, 150.0), (2.0, 150.0), (3.0, -50.0), (4.0, 50.0)];
-        let want =
-            vec![vec![(0.0, 50.0), (0.5, 100.0)], vec![(2.25, 100.0), (2.75, 0.0)], vec![(3.5, 0.0), (4.0, 50.0)]];
-        assert_eq!(clip(&line, 0.0, 100.0), want);
-        assert!(clip(&[(0.0, -5.0), (9.0, -5.0)], 0.0, 100.0).is_empty());
-        let flat = [(0.0, 5.0), (9.0, 5.0)];
-        assert_eq!(clip(&flat, 0.0, 100.0), vec![flat.to_vec()]);
+    /// The first and last x of each piece, and how far it reaches upwards and downwards.
+    fn boxes(line: &[Pt], radius: f64, cut: Pt) -> Vec<[f64; 4]> {
+        let pieces = outlines(line, radius, cut);
+        let side =
+            |piece: &[Pt], f: fn(f64, f64) -> f64, axis: fn(&Pt) -> f64| piece.iter().map(axis).reduce(f).unwrap();
+        let bounds = |p: &Vec<Pt>| {
+            [
+                side(p, f64::min, |p| p.0),
+                side(p, f64::max, |p| p.0),
+                side(p, f64::min, |p| p.1),
+                side(p, f64::max, |p| p.1),
+            ]
+        };
+        pieces.iter().map(bounds).collect()
     }
 
     #[test]
-    fn thinning_keeps_each_columns_extremes() {
+    fn lines_are_cut_at_the_frame() {
+        let line = [(0.0, 50.0), (100.0, 150.0), (200.0, 150.0), (300.0, -50.0), (400.0, 50.0)];
+        let want = vec![[0.0, 50.0, 50.0, 100.0], [224.0, 275.0, 0.0, 100.0], [349.0, 400.0, 0.0, 50.0]];
+        // A column belongs to a piece even if the line only touches it.
+        assert_eq!(boxes(&line, 0.0, (0.0, 100.0)), want);
+        for outside in [-0.5, 100.5] {
+            assert!(outlines(&[(0.0, outside), (9.0, outside)], 1.0, (0.0, 100.0)).is_empty());
+        }
+        assert!(outlines(&[], 1.0, (0.0, 100.0)).is_empty());
+        // The pen is round, and the frame cuts it too.
+        let flat = outlines(&[(5.0, 2.0), (9.0, 2.0)], 3.0, (0.0, 100.0));
+        assert_eq!(boxes(&[(5.0, 2.0), (9.0, 2.0)], 3.0, (0.0, 100.0)), [[2.0, 12.0, 0.0, 5.0]]);
+        assert!(flat[0].contains(&(2.0, 2.0)) && !flat[0].contains(&(2.0, 5.0)), "{flat:?}");
+    }
+
+    #[test]
+    fn outlines_keep_each_columns_extremes_and_drop_what_is_straight() {
         let wave = |i: usize| ((i as f64) / 1000.0, ((i * 7919) % 1009) as f64);
         let line: Vec<Pt> = (0..100_000).map(wave).collect();
-        let thin = thin_out(&line);
-        assert!(thin.len() <= 400, "{}", thin.len());
+        let pieces = outlines(&line, 0.0, (f64::NEG_INFINITY, f64::INFINITY));
+        assert_eq!(pieces.len(), 1);
+        assert!(pieces[0].len() <= 200, "{}", pieces[0].len());
         for x in 0..100 {
-            let span = |l: &[Pt]| {
-                let y = l.iter().filter(|p| p.0.floor() == x as f64).map(|p| p.1);
-                y.fold((1e9, -1e9), |(a, b): Pt, v| (a.min(v), b.max(v)))
-            };
-            assert_eq!(span(&thin), span(&line));
-            // Without its ends a column would be joined to the next one by a wrong slope.
-            assert!(thin.contains(&line[x * 1000]) && thin.contains(&line[x * 1000 + 999]));
+            // Joined to its neighbours, or the curve would have gaps.
+            let near = line[(x * 1000usize).saturating_sub(1)..].iter().take(1002).map(|p| p.1);
+            let (low, high) = near.fold((1e9, -1e9), |(a, b): Pt, v| (a.min(v), b.max(v)));
+            for edge in [low, high] {
+                let kept = pieces[0].windows(2).any(|e| {
+                    let (a, b) = if e[0].0 < e[1].0 { (e[0], e[1]) } else { (e[1], e[0]) };
+                    let t = (x as f64 - a.0) / (b.0 - a.0).max(1e-9);
+                    (0.0..=1.0).contains(&t) && (a.1 + t * (b.1 - a.1) - edge).abs() < 4.0
+                });
+                assert!(kept, "column {x} reaches {edge}");
+            }
         }
-        assert!(thin.windows(2).all(|p| p[0].0 <= p[1].0));
+        let bend: Vec<Pt> = (0..=100).map(|i| (f64::from(i), f64::from(i.min(60)))).collect();
+        assert_eq!(straightened(bend.into_iter()), [(0.0, 0.0), (60.0, 60.0), (100.0, 60.0)]);
     }
 }

@@ -1,0 +1,544 @@
+//! The program from outside: what a run leaves behind, and what bad input gets told.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn ganvae(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ganvae"))
+        .args(args)
+        .current_dir(dir)
+        .env("HOME", dir.join("home"))
+        .env_remove("XDG_CACHE_HOME")
+        .env_remove("GANVAE_DATA")
+        .env("GANVAE_MIRROR", "http://127.0.0.1:9") // the discard port: no download in a test
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command that must end well; gives its stdout.
+fn good(dir: &Path, args: &[&str]) -> String {
+    let out = ganvae(dir, args);
+    assert!(out.status.success(), "{args:?} ended with {:?}: {}", out.status, text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Runs a command that must be refused with this exit code, in one sentence that has these parts; gives the sentence.
+fn refused(dir: &Path, args: &[&str], code: i32, parts: &[&str]) -> String {
+    let before = listing(dir);
+    let out = ganvae(dir, args);
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+    let sentence = said.trim_end();
+    assert!(
+        sentence.starts_with("error: ") && sentence.lines().count() == 1,
+        "{args:?} said more than a sentence: {said}"
+    );
+    for bad in ["panicked", "ganvae failed", "backtrace", "Exception raised"] {
+        assert!(!said.contains(bad), "{args:?}: {said}");
+    }
+    for part in parts {
+        assert!(said.contains(part), "{args:?}: {part:?} is not in {said}");
+    }
+    assert!(out.stdout.is_empty(), "{args:?} printed {}", text(&out.stdout));
+    assert_eq!(listing(dir), before, "{args:?} left something behind");
+    sentence.to_owned()
+}
+
+/// Every path below a folder.
+fn listing(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.extend(listing(&path));
+        }
+        all.push(path);
+    }
+    all.sort();
+    all
+}
+
+/// A small run of each kind, quick enough for a test.
+const SMALL_VAE: &[&str] = &[
+    "train",
+    "vae",
+    "--train-limit",
+    "300",
+    "--test-limit",
+    "100",
+    "--epochs",
+    "2",
+    "--log-every",
+    "2",
+    "--encoder-hidden",
+    "32",
+    "--decoder-hidden",
+    "32",
+    "--device",
+    "cpu",
+];
+const SMALL_GAN: &[&str] = &[
+    "train",
+    "gan",
+    "--train-limit",
+    "200",
+    "--test-limit",
+    "50",
+    "--epochs",
+    "2",
+    "--log-every",
+    "1",
+    "--base-width",
+    "4",
+    "--ema",
+    "0.9",
+    "--device",
+    "cpu",
+];
+
+fn with<'a>(base: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [base, more].concat()
+}
+
+fn rows(run: &Path) -> Vec<serde_json::Map<String, serde_json::Value>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+#[test]
+fn a_vae_run_leaves_everything_the_contract_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = good(dir.path(), SMALL_VAE);
+    let run = dir.path().join("runs/0001-vae-digits");
+    for file in [
+        "config.toml",
+        "metrics.jsonl",
+        "loss.png",
+        "data.png",
+        "samples/epoch-0001.png",
+        "samples/epoch-0002.png",
+        "reconstructions/epoch-0002.png",
+        "checkpoints/latest",
+        "checkpoints/step-00000006/model.safetensors",
+        "checkpoints/step-00000006/optimizer.safetensors",
+        "checkpoints/step-00000006/state.json",
+    ] {
+        assert!(run.join(file).is_file(), "{file} is missing");
+        assert!(fs::metadata(run.join(file)).unwrap().len() > 0, "{file} is empty");
+    }
+    assert_eq!(fs::read_to_string(run.join("checkpoints/latest")).unwrap(), "step-00000006");
+    assert!(said.contains("test_loss") && said.contains("runs/0001-vae-digits/loss.png"), "{said}");
+    let rows = rows(&run);
+    let steps: Vec<_> = rows.iter().map(|r| (r["step"].as_u64().unwrap(), r.contains_key("test_loss"))).collect();
+    // 300 images in batches of 128: three steps an epoch, the last of 44 images; a row every two steps and at each end.
+    let want = [(2, false), (3, false), (3, true), (4, false), (6, false), (6, true)];
+    assert_eq!(steps, want);
+    for row in &rows {
+        for key in ["step", "epoch", "seen_images", "wall_s"] {
+            assert!(row.contains_key(key), "{key} in {row:?}");
+        }
+        let prefix = if row.contains_key("lr") { "" } else { "test_" };
+        let get = |name: &str| row[&format!("{prefix}{name}")].as_f64().unwrap();
+        assert!((get("loss") - get("recon") - get("kl")).abs() < 1e-3, "{row:?}");
+        assert!((get("elbo") + get("recon") + get("kl")).abs() < 1e-3, "{row:?}");
+    }
+    assert_eq!(rows[1]["seen_images"], 300, "the last partial batch is used");
+    assert_eq!(rows[5]["seen_images"], 600);
+    let config = fs::read_to_string(run.join("config.toml")).unwrap();
+    for part in [
+        "model = \"vae\"",
+        "encoder-hidden = [32]",
+        "[run]",
+        "libtorch = \"2.11.0\"",
+        "data-sha256",
+        "device = \"cpu\"",
+    ] {
+        assert!(config.contains(part), "{part} in {config}");
+    }
+    good(dir.path(), SMALL_VAE);
+    assert!(dir.path().join("runs/0002-vae-digits").is_dir(), "a second run has the next number");
+}
+
+#[test]
+fn a_gan_run_has_its_own_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    good(dir.path(), &with(SMALL_GAN, &["--out", "g"]));
+    let run = dir.path().join("g");
+    let rows = rows(&run);
+    assert!(rows.iter().any(|r| r.contains_key("test_d_real")));
+    for key in ["d_loss", "g_loss", "d_real", "d_fake"] {
+        assert!(rows[0][key].is_f64(), "{key}");
+    }
+    assert!(!run.join("reconstructions").exists());
+    assert!(run.join("samples/epoch-0002.png").is_file());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let losses = |name: &str, seed: &str| {
+        good(dir.path(), &with(SMALL_VAE, &["--out", name, "--seed", seed]));
+        let all = rows(&dir.path().join(name));
+        all.iter().map(|r| r.get("loss").or(r.get("test_loss")).unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let (a, b, c) = (losses("a", "1"), losses("b", "1"), losses("c", "2"));
+    assert_eq!(a, b);
+    assert_ne!(a, c);
+    let picture = |name: &str| fs::read(dir.path().join(name).join("samples/epoch-0002.png")).unwrap();
+    assert!(picture("a") == picture("b") && picture("a") != picture("c"));
+}
+
+/// State handling of DESIGN 5 and 8: a run stopped in the middle of an epoch and resumed is the uninterrupted run.
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
+    for (base, name) in [(SMALL_VAE, "vae"), (SMALL_GAN, "gan")] {
+        let dir = tempfile::tempdir().unwrap();
+        good(dir.path(), &with(base, &["--out", "whole", "--checkpoint-every", "1", "--keep", "99"]));
+        good(dir.path(), &with(base, &["--out", "part", "--checkpoint-every", "1", "--keep", "99"]));
+        // As if killed in step 3: later checkpoints never were, and the rows after it are stale.
+        let part = dir.path().join("part");
+        for checkpoint in fs::read_dir(part.join("checkpoints")).unwrap().flatten() {
+            if checkpoint.file_name().to_string_lossy().as_ref() > "step-00000002" {
+                fs::remove_dir_all(checkpoint.path()).unwrap();
+            }
+        }
+        good(dir.path(), &["train", "--resume", "part"]);
+        let last = fs::read_to_string(part.join("checkpoints/latest")).unwrap();
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            let of = |run: &str| fs::read(dir.path().join(run).join("checkpoints").join(&last).join(file)).unwrap();
+            assert!(of("whole") == of("part"), "{name}: {file} differs");
+        }
+        let timeless = |run: &str| {
+            let mut all = rows(&dir.path().join(run));
+            all.iter_mut().for_each(|r| {
+                r.remove("wall_s");
+                r.remove("images_per_s");
+            });
+            all
+        };
+        assert_eq!(timeless("whole"), timeless("part"), "{name}");
+        let picture = |run: &str| fs::read(dir.path().join(run).join("samples/epoch-0002.png")).unwrap();
+        assert!(picture("whole") == picture("part"), "{name}");
+        refused(dir.path(), &["train", "--resume", "part"], 2, &["has done all", "--epochs"]);
+        good(dir.path(), &["train", "--resume", "part", "--epochs", "3"]);
+        assert!(part.join("samples/epoch-0003.png").is_file());
+    }
+}
+
+#[test]
+fn samples_come_from_the_checkpoint_and_the_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    good(dir.path(), &with(SMALL_GAN, &["--out", "g"]));
+    let read = |file: &str| tch::Tensor::read_npy(dir.path().join(file)).unwrap();
+    assert_eq!(good(dir.path(), &["sample", "g", "--count", "7", "--out", "a.npy"]), "a.npy\n");
+    good(dir.path(), &["sample", "g", "--count", "12", "--out", "b.npy"]);
+    good(dir.path(), &["sample", "g", "--count", "7", "--seed", "1", "--out", "c.npy"]);
+    let (a, b, c) = (read("a.npy"), read("b.npy"), read("c.npy"));
+    assert_eq!(a.size(), [7, 1, 28, 28]);
+    assert!(a.min().double_value(&[]) >= 0.0 && a.max().double_value(&[]) <= 1.0);
+    assert!(a.equal(&b.narrow(0, 0, 7)), "the first of more are the same");
+    assert!(!a.equal(&c));
+    good(dir.path(), &["sample", "g", "--out", "grid.png"]);
+    good(dir.path(), &["sample", "g", "--count", "3", "--out", "single"]);
+    assert_eq!(fs::read_dir(dir.path().join("single")).unwrap().count(), 3);
+    assert!(good(dir.path(), &["sample", "g"]).trim().ends_with(".png"));
+}
+
+#[test]
+fn plot_draws_one_run_or_several() {
+    let dir = tempfile::tempdir().unwrap();
+    good(dir.path(), &with(SMALL_VAE, &["--out", "a"]));
+    good(dir.path(), &with(SMALL_VAE, &["--out", "b", "--seed", "5"]));
+    good(dir.path(), &["plot", "a", "--out", "a.svg"]);
+    assert!(fs::read_to_string(dir.path().join("a.svg")).unwrap().contains("nats per image"));
+    assert_eq!(good(dir.path(), &["plot", "a", "b"]), "curves.png\n");
+    assert!(fs::metadata(dir.path().join("curves.png")).unwrap().len() > 1000);
+}
+
+#[test]
+fn print_config_shows_what_would_run_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = good(dir.path(), &["train", "vae", "--preset", "article", "--lr", "0.5", "--print-config"]);
+    assert!(text.contains("lr = 0.5") && text.contains("decoder-hidden = [512, 12544]"), "{text}");
+    assert!(listing(dir.path()).is_empty(), "nothing is written");
+    fs::write(dir.path().join("c.toml"), text.replace("0.5", "0.25")).unwrap();
+    let again = good(dir.path(), &["train", "vae", "--config", "c.toml", "--print-config"]);
+    assert!(again.contains("lr = 0.25") && again.contains("preset = \"article\""), "{again}");
+}
+
+#[test]
+fn data_says_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = good(dir.path(), &["data", "digits", "--out", "p.png"]);
+    assert!(text.contains("60000 images") && text.contains("1x28x28") && text.contains("p.png"), "{text}");
+    assert!(dir.path().join("p.png").is_file());
+    let mnist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/mnist");
+    if !mnist.is_dir() {
+        eprintln!("SKIPPED: real MNIST was not found at {}", mnist.display());
+        return;
+    }
+    let text = good(dir.path(), &["data", &mnist.to_string_lossy()]);
+    // Published counts of MNIST's training classes, and the mean pixel that every tutorial quotes.
+    assert!(text.contains("0:5923 1:6742 2:5958 3:6131 4:5842 5:5421 6:5918 7:6265 8:5851 9:5949"), "{text}");
+    assert!(text.contains("mean 0.1307"), "{text}");
+}
+
+#[test]
+fn folders_of_colour_pictures_train_both_architectures() {
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/cifar10-images");
+    if !pictures.is_dir() {
+        eprintln!("SKIPPED: colour pictures were not found at {}", pictures.display());
+        return;
+    }
+    let (dir, pictures) = (tempfile::tempdir().unwrap(), pictures.to_string_lossy().into_owned());
+    let common =
+        ["--data", &pictures, "--train-limit", "200", "--test-limit", "40", "--epochs", "1", "--device", "cpu"];
+    for (out, args) in [
+        ("a", vec!["train", "vae", "--arch", "conv", "--base-width", "4"]),
+        ("b", vec!["train", "gan", "--base-width", "4", "--image-size", "24x32"]),
+        ("c", vec!["train", "vae", "--image-size", "9x7", "--channels", "1"]),
+    ] {
+        good(dir.path(), &[&args[..], &common[..], &["--out", out]].concat());
+        good(dir.path(), &["sample", out, "--count", "2", "--out", &format!("{out}.npy")]);
+    }
+    let size = |file: &str| tch::Tensor::read_npy(dir.path().join(file)).unwrap().size();
+    assert_eq!(size("a.npy"), [2, 3, 32, 32]);
+    assert_eq!(size("b.npy"), [2, 3, 24, 32]);
+    assert_eq!(size("c.npy"), [2, 1, 9, 7]);
+    refused(
+        dir.path(),
+        &[&["train", "vae", "--arch", "conv", "--image-size", "27x28"][..], &common[..]].concat(),
+        1,
+        &["27x28", "--arch mlp"],
+    );
+}
+
+#[test]
+fn interrupted_runs_write_a_checkpoint_and_say_how_to_go_on() {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let dir = tempfile::tempdir().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_ganvae"))
+            .args(with(SMALL_VAE, &["--out", "r", "--epochs", "100000"]))
+            .current_dir(dir.path())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let run = dir.path().join("r");
+        for _ in 0..600 {
+            if fs::metadata(run.join("metrics.jsonl")).is_ok_and(|m| m.len() > 0) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap().success());
+        let out = child.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(code));
+        let said = text(&out.stderr);
+        assert!(said.contains("go on with: ganvae train --resume r"), "{said}");
+        let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+        assert!(run.join("checkpoints").join(latest).join("state.json").is_file() && run.join("loss.png").is_file());
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    // Adam at a step size of 1 on a wide network overflows exp(logvar) within a few steps.
+    let args =
+        with(SMALL_VAE, &["--out", "r", "--lr", "1", "--beta", "1000", "--epochs", "400", "--checkpoint-every", "1"]);
+    let out = ganvae(dir.path(), &args);
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("error: ") && last.contains("diverged") && last.contains("--lr"), "{last}");
+    let latest = fs::read_to_string(dir.path().join("r/checkpoints/latest")).unwrap();
+    let weights = dir.path().join("r/checkpoints").join(latest).join("model.safetensors");
+    for (name, t) in tch::Tensor::read_safetensors(weights).unwrap() {
+        assert!(t.isfinite().all().int64_value(&[]) == 1, "{name} in the last checkpoint");
+    }
+}
+
+fn idx_folder(dir: &Path, name: &str, change: impl Fn(&str, &mut Vec<u8>)) -> PathBuf {
+    let folder = dir.join(name);
+    fs::create_dir_all(&folder).unwrap();
+    for (split, n) in [("train", 6u32), ("t10k", 3)] {
+        let mut images = vec![0, 0, 8, 3];
+        [n, 4, 5].iter().for_each(|d| images.extend(d.to_be_bytes()));
+        images.extend((0..n * 20).map(|i| i as u8));
+        let mut labels = vec![0, 0, 8, 1];
+        labels.extend(n.to_be_bytes());
+        labels.extend((0..n).map(|i| i as u8));
+        for (kind, mut bytes) in [("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)] {
+            let file = format!("{split}-{kind}");
+            change(&file, &mut bytes);
+            fs::write(folder.join(file), bytes).unwrap();
+        }
+    }
+    folder
+}
+
+#[test]
+fn bad_flags_and_settings_get_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::write(d.join("bad.toml"), "batch_size = 3").unwrap();
+    fs::write(d.join("broken.toml"), "lr = ").unwrap();
+    fs::write(d.join("type.toml"), "lr = 'fast'").unwrap();
+    fs::write(d.join("gan.toml"), "model = 'gan'").unwrap();
+    fs::write(d.join("file"), "x").unwrap();
+    fs::create_dir(d.join("full")).unwrap();
+    fs::write(d.join("full/x"), "x").unwrap();
+    let vae = |more: &[&str], parts: &[&str]| refused(d, &with(&["train", "vae"], more), 2, parts);
+    refused(d, &["train"], 2, &["<MODEL>"]);
+    refused(d, &["trian"], 2, &["trian", "train"]);
+    refused(d, &["train", "diffusion"], 2, &["diffusion", "vae"]);
+    vae(&["--no-such-flag"], &["--no-such-flag"]);
+    vae(&["--lr", "0"], &["--lr 0", "above 0"]);
+    vae(&["--lr", "-1"], &["--lr"]);
+    vae(&["--lr", "fast"], &["--lr", "fast"]);
+    vae(&["--lr", "nan"], &["--lr NaN"]);
+    vae(&["--batch-size", "0"], &["--batch-size 0"]);
+    vae(&["--batch-size", "-3"], &["-3"]);
+    vae(&["--batch-size", "1.5"], &["--batch-size", "1.5"]);
+    vae(&["--epochs", "0"], &["--epochs 0"]);
+    vae(&["--epochs", "2", "--steps", "3"], &["--epochs", "--steps"]);
+    vae(&["--beta1", "1"], &["--beta1 1"]);
+    vae(&["--latent", "0"], &["--latent 0"]);
+    vae(&["--encoder-hidden", "12,x"], &["--encoder-hidden", "12,x"]);
+    vae(&["--encoder-hidden", "0"], &["--encoder-hidden"]);
+    vae(&["--preset", "dcgna"], &["dcgna", "dcgan"]);
+    vae(&["--preset", "dcgan"], &["--preset dcgan", "train gan"]);
+    vae(&["--preset", "article", "--arch", "conv"], &["--arch contradicts --preset article"]);
+    vae(&["--ema", "0.9"], &["--ema", "GAN"]);
+    vae(&["--base-width", "3"], &["--base-width", "--arch conv"]);
+    vae(&["--device", "gpu"], &["--device gpu", "cuda"]);
+    vae(&["--device", "cuda:x"], &["--device cuda:x"]);
+    vae(&["--threads", "0"], &["--threads 0"]);
+    vae(&["--log-every", "0"], &["--log-every 0"]);
+    vae(&["--keep", "0"], &["--keep 0"]);
+    vae(&["--data", "mnits"], &["--data mnits", "did you mean mnist?"]);
+    vae(&["--data", "/no/such/folder"], &["/no/such/folder"]);
+    vae(&["--image-size", "64"], &["--image-size"]);
+    vae(&["--channels", "2"], &["--channels 2"]);
+    vae(&["--train-limit", "0"], &["--train-limit 0"]);
+    vae(&["--config", "none.toml"], &["none.toml"]);
+    vae(&["--config", "bad.toml"], &["bad.toml", "did you mean 'batch-size'?"]);
+    vae(&["--config", "broken.toml"], &["broken.toml, line 1"]);
+    vae(&["--config", "type.toml"], &["lr = \"fast\""]);
+    vae(&["--config", "gan.toml"], &["of a gan"]);
+    vae(&["--out", "full"], &["--out full", "not empty"]);
+    vae(&["--out", "file"], &["--out file"]);
+    refused(d, &["train", "gan", "--beta", "2"], 2, &["--beta", "VAE"]);
+    refused(d, &["train", "gan", "--ema", "1"], 2, &["--ema 1"]);
+    refused(d, &["train", "--resume", "nowhere"], 2, &["nowhere"]);
+    refused(d, &["train", "--resume", "full"], 2, &["full", "not a run"]);
+    refused(d, &["train", "vae", "--resume", "full"], 2, &["--resume"]);
+    refused(d, &["train", "--resume", "full", "--lr", "0.1"], 2, &["--resume takes the run's own settings"]);
+    refused(d, &["sample", "nowhere"], 2, &["nowhere"]);
+    refused(d, &["sample", "full", "--count", "0"], 2, &["--count 0"]);
+    refused(d, &["sample", "full", "--out", "x.jpg"], 2, &["x.jpg", ".png"]);
+    refused(d, &["plot", "nowhere"], 2, &["nowhere"]);
+    refused(d, &["plot"], 2, &["<RUN>"]);
+    refused(d, &["data", "nothing"], 2, &["nothing", "digits"]);
+    refused(d, &["data", "digits", "--out", "x.gif"], 2, &["x.gif"]);
+}
+
+#[test]
+fn bad_data_gets_one_sentence_that_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let images = "train-images-idx3-ubyte";
+    type Change = fn(&mut Vec<u8>);
+    let changes: &[(&str, &str, Change, &str)] = &[
+        ("truncated", images, |b| b.truncate(50), images),
+        ("trailing", images, |b| b.push(0), images),
+        ("magic", images, |b| b[0] = 7, "byte 0"),
+        ("type", images, |b| b[2] = 0x0d, images),
+        ("dims", images, |b| b[3] = 1, images),
+        ("empty-set", images, |b| b[4..8].fill(0), images),
+        ("huge", images, |b| b[4..8].fill(0xff), images),
+        ("no-bytes", images, |b| b.clear(), images),
+        (
+            "labels",
+            "train-labels-idx1-ubyte",
+            |b| {
+                b.pop();
+                b[7] -= 1
+            },
+            "labels",
+        ),
+        (
+            "other-shape",
+            "t10k-images-idx3-ubyte",
+            |b| {
+                b[11] = 5;
+                b[15] = 4
+            },
+            "4x5",
+        ),
+    ];
+    assert!(ganvae(d, &["data", &idx_folder(d, "good", |_, _| ()).to_string_lossy()]).status.success());
+    for (name, file, change, part) in changes {
+        let folder = idx_folder(d, name, |f, bytes| {
+            if f == *file {
+                change(bytes)
+            }
+        });
+        for args in [vec!["data"], vec!["train", "vae", "--data"]] {
+            refused(d, &with(&args, &[&folder.to_string_lossy()]), 1, &[part]);
+        }
+    }
+    fs::create_dir(d.join("hollow")).unwrap();
+    refused(d, &["train", "vae", "--data", "hollow"], 1, &["hollow"]);
+    fs::create_dir(d.join("pics")).unwrap();
+    fs::write(d.join("pics/a.png"), b"not a picture").unwrap();
+    refused(d, &["train", "vae", "--data", "pics"], 1, &["a.png"]);
+    let said = refused(
+        d,
+        &["train", "vae", "--data", "mnist", "--data-dir", "here"],
+        1,
+        &["train-images-idx3-ubyte.gz", "here"],
+    );
+    assert!(said.len() < 1500, "{said}");
+    // Digits cannot be 5x4 convolutions' images.
+    refused(d, &["train", "vae", "--arch", "conv", "--data", "good"], 1, &["4x5", "--arch mlp"]);
+}
+
+#[test]
+fn a_damaged_run_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    let step = d.join("r/checkpoints/step-00000006");
+    let model = fs::read(step.join("model.safetensors")).unwrap();
+    fs::write(step.join("model.safetensors"), &model[..model.len() - 1]).unwrap();
+    let out = ganvae(d, &["sample", "r", "--out", "s.png"]);
+    assert!(
+        out.status.success() && text(&out.stderr).contains("trying the checkpoint before it"),
+        "{}",
+        text(&out.stderr)
+    );
+    fs::remove_dir_all(d.join("r/checkpoints/step-00000003")).unwrap();
+    let out = ganvae(d, &["sample", "r"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("no whole checkpoint"), "{}", text(&out.stderr));
+    fs::remove_dir_all(&step).unwrap();
+    refused(d, &["sample", "r"], 1, &["no checkpoint yet"]);
+    fs::write(d.join("r/metrics.jsonl"), "{\"step\":1,\n{}\n").unwrap();
+    refused(d, &["plot", "r"], 1, &["metrics.jsonl", "line 1"]);
+    fs::write(d.join("r/config.toml"), "model = 'vae'").unwrap();
+    refused(d, &["sample", "r"], 1, &["config.toml", "[run]"]);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = format!("{} data digits | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_ganvae"));
+    let out = Command::new("bash").args(["-c", &command]).current_dir(dir.path()).output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));
+}
