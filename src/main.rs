@@ -21,7 +21,9 @@ fn main() -> ExitCode {
     // A panic is a bug of ours: still one sentence for whoever meets it, the place for whoever mends it.
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
-        let what = config::one_line(&info.payload_as_str().unwrap_or_default().chars().take(300).collect::<String>());
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        let what = config::one_line(&text.unwrap_or_default().chars().take(300).collect::<String>());
         eprintln!("error: ganvae failed{place}: {what}");
     }));
     match std::panic::catch_unwind(|| commands::run(cli)) {

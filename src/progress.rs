@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn numbers_and_times_are_short() {
         assert_eq!(short(105.4321), "105.4");
-        assert_eq!(short(-0.69315), "-0.693");
+        assert_eq!(short(-0.65432), "-0.654");
         assert_eq!(short(12345.6), "12346");
         assert_eq!(clock(65.2), "1:05");
         assert_eq!(clock(7265.0), "2:01:05");
