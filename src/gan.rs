@@ -160,7 +160,7 @@ impl Gan {
         let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, true)?)?;
         let g_grads = self.adam_g.gradients(&g_loss)?;
         self.adam_g.apply(&g_grads)?;
-        if let Some((_, ema)) = &mut self.average {
+        if let Some((_, ema)) = &self.average {
             ema.follow(step)?;
         }
         let terms = GanTerms {

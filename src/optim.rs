@@ -84,13 +84,13 @@ impl Adam {
     }
 }
 
-/// Pairs a network with a twin that follows it slowly: weights by a moving average, buffers by copy.
+/// Pairs a network with a twin that follows it slowly: every variable is a moving average, the running statistics of
+/// batch normalisation too, since those of the network itself do not fit averaged weights.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
     average: Vec<Tensor>,
     current: Vec<Tensor>,
-    buffers: Vec<(Tensor, Tensor)>,
 }
 
 impl Ema {
@@ -100,12 +100,9 @@ impl Ema {
     /// When the two networks differ.
     pub fn new(vars: &VarStore, twin: &mut VarStore, decay: f64) -> Result<Self> {
         twin.copy(vars)?;
-        let pairs: Vec<_> = named(twin).into_iter().zip(named(vars)).collect();
-        let (trained, rest): (Vec<_>, Vec<_>) =
-            pairs.into_iter().map(|((_, a), (_, c))| (a, c)).partition(|(_, c)| c.requires_grad());
         twin.freeze();
-        let (average, current) = trained.into_iter().map(|(a, c)| (a.set_requires_grad(false), c)).unzip();
-        Ok(Ema { decay, average, current, buffers: rest })
+        let (average, current) = named(twin).into_iter().zip(named(vars)).map(|((_, a), (_, c))| (a, c)).unzip();
+        Ok(Ema { decay, average, current })
     }
 
     /// Moves the twin after update number `step` (0 for the first).
@@ -114,16 +111,10 @@ impl Ema {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn follow(&mut self, step: u64) -> Result<()> {
+    pub fn follow(&self, step: u64) -> Result<()> {
         let t = step as f64;
         let decay = self.decay.min((1.0 + t) / (10.0 + t));
-        native::foreach_lerp(&self.average, &self.current, 1.0 - decay)?;
-        tch::no_grad(|| {
-            for (a, c) in &mut self.buffers {
-                a.f_copy_(c)?;
-            }
-            Ok(())
-        })
+        native::foreach_lerp(&self.average, &self.current, 1.0 - decay)
     }
 }
 

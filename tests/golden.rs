@@ -248,12 +248,13 @@ fn dcgan_updates_as_in_pytorch() {
     check_gan("gan-conv", spec, AdamStep { lr: 2e-4, beta1: 0.5, beta2: 0.999, eps: 1e-8 });
 }
 
-/// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); buffers are copies.
+/// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); running statistics are averaged as weights are.
 #[test]
 fn the_shown_generator_is_the_moving_average() {
     let mut spec = mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu);
     spec.ema = 0.4;
-    spec.generator = net(Arch::Mlp, &[5], 1, Activation::Relu, false);
+    spec.shape = shape(1, 8, 8);
+    spec.generator = net(Arch::Conv, &[5], 2, Activation::Relu, true);
     let hyper = AdamStep { lr: 0.05, beta1: 0.5, beta2: 0.9, eps: 1e-8 };
     tch::manual_seed(4);
     let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
@@ -262,16 +263,20 @@ fn the_shown_generator_is_the_moving_average() {
         gan.visit(&mut state).unwrap();
         state.0
     };
-    let name = "generator.out.weight";
-    let mut want = weights(&mut gan)[name].to_kind(Kind::Double);
+    let names = ["generator.convt1.weight", "generator.bn0.running_mean", "generator.bn0.weight"];
+    let start = weights(&mut gan);
+    let mut want: Vec<_> = names.iter().map(|name| start[*name].to_kind(Kind::Double)).collect();
     for t in 0..12u64 {
-        let x = Tensor::rand([4, 1, 6, 5], (Kind::Float, Device::Cpu));
+        let x = Tensor::rand([4, 1, 8, 8], (Kind::Float, Device::Cpu));
         let z = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
         gan.update(&x, &z, t).unwrap();
         let now = weights(&mut gan);
         let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
-        want = want * decay + now[name].to_kind(Kind::Double) * (1.0 - decay);
-        close(&format!("average after update {t}"), &now[&format!("ema.{name}")], &want, 1e-5, 1e-6);
-        assert!(!now[name].allclose(&now[&format!("ema.{name}")], 1e-4, 1e-4, false));
+        for (name, want) in names.iter().zip(&mut want) {
+            *want = &*want * decay + now[*name].to_kind(Kind::Double) * (1.0 - decay);
+            let shown = &now[&format!("ema.{name}")];
+            close(&format!("average of {name} after update {t}"), shown, want, 1e-5, 1e-6);
+            assert!(!now[*name].allclose(shown, 1e-4, 1e-5, false), "{name} is still the network's own");
+        }
     }
 }

@@ -76,7 +76,8 @@ pub fn preset(model: ModelKind, preset: Preset) -> Result<Settings> {
             lr: Some(1e-3),
             ..common
         },
-        // Radford et al. 2016, arXiv 1511.06434, section 3: Adam 2e-4 with a first moment of 0.5.
+        // Radford et al. 2016, arXiv 1511.06434, section 3: Adam 2e-4 with a first moment of 0.5. Differs: pictures show a
+        // moving average over about 200 steps (Yazici et al. 2019, arXiv 1806.04498), which training itself never sees.
         (ModelKind::Gan, Preset::Dcgan) => Settings {
             arch: Some(Arch::Conv),
             latent: Some(100),
@@ -85,6 +86,7 @@ pub fn preset(model: ModelKind, preset: Preset) -> Result<Settings> {
             base_width: Some(64),
             lr: Some(2e-4),
             beta1: Some(0.5),
+            ema: Some(0.995),
             ..common
         },
         (ModelKind::Gan, Preset::PytorchVae | Preset::ConvVae) => {
