@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
 use crate::native::AdamStep;
-use crate::nets::{Net, NetSpec, Shape, features, linear, synthesis};
+use crate::nets::{Mode, Net, NetSpec, Shape, features, linear, synthesis};
 use crate::objectives::{GanLoss, discriminator_loss};
 use crate::optim::{Adam, Ema};
 
@@ -55,9 +55,9 @@ impl Generator {
     }
 
     /// tanh, moved from [−1,1] to [0,1]: images are in [0,1] at every interface.
-    fn forward(&self, z: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, z: &Tensor, mode: Mode) -> Result<Tensor> {
         // Not in place: an MLP's output is a view, on which autograd would pay for a copy.
-        let out = self.net.forward(z, train)?.f_tanh()?;
+        let out = self.net.forward(z, mode)?.f_tanh()?;
         Ok(out.f_mul_scalar(0.5)?.f_add_scalar_(0.5)?)
     }
 }
@@ -80,20 +80,20 @@ impl Discriminator {
     }
 
     /// Centres the images, [0,1] to [−1,1], before the first layer.
-    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let centred = x.f_mul_scalar(2.0)?.f_sub_scalar_(1.0)?;
-        let h = self.net.forward(&centred, train)?; // [B,F]
+        let h = self.net.forward(&centred, mode)?; // [B,F]
         Ok(h.f_linear(&self.out.ws, self.out.bs.as_ref())?.f_squeeze_dim(1)?) // [B]
     }
 
     /// Logits of real and generated images: one pass where the layers treat each image alone, else one for each, because
     /// batch statistics of the mixture would tell the two apart.
-    fn both(&self, real: &Tensor, fake: &Tensor, train: bool) -> Result<(Tensor, Tensor)> {
-        if train && self.net.has_batch_norm() {
-            return Ok((self.forward(real, train)?, self.forward(fake, train)?));
+    fn both(&self, real: &Tensor, fake: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+        if mode != Mode::Eval && self.net.has_batch_norm() {
+            return Ok((self.forward(real, mode)?, self.forward(fake, mode)?));
         }
         let n = real.size()[0];
-        let logits = self.forward(&Tensor::f_cat(&[real, fake], 0)?, train)?; // [2B]
+        let logits = self.forward(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
         Ok((logits.f_narrow(0, 0, n)?, logits.f_narrow(0, n, fake.size()[0])?))
     }
 }
@@ -151,13 +151,13 @@ impl Gan {
     /// # Errors
     /// libtorch's.
     pub fn update(&mut self, x: &Tensor, z: &Tensor, step: u64) -> Result<(GanTerms, [Vec<Tensor>; 2])> {
-        let fake = self.generator.forward(z, true)?; // [B,C,H,W]
-        let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, true)?;
+        let fake = self.generator.forward(z, Mode::Train)?; // [B,C,H,W]
+        let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, Mode::Train)?;
         let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
         let d_grads = self.adam_d.gradients(&d_loss)?;
         self.adam_d.apply(&d_grads)?;
 
-        let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, true)?)?;
+        let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, Mode::Train)?)?;
         let g_grads = self.adam_g.gradients(&g_loss)?;
         self.adam_g.apply(&g_grads)?;
         if let Some((_, ema)) = &self.average {
@@ -182,7 +182,7 @@ impl Gan {
     /// # Errors
     /// libtorch's.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| self.discriminator.forward(x, false))
+        tch::no_grad(|| self.discriminator.forward(x, Mode::Eval))
     }
 
     /// The generator that pictures and exports use: the moving average where there is one.
@@ -203,8 +203,10 @@ impl Model for Gan {
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
         tch::no_grad(|| {
-            let fake = self.shown().forward(&self.z(x, cx.noise)?, false)?;
-            let (real_logits, fake_logits) = self.discriminator.both(x, &fake, false)?;
+            // The discriminator has only ever seen batches of one kind, real or generated, each with its own statistics;
+            // its running ones are of the mixture and would judge both wrongly.
+            let fake = self.shown().forward(&self.z(x, cx.noise)?, Mode::Eval)?;
+            let (real_logits, fake_logits) = self.discriminator.both(x, &fake, Mode::Batch)?;
             GanTerms {
                 d_loss: discriminator_loss(&real_logits, &fake_logits)?,
                 g_loss: self.spec.loss.generator_loss(&fake_logits)?,
@@ -224,7 +226,7 @@ impl Model for Gan {
     }
 
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| self.shown().forward(z, false))
+        tch::no_grad(|| self.shown().forward(z, Mode::Eval))
     }
 
     fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {

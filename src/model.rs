@@ -22,7 +22,7 @@ pub trait Model {
     /// libtorch's: memory, or an x of another shape.
     fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor>;
 
-    /// The same values on held-out x, without an update, in evaluation mode; tensor [K].
+    /// The same values on held-out x, without an update or any other change; tensor [K].
     ///
     /// # Errors
     /// As [`Model::step`].

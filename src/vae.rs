@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
 use crate::native::AdamStep;
-use crate::nets::{Init, Net, NetSpec, Shape, features, linear, synthesis};
+use crate::nets::{Init, Mode, Net, NetSpec, Shape, features, linear, synthesis};
 use crate::objectives::{bernoulli_nll, gaussian_kl};
 use crate::optim::Adam;
 
@@ -73,8 +73,8 @@ impl Vae {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn encode(&self, x: &Tensor, train: bool) -> Result<(Tensor, Tensor)> {
-        let h = self.trunk.forward(x, train)?; // [B,F]
+    pub fn encode(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+        let h = self.trunk.forward(x, mode)?; // [B,F]
         let mu = h.f_linear(&self.mu.ws, self.mu.bs.as_ref())?;
         let logvar = h.f_linear(&self.logvar.ws, self.logvar.bs.as_ref())?;
         Ok((mu, logvar))
@@ -84,10 +84,10 @@ impl Vae {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: f64, train: bool) -> Result<VaeLoss> {
-        let (mu, logvar) = self.encode(x, train)?;
+    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: f64, mode: Mode) -> Result<VaeLoss> {
+        let (mu, logvar) = self.encode(x, mode)?;
         let z = mu.f_addcmul(&(&logvar * 0.5).f_exp_()?, eps)?; // [B,Z]
-        let logits = self.decoder.forward(&z, train)?; // [B,C,H,W]
+        let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
         let recon = bernoulli_nll(&logits, x)?;
         let kl = gaussian_kl(&mu, &logvar)?;
         Ok(VaeLoss { loss: &recon + &kl * beta, recon, kl })
@@ -98,7 +98,7 @@ impl Vae {
     /// # Errors
     /// libtorch's.
     pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: f64) -> Result<VaeLoss> {
-        let terms = self.loss(x, eps, beta, true)?;
+        let terms = self.loss(x, eps, beta, Mode::Train)?;
         self.adam.minimise(&terms.loss)?;
         Ok(terms)
     }
@@ -135,7 +135,7 @@ impl Model for Vae {
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
         let eps = self.eps(x, cx.noise)?;
-        tch::no_grad(|| self.loss(x, &eps, self.spec.beta, false)?.stacked())
+        tch::no_grad(|| self.loss(x, &eps, self.spec.beta, Mode::Eval)?.stacked())
     }
 
     fn scalars(&self) -> &'static [&'static str] {
@@ -151,11 +151,11 @@ impl Model for Vae {
     }
 
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| Ok(self.decoder.forward(z, false)?.f_sigmoid_()?))
+        tch::no_grad(|| Ok(self.decoder.forward(z, Mode::Eval)?.f_sigmoid_()?))
     }
 
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let (mu, _) = tch::no_grad(|| self.encode(x, false))?;
+        let (mu, _) = tch::no_grad(|| self.encode(x, Mode::Eval))?;
         self.decode(&mu).map(Some)
     }
 

@@ -10,7 +10,7 @@ use anyhow::Result;
 use ganvae::gan::{Gan, GanSpec};
 use ganvae::model::{Model, Part, Visit};
 use ganvae::native::AdamStep;
-use ganvae::nets::{Activation, Arch, Init, NetSpec, Shape};
+use ganvae::nets::{Activation, Arch, Init, Mode, NetSpec, Shape};
 use ganvae::objectives::GanLoss;
 use ganvae::vae::{Vae, VaeSpec};
 use tch::{Device, Kind, Tensor};
@@ -124,7 +124,7 @@ fn check_vae(case: &str, spec: VaeSpec) {
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
     let (x, eps) = input(0);
-    let terms = vae.loss(x, eps, beta, true).unwrap();
+    let terms = vae.loss(x, eps, beta, Mode::Train).unwrap();
     let grads = vae.adam().gradients(&terms.loss).unwrap();
     compare_gradients(case, vae.adam().names(), &grads, &golden);
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
@@ -137,7 +137,7 @@ fn check_vae(case: &str, spec: VaeSpec) {
     }
     compare_end(case, &mut vae, &golden, hyper.lr);
     close(&format!("{case}: decoded"), &vae.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
-    let (mu, logvar) = tch::no_grad(|| vae.encode(&golden["x.2"], false)).unwrap();
+    let (mu, logvar) = tch::no_grad(|| vae.encode(&golden["x.2"], Mode::Eval)).unwrap();
     close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-5, 1e-6);
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
 }

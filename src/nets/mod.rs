@@ -124,6 +124,17 @@ pub enum Layer {
     Flatten,
 }
 
+/// Where batch normalisation takes its statistics from; no other layer cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// From the batch, and the running ones follow.
+    Train,
+    /// From the batch, as in training, but nothing is changed.
+    Batch,
+    /// The running ones: each image by itself.
+    Eval,
+}
+
 /// Layers in the order in which they run.
 #[derive(Debug, Default)]
 pub struct Net {
@@ -131,12 +142,11 @@ pub struct Net {
 }
 
 impl Net {
-    /// Runs every layer. `train` decides whether BatchNorm uses the batch's statistics (and updates its running ones) or
-    /// the running ones.
+    /// Runs every layer.
     ///
     /// # Errors
     /// libtorch's, when x is not of the shape that the network was built for or memory ends.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let mut x = x.shallow_clone();
         for (_, layer) in &self.layers {
             x = match layer {
@@ -146,8 +156,9 @@ impl Net {
                     x.f_conv_transpose2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [0, 0], 1, [1, 1])?
                 }
                 Layer::BatchNorm(l) => {
-                    let (ws, bs, mean, var) = (l.ws.as_ref(), l.bs.as_ref(), &l.running_mean, &l.running_var);
-                    x.f_batch_norm(ws, bs, Some(mean), Some(var), train, 0.1, 1e-5, true)?
+                    let running = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var));
+                    let (mean, var) = running.unzip();
+                    x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, mode != Mode::Eval, 0.1, 1e-5, true)?
                 }
                 Layer::Activation(a) => a.apply(x)?,
                 Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]

@@ -21,10 +21,10 @@ fn both_families_take_every_size_that_the_arithmetic_allows() {
             let (s, shape) = (spec(arch, norm, Init::PyTorch), shape(c, h, w));
             let (net, width) = features(&(&vars.root() / "f"), shape, &s).unwrap();
             let x = Tensor::rand([2, c, h, w], (Kind::Float, Device::Cpu));
-            assert_eq!(net.forward(&x, true).unwrap().size(), [2, width], "{arch:?} on {shape}");
+            assert_eq!(net.forward(&x, Mode::Train).unwrap().size(), [2, width], "{arch:?} on {shape}");
             let net = synthesis(&(&vars.root() / "s"), 5, shape, &s).unwrap();
             let z = Tensor::randn([3, 5], (Kind::Float, Device::Cpu));
-            assert_eq!(net.forward(&z, true).unwrap().size(), [3, c, h, w], "{arch:?} on {shape}");
+            assert_eq!(net.forward(&z, Mode::Train).unwrap().size(), [3, c, h, w], "{arch:?} on {shape}");
             assert_eq!(net.has_batch_norm(), norm && arch == Arch::Conv);
         }
     }
@@ -134,4 +134,23 @@ fn activations_are_what_they_say_and_pass_gradients() {
             assert!((grad[0].double_value(&[i]) - df(v)).abs() < 1e-6, "{activation:?}'({v})");
         }
     }
+}
+
+#[test]
+fn each_mode_takes_its_own_statistics() {
+    tch::manual_seed(1);
+    let vars = VarStore::new(Device::Cpu);
+    let (net, _) = features(&vars.root(), shape(1, 16, 16), &spec(Arch::Conv, true, Init::PyTorch)).unwrap();
+    let x = Tensor::rand([6, 1, 16, 16], (Kind::Float, Device::Cpu)) * 3.0;
+    let running = || vars.variables()["bn2.running_mean"].copy();
+    let start = running();
+    let batch = net.forward(&x, Mode::Batch).unwrap();
+    let eval = net.forward(&x, Mode::Eval).unwrap();
+    assert!(running().equal(&start), "only training moves the running statistics");
+    let train = net.forward(&x, Mode::Train).unwrap();
+    assert!(!running().equal(&start));
+    assert!(train.allclose(&batch, 1e-6, 1e-6, false) && !train.allclose(&eval, 1e-2, 1e-2, false));
+    let alone = net.forward(&x.narrow(0, 2, 1), Mode::Eval).unwrap();
+    let among = net.forward(&x, Mode::Eval).unwrap();
+    assert!(alone.allclose(&among.narrow(0, 2, 1), 1e-4, 1e-5, false), "in evaluation an image stands by itself");
 }
