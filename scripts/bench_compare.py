@@ -59,12 +59,14 @@ def run_ganvae(workload, steps, log_every):
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         first_s = None
+        said = []
         for line in process.stderr:
+            said.append(line)
             if first_s is None and line.startswith("step "):
                 first_s = time.perf_counter() - started
         _, status, usage = os.wait4(process.pid, 0)
         if status != 0:
-            sys.exit(f"error: {' '.join(command)} failed")
+            sys.exit(f"error: {' '.join(command)} failed: {''.join(said[-1:]).strip()}")
         rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
     rows = [(row["step"], row["wall_s"]) for row in rows if "lr" in row]
     pairs = zip(rows, rows[1:])

@@ -1,4 +1,4 @@
-//! Checkpoints: all state of a run in a folder that is either complete or not there. Imports model and data's hex.
+//! Checkpoints: all state of a run in a folder that is either complete or not there. Imports model, hash and progress (to warn).
 //!
 //! `checkpoints/step-00000469/` holds model.safetensors (weights, buffers, averages), optimizer.safetensors (moments,
 //! counters) and state.json (where the run stands, and the checksum of the other two). It is written under another name,
@@ -6,18 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::data::hex;
+use crate::hash;
 use crate::model::{Part, Visit};
+use crate::progress;
 
 /// Version of the layout described above.
 const FORMAT: u32 = 1;
@@ -54,6 +53,21 @@ impl State {
     /// A state without files, for [`save`] to complete.
     pub fn new(model: String, step: u64, wall_s: f64, meter_images: u64, metrics_bytes: u64) -> Self {
         State { format: FORMAT, model, step, wall_s, meter_images, metrics_bytes, files: BTreeMap::new() }
+    }
+
+    /// Refuses a checkpoint of another kind of model than the run says it is.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn check_model(&self, model: impl std::fmt::Display) -> Result<()> {
+        let wanted = model.to_string();
+        ensure!(
+            self.model == wanted,
+            "the checkpoint of step {} is of a {}, the run of a {wanted}",
+            self.step,
+            self.model
+        );
+        Ok(())
     }
 }
 
@@ -98,23 +112,27 @@ pub fn save(
         sync(folder)
     };
     write().with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
-    for old in list(folder)?.iter().rev().skip(keep.max(1)) {
+    // A later one than this is of a branch that was left: damaged, and passed over when the run was resumed.
+    let (past, later): (Vec<_>, Vec<_>) = list(folder)?.into_iter().partition(|(step, _)| *step <= state.step);
+    for (_, old) in later.iter().chain(past.iter().rev().skip(keep.max(1))) {
         remove_dir(old).with_context(|| format!("the old checkpoint {} could not be removed", old.display()))?;
     }
     Ok(target)
 }
 
-/// Complete checkpoints below `folder`, oldest first.
+/// Checkpoints below `folder` by the number in their name, oldest first: folders called `step-` and digits, no others.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = fs::read_dir(folder).with_context(|| format!("the folder {} could not be read", folder.display()))?;
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("step-") {
-            found.push(entry.path());
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let digits = name.strip_prefix("step-").filter(|d| d.len() >= 8 && d.bytes().all(|b| b.is_ascii_digit()));
+        if let (Some(step), true) = (digits.and_then(|d| d.parse().ok()), path.is_dir()) {
+            found.push((step, path));
         }
     }
     found.sort();
@@ -130,11 +148,11 @@ pub fn newest_whole(folder: &Path) -> Result<(PathBuf, State)> {
     let all = list(folder)?;
     ensure!(!all.is_empty(), "{} holds no checkpoint yet: the run ended before its first", folder.display());
     let mut last_error = None;
-    for dir in all.iter().rev() {
+    for (_, dir) in all.iter().rev() {
         match verify(dir) {
             Ok(state) => return Ok((dir.clone(), state)),
             Err(e) => {
-                eprintln!("warning: {e:#}; trying the checkpoint before it");
+                progress::say(&format!("warning: {e:#}; trying the checkpoint before it"));
                 last_error = Some(e);
             }
         }
@@ -305,17 +323,8 @@ fn tensor_of(view: &TensorView) -> Result<Tensor> {
 }
 
 fn sum(file: &Path) -> Result<FileSum> {
-    let mut reader = fs::File::open(file)?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(FileSum { bytes, sha256: hex(&hash.finalize()) }),
-            n => {
-                hash.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
+    let (bytes, sha256) = hash::sha256_file(file)?;
+    Ok(FileSum { bytes, sha256 })
 }
 
 fn write_synced(file: &Path, bytes: &[u8]) -> Result<()> {
@@ -402,11 +411,38 @@ mod tests {
             if change != 3 {
                 fs::write(&path, &bytes).unwrap();
             }
-            assert_eq!(newest_whole(dir.path()).unwrap().1.step, 1, "{file}, change {change}");
+            let (found, state_1) = newest_whole(dir.path()).unwrap();
+            assert_eq!(state_1.step, 1, "{file}, change {change}");
+            assert!(found.ends_with("step-00000001"));
             fs::remove_dir_all(dir.path().join("step-00000001")).unwrap();
             let e = format!("{:#}", newest_whole(dir.path()).unwrap_err());
             assert!(e.contains("no whole checkpoint") && e.contains(file), "{e}");
         }
+    }
+
+    #[test]
+    fn only_numbered_folders_count_and_they_sort_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("step-notes.txt"), "mine").unwrap();
+        fs::write(dir.path().join("step-99999999"), "a file").unwrap();
+        fs::create_dir(dir.path().join("step-00000001.bak")).unwrap();
+        for step in [99_999_998, 100_000_000, 100_000_001] {
+            save(dir.path(), state(step), 2, &mut show(&tensors(1))).unwrap();
+        }
+        let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [100_000_000, 100_000_001]);
+        assert_eq!(newest_whole(dir.path()).unwrap().1.step, 100_000_001);
+        assert!(dir.path().join("step-notes.txt").exists() && dir.path().join("step-00000001.bak").exists());
+    }
+
+    #[test]
+    fn checkpoints_of_a_branch_that_was_left_go() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [10, 20, 30, 15] {
+            save(dir.path(), state(step), 2, &mut show(&tensors(1))).unwrap();
+        }
+        let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [15], "10 was pruned before, 20 and 30 are later than the one just written");
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum Command {
 #[command(allow_negative_numbers = true)]
 pub struct Train {
     /// What to train
-    #[arg(value_enum, required_unless_present = "resume")]
+    #[arg(value_enum, required_unless_present_any = ["resume", "config"])]
     pub model: Option<ModelKind>,
     /// Go on with a run where it stands; of the other flags only --epochs, --steps, --device and --threads may be given
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config"])]

@@ -64,12 +64,15 @@ fn run_train(args: &Train) -> Result<u8> {
             Some(path) => Settings::read(path)?,
             None => (None, Settings::default()),
         };
-        let Some(model) = args.model else {
-            usage!("train what? `ganvae train vae`, `ganvae train gan`, or --resume RUN");
+        let model = match (args.model, from_file) {
+            (Some(asked), Some(other)) if asked != other => {
+                usage!("--config is of a {other}, and `train {asked}` was asked for: leave one of the two out")
+            }
+            (Some(model), _) | (None, Some(model)) => model,
+            (None, None) => {
+                usage!("train what? Say `train vae` or `train gan`, or put model = \"vae\" into the file of --config")
+            }
         };
-        if let (Some(other), Some(path)) = (from_file.filter(|m| *m != model), &args.config) {
-            usage!("--config {} is of a {other}, and `train {model}` was asked for", path.display());
-        }
         let config = config::resolve(model, &file.overlaid(&args.settings)?)?;
         if args.print_config {
             print(&config.to_toml()?)?;

@@ -75,7 +75,7 @@ impl Discriminator {
         let vars = VarStore::new(device);
         let path = &vars.root() / "discriminator";
         let (net, width) = features(&path, spec.shape, &spec.discriminator)?;
-        let out = linear(&path, "out", width, 1, true, spec.discriminator.init);
+        let out = linear(&path, "out", width, 1, true, spec.discriminator.init)?;
         Ok(Discriminator { vars, net, out })
     }
 

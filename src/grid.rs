@@ -112,13 +112,19 @@ impl Picture {
     pub fn save(&self, path: &Path) -> Result<()> {
         let part = path.with_extension("png.part");
         let write = || -> Result<()> {
-            let file = std::io::BufWriter::new(std::fs::File::create(&part)?);
-            let mut encoder = png::Encoder::new(file, self.width as u32, self.height as u32);
+            // Encoded in memory: dropping an encoder or a buffer on a file would lose the error of its last bytes.
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
             encoder.set_color(png::ColorType::Rgb);
-            encoder.write_header()?.write_image_data(&self.rgb)?;
+            let mut writer = encoder.write_header()?;
+            writer.write_image_data(&self.rgb)?;
+            writer.finish()?;
+            std::fs::write(&part, bytes)?;
             Ok(std::fs::rename(&part, path)?)
         };
-        write().with_context(|| format!("the picture {} could not be written", path.display()))
+        write()
+            .inspect_err(|_| drop(std::fs::remove_file(&part)))
+            .with_context(|| format!("the picture {} could not be written", path.display()))
     }
 }
 

@@ -16,7 +16,7 @@
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! leaves, importing nothing of the crate: seed, objectives, grid, plot
+//! leaves, importing nothing of the crate: seed, hash, objectives, grid, plot
 //! ```
 
 #![warn(missing_docs)]
@@ -29,6 +29,7 @@ pub mod data;
 pub mod device;
 pub mod gan;
 pub mod grid;
+pub mod hash;
 pub mod model;
 pub mod native;
 pub mod nets;

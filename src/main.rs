@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use ganvae::{cli::Cli, commands, config, native};
+use ganvae::{cli::Cli, commands, config, native, progress::say};
 
 fn main() -> ExitCode {
     native::keep_large_blocks();
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
             // clap's first paragraphs say what is wrong and what is near; the rest repeats the usage.
             let text = e.render().to_string();
             let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
-            eprintln!("{} (see ganvae --help)", config::one_line(&said.collect::<Vec<_>>().join("; ")));
+            say(&format!("{} (see ganvae --help)", config::one_line(&said.collect::<Vec<_>>().join("; "))));
             return ExitCode::from(2);
         }
         Err(e) => e.exit(),
@@ -23,14 +23,14 @@ fn main() -> ExitCode {
         let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-        let what = config::one_line(&text.unwrap_or_default().chars().take(300).collect::<String>());
-        eprintln!("error: ganvae failed{place}: {what}");
+        let what = config::one_line(text.unwrap_or_default().split("Exception raised").next().unwrap_or_default());
+        say(&format!("error: ganvae failed{place}: {what}"));
     }));
     match std::panic::catch_unwind(|| commands::run(cli)) {
         Ok(Ok(code)) => ExitCode::from(code),
         Ok(Err(error)) => {
             let (code, text) = commands::explain(&error);
-            eprintln!("error: {text}");
+            say(&format!("error: {text}"));
             ExitCode::from(code)
         }
         Err(_) => ExitCode::from(1),

@@ -66,11 +66,6 @@ impl Adam {
         &self.names
     }
 
-    /// The step size.
-    pub fn lr(&self) -> f64 {
-        self.hyper.lr
-    }
-
     /// Shows `v` the moments, and the counter under `step_name`.
     ///
     /// # Errors

@@ -1,9 +1,14 @@
 //! What a person sees while a run goes on: a bar in a terminal, a plain line per log interval in a pipe. All on stderr.
 //! Leaf: imports no other module of the crate.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// One line on stderr. A stderr that cannot be written (`2>&1 | head`, a full disk) is no reason to stop a run.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// The progress of one run.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ impl Progress {
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 
@@ -40,13 +45,12 @@ impl Progress {
     pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(&'static str, f64)]) {
         let Some(bar) = &self.bar else {
             let values: Vec<_> = values.iter().map(|(name, v)| format!("{name} {}", short(*v))).collect();
-            eprintln!(
-                "step {step}/{}  epoch {epoch:.2}  {}  {:.0} img/s  ETA {}",
+            say(&format!(
+                "step {step}/{}  epoch {epoch:.2}  {}  {images_per_s:.0} img/s  ETA {}",
                 self.total,
                 values.join("  "),
-                images_per_s,
                 clock(eta_s)
-            );
+            ));
             return;
         };
         self.logged += 1;

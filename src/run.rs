@@ -101,9 +101,16 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn write_config(&self, settings: &str, info: &RunInfo) -> Result<()> {
-        let file = self.path("config.toml");
+        let (file, part) = (self.path("config.toml"), self.path("config.toml.part"));
         let text = format!("{settings}\n[run]\n{}", toml::to_string(info)?);
-        fs::write(&file, text).with_context(|| format!("{} could not be written", file.display()))
+        let write = || -> Result<()> {
+            // Aside and renamed: a resumed run must not lose the settings it was made with.
+            fs::write(&part, text)?;
+            fs::File::open(&part)?.sync_all()?;
+            fs::rename(&part, &file)?;
+            Ok(fs::File::open(&self.root)?.sync_all()?)
+        };
+        write().with_context(|| format!("{} could not be written", file.display()))
     }
 
     /// The folder itself.
@@ -137,6 +144,9 @@ impl RunDir {
 /// # Errors
 /// [`crate::config::Usage`] when something is there already.
 pub fn check_free(out: &Path) -> Result<()> {
+    if out.as_os_str().is_empty() {
+        usage!("--out is empty: name a folder, or leave it out for the next number under runs/");
+    }
     match fs::read_dir(out) {
         Ok(mut entries) => {
             if entries.next().is_some() {
@@ -179,7 +189,7 @@ fn next_numbered(runs: &Path, model: ModelKind, data: &str) -> Result<PathBuf> {
     }
 }
 
-/// metrics.jsonl, one object a line, on the disk (or at least with the kernel) as soon as it is known.
+/// metrics.jsonl, one object a line, with the kernel as soon as it is known and on the disk before each checkpoint.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -217,13 +227,17 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Length so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// Puts the rows on the disk and gives the length so far, which a checkpoint may then rely on.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&self) -> Result<u64> {
+        self.file.sync_all().with_context(|| format!("{} could not be written", self.path.display()))?;
+        Ok(self.bytes)
     }
 }
 
-/// Whole numbers without a decimal point; six significant digits of the rest say all that a loss means.
+/// Whole numbers without a decimal point; eight significant digits of the rest, which is what a float32 holds.
 fn number(v: f64) -> Value {
     if v.fract() == 0.0 && v.abs() < 9e15 {
         return Value::from(v as i64);
@@ -296,7 +310,7 @@ mod tests {
         let row = |step: f64, loss: f64| vec![("step".to_owned(), step), ("loss".to_owned(), loss)];
         let mut log = MetricsLog::open(path.clone(), 0).unwrap();
         log.append(&row(50.0, 123.456_789_12)).unwrap();
-        let kept = log.bytes();
+        let kept = log.sync().unwrap();
         log.append(&row(100.0, f64::NAN)).unwrap();
         assert_eq!(
             fs::read_to_string(&path).unwrap(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::checkpoint;
@@ -24,8 +24,6 @@ pub struct Trained {
     pub model: Box<dyn Model>,
     /// Where its tensors are.
     pub device: Device,
-    /// Updates behind it.
-    pub step: u64,
 }
 
 impl Trained {
@@ -39,11 +37,12 @@ impl Trained {
         let config = config::resolve(kind, &settings.overlaid(over)?)?;
         let device = device::open(&config.settings)?;
         let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
+        state.check_model(kind)?;
         let shape = Shape { channels: info.channels, height: info.height, width: info.width };
         let per_epoch = train::steps_per_epoch(info.train_images, config.batch_size);
         let mut model = train::build(&config, shape, per_epoch, device)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
-        Ok(Trained { model, device, step: state.step })
+        Ok(Trained { model, device })
     }
 
     /// `count` images of the prior: [N,C,H,W] in [0,1] on the CPU; the same for the same seed, and the first n of more.
@@ -91,7 +90,16 @@ pub fn sample(root: &Path, count: i64, seed: u64, out: Option<&Path>, over: &Set
             let columns = grid::columns_for(count as usize, size[2] as usize, size[3] as usize);
             grid::draw(&images, columns)?.save(&out)?;
         }
-        Some(_) => images.write_npy(&out)?,
+        Some(_) => {
+            let part = out.with_extension("npy.part");
+            let write = || -> Result<()> {
+                images.write_npy(&part)?;
+                Ok(std::fs::rename(&part, &out)?)
+            };
+            write()
+                .inspect_err(|_| drop(std::fs::remove_file(&part)))
+                .with_context(|| format!("--out {} could not be written", out.display()))?;
+        }
         None => {
             std::fs::create_dir_all(&out)
                 .map_err(|e| anyhow::anyhow!("--out {}: the folder could not be made ({e})", out.display()))?;

@@ -9,14 +9,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, State};
 use crate::config::{self, Budget, Config, ModelSpec, Settings, usage};
-use crate::data::{self, Dataset, images::Source};
+use crate::data::{self, Dataset};
 use crate::device;
 use crate::gan::Gan;
 use crate::grid;
 use crate::model::{Model, Part, StepCx, Visit, noise};
 use crate::nets::Shape;
 use crate::plot;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::run::{self, MetricsLog, RunDir, RunInfo, StopFlag};
 use crate::seed::{Stream, epoch_order, seed_for};
 use crate::vae::Vae;
@@ -65,11 +65,9 @@ pub fn train(config: &Config) -> Result<Outcome> {
     if let Some(out) = out {
         run::check_free(out)?;
     }
-    let device = device::open(&config.settings)?;
-    let source = data::open(&config.settings)?;
-    let mut session = Session::build(config, &source, device)?;
-    let run = RunDir::create(out, config.model, &source.name)?;
-    run.write_config(&config.to_toml()?, &session.info)?;
+    let mut session = Session::build(config)?;
+    let run = RunDir::create(out, config.model, &session.data)?;
+    run.write_config(&config.kept_toml()?, &session.info)?;
     let preview = session.train.range(0, SAMPLES as usize)?;
     grid::draw(&preview, COLUMNS)?.save(&run.path("data.png"))?;
     session.run(run, 0.0, 0)
@@ -84,13 +82,12 @@ pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
     let (model, settings, info) = run.config()?;
     let config = config::resolve(model, &settings.overlaid(budget)?)?;
     let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
-    let device = device::open(&config.settings)?;
-    let source = data::open(&config.settings)?;
-    let mut session = Session::build(&config, &source, device)?;
+    state.check_model(model)?;
+    let mut session = Session::build(&config)?;
     ensure!(
         session.info.data_sha256 == info.data_sha256,
         "--data {} has changed since {} began (its checksum is another): give the run the images it began with",
-        source.name,
+        session.data,
         root.display()
     );
     if state.step >= session.total {
@@ -99,8 +96,8 @@ pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
     checkpoint::load(&dir, &[Part::Model, Part::Optimizer], &mut |v| session.visit(v))?;
     session.step = state.step;
     session.meter.images = state.meter_images;
-    run.write_config(&config.to_toml()?, &info)?;
-    eprintln!("resuming {} at step {}", root.display(), state.step);
+    run.write_config(&config.kept_toml()?, &info)?;
+    progress::say(&format!("resuming {} at step {}", root.display(), state.step));
     session.run(run, state.wall_s, state.metrics_bytes)
 }
 
@@ -140,6 +137,7 @@ impl Meter {
 /// Everything a run needs in memory.
 struct Session<'a> {
     config: &'a Config,
+    data: String,
     model: Box<dyn Model>,
     train: Dataset,
     test: Dataset,
@@ -158,10 +156,11 @@ struct Recorder {
     progress: Progress,
     started: Instant,
     wall_before: f64,
-    interval: Instant,
-    busy_s: f64,
     first_step: u64,
+    interval: Instant,
+    interval_images: i64,
     drawn: Instant,
+    draw_s: f64,
     warned: bool,
     scores: String,
     picture: String,
@@ -171,10 +170,19 @@ impl Recorder {
     fn wall_s(&self) -> f64 {
         self.wall_before + self.started.elapsed().as_secs_f64()
     }
+
+    /// Starts measuring throughput anew: after a row, and after every pause that is no training.
+    fn restart_clock(&mut self) {
+        self.interval = Instant::now();
+        self.interval_images = 0;
+    }
 }
 
 impl<'a> Session<'a> {
-    fn build(config: &'a Config, source: &Source, device: Device) -> Result<Self> {
+    /// Device, data and model, in this order; the images' bytes live on only in the data sets on the device.
+    fn build(config: &'a Config) -> Result<Self> {
+        let device = device::open(&config.settings)?;
+        let source = data::open(&config.settings)?;
         let train = Dataset::new(&source.train, device)?;
         let test = Dataset::new(&source.test, device)?;
         let per_epoch = steps_per_epoch(train.len(), config.batch_size);
@@ -190,7 +198,7 @@ impl<'a> Session<'a> {
                 ganvae: env!("CARGO_PKG_VERSION").into(),
                 libtorch: env!("GANVAE_LIBTORCH_VERSION").into(),
                 device: device::name(device),
-                data_sha256: data::checksum(source),
+                data_sha256: data::checksum(&source),
                 train_images: train.len(),
                 test_images: test.len(),
                 channels: shape.channels,
@@ -198,6 +206,7 @@ impl<'a> Session<'a> {
                 width: shape.width,
             },
             config,
+            data: source.name,
             model,
             train,
             test,
@@ -217,10 +226,11 @@ impl<'a> Session<'a> {
             run,
             started: Instant::now(),
             wall_before,
-            interval: Instant::now(),
-            busy_s: 0.0,
             first_step: self.step,
+            interval: Instant::now(),
+            interval_images: 0,
             drawn: Instant::now(),
+            draw_s: 0.0,
             warned: false,
             scores: String::new(),
             picture: String::new(),
@@ -234,7 +244,7 @@ impl<'a> Session<'a> {
                 order = Some((epoch, Tensor::f_from_slice(&indices)?.f_to_device(self.device)?));
             }
             if let Some((_, indices)) = &order {
-                self.one_step(indices, within)?;
+                rec.interval_images += self.one_step(indices, within)?;
             }
             let epoch_ends = self.step.is_multiple_of(self.per_epoch);
             let last = self.step == self.total;
@@ -252,12 +262,14 @@ impl<'a> Session<'a> {
             let stopped = stop.signal();
             if due || last || stopped.is_some() {
                 self.checkpoint(&rec)?;
+                rec.restart_clock();
             }
             if let (Some(signal), false) = (stopped, last) {
                 self.draw_curves(&mut rec);
                 rec.progress.finish();
                 let root = rec.run.root().display();
-                eprintln!("stopped at step {} of {}; go on with: ganvae train --resume {root}", self.step, self.total);
+                let (step, total) = (self.step, self.total);
+                progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
                 return Ok(Outcome::Stopped(signal));
             }
         }
@@ -281,7 +293,7 @@ impl<'a> Session<'a> {
             "{}: {} on {} ({} training, {} held-out images of {}), {} steps, {}",
             rec.run.root().display(),
             self.config.model,
-            self.config.settings.data.as_deref().unwrap_or("digits"),
+            self.data,
             self.train.len(),
             self.test.len(),
             self.train.shape(),
@@ -290,8 +302,8 @@ impl<'a> Session<'a> {
         )
     }
 
-    /// One update on batch number `within` of the epoch's order.
-    fn one_step(&mut self, indices: &Tensor, within: u64) -> Result<()> {
+    /// One update on batch number `within` of the epoch's order; gives its number of images.
+    fn one_step(&mut self, indices: &Tensor, within: u64) -> Result<i64> {
         let from = within as i64 * self.config.batch_size as i64;
         let count = (self.config.batch_size as i64).min(self.train.len() as i64 - from);
         let x = self.train.gather(&indices.f_narrow(0, from, count)?)?; // [B,C,H,W]
@@ -299,15 +311,13 @@ impl<'a> Session<'a> {
         let values = self.model.step(&x, cx)?;
         self.meter.add(&values, count)?;
         self.step += 1;
-        Ok(())
+        Ok(count)
     }
 
     /// Writes the row of the log interval that ends here.
     fn log_interval(&mut self, rec: &mut Recorder) -> Result<()> {
         let means = self.finite_means()?;
-        let interval_s = rec.interval.elapsed().as_secs_f64();
-        rec.busy_s += interval_s;
-        let images_per_s = self.meter.images as f64 / interval_s.max(1e-9);
+        let images_per_s = rec.interval_images as f64 / rec.interval.elapsed().as_secs_f64().max(1e-9);
         let values = self.model.report(&means);
         let mut row = self.row_head(rec);
         row.push(("images_per_s".into(), images_per_s.round()));
@@ -315,14 +325,14 @@ impl<'a> Session<'a> {
         row.extend(values.iter().map(|(k, v)| ((*k).to_owned(), *v)));
         rec.log.append(&row)?;
         let done = (self.step - rec.first_step) as f64;
-        let eta_s = rec.busy_s / done * (self.total - self.step) as f64;
+        let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.total - self.step) as f64;
         let epoch = self.step as f64 / self.per_epoch as f64;
         rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
         self.meter.reset()?;
-        if rec.drawn.elapsed().as_secs_f64() > REDRAW_S {
+        if rec.drawn.elapsed().as_secs_f64() > REDRAW_S.max(30.0 * rec.draw_s) {
             self.draw_curves(rec);
         }
-        rec.interval = Instant::now();
+        rec.restart_clock();
         Ok(())
     }
 
@@ -371,8 +381,11 @@ impl<'a> Session<'a> {
             self.draw_samples(rec, &name)?;
             rec.picture = name;
         }
-        self.draw_curves(rec);
-        rec.interval = Instant::now();
+        // Short epochs: drawing takes at most a thirtieth of the time.
+        if last || epoch <= 1 || rec.drawn.elapsed().as_secs_f64() > 30.0 * rec.draw_s {
+            self.draw_curves(rec);
+        }
+        rec.restart_clock();
         Ok(())
     }
 
@@ -403,14 +416,17 @@ impl<'a> Session<'a> {
 
     /// Redraws loss.png. A chart that cannot be drawn is said once and does not stop the run.
     fn draw_curves(&self, rec: &mut Recorder) {
-        rec.drawn = Instant::now();
-        let title = format!("{} on {}", self.config.model, self.config.settings.data.as_deref().unwrap_or("digits"));
+        let began = Instant::now();
+        let name = Path::new(&self.data).file_name().unwrap_or_default().to_string_lossy();
+        let title = format!("{} on {name}", self.config.model);
         let drawn = plot::read_metrics(&rec.run.path("metrics.jsonl"))
             .and_then(|metrics| plot::draw_run(&metrics, &title, &rec.run.path("loss.png")));
         if let (Err(e), false) = (drawn, rec.warned) {
             rec.warned = true;
             rec.progress.say(&format!("warning: the curves could not be drawn, training goes on: {e:#}"));
         }
+        rec.drawn = Instant::now();
+        rec.draw_s = began.elapsed().as_secs_f64();
     }
 
     fn checkpoint(&mut self, rec: &Recorder) -> Result<()> {
@@ -420,7 +436,7 @@ impl<'a> Session<'a> {
         // The losses are of before the last update: what that one did to the weights shows here.
         self.visit(&mut AllFinite { step: self.step })?;
         let state =
-            State::new(self.config.model.to_string(), self.step, rec.wall_s(), self.meter.images, rec.log.bytes());
+            State::new(self.config.model.to_string(), self.step, rec.wall_s(), self.meter.images, rec.log.sync()?);
         checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
         Ok(())
     }

@@ -61,8 +61,8 @@ impl Vae {
         let vars = VarStore::new(device);
         let path = &vars.root() / "encoder";
         let (trunk, width) = features(&path, spec.shape, &spec.encoder)?;
-        let mu = linear(&path, "mu", width, spec.latent, true, Init::PyTorch);
-        let logvar = linear(&path, "logvar", width, spec.latent, true, Init::PyTorch);
+        let mu = linear(&path, "mu", width, spec.latent, true, Init::PyTorch)?;
+        let logvar = linear(&path, "logvar", width, spec.latent, true, Init::PyTorch)?;
         let path = &vars.root() / "decoder";
         let decoder = synthesis(&path, spec.latent, spec.shape, &spec.decoder)?;
         let adam = Adam::new(&vars, hyper);
@@ -166,5 +166,46 @@ impl Model for Vae {
     fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
         visit_vars(v, "", &self.vars)?;
         self.adam.visit(v, "step")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nets::{Activation, Arch};
+
+    fn vae(beta: f64, kl_warmup_steps: u64) -> Vae {
+        let net = NetSpec {
+            arch: Arch::Mlp,
+            hidden: vec![4],
+            base_width: 1,
+            activation: Activation::Relu,
+            batch_norm: false,
+            init: Init::PyTorch,
+        };
+        let shape = Shape { channels: 1, height: 2, width: 3 };
+        let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, beta, kl_warmup_steps };
+        Vae::new(spec, AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }, Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_weight_of_the_kl_term_rises_in_equal_parts() {
+        let warm = vae(2.0, 4);
+        let betas: Vec<f64> = (0..6).map(|step| warm.beta_at(step)).collect();
+        assert_eq!(betas, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
+        assert_eq!(vae(2.0, 0).beta_at(0), 2.0);
+    }
+
+    #[test]
+    fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
+        let mut warm = vae(2.0, 4);
+        let x = Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu));
+        let cx = StepCx { noise: 1, step: 0 };
+        for (values, beta) in [(warm.score(&x, cx).unwrap(), 2.0), (warm.step(&x, cx).unwrap(), 0.5)] {
+            let v = Vec::<f32>::try_from(&values).unwrap();
+            assert!((v[0] - v[1] - beta * v[2]).abs() < 1e-5, "{v:?} with {beta}");
+            let report = warm.report(&[f64::from(v[0]), f64::from(v[1]), f64::from(v[2])]);
+            assert_eq!(report[3], ("elbo", -f64::from(v[1]) - f64::from(v[2])), "the bound has no beta");
+        }
     }
 }

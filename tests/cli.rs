@@ -288,14 +288,23 @@ fn data_says_what_is_there() {
     assert!(text.contains("mean 0.1307"), "{text}");
 }
 
+/// Colour pictures of 32×32 in two class folders.
+fn pictures(dir: &Path) -> String {
+    for (class, tint) in [("red", [200u8, 30, 30]), ("blue", [20, 40, 220])] {
+        let folder = dir.join("pictures").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for i in 0..30u32 {
+            let pixel = |x, y| image::Rgb(tint.map(|v| v.wrapping_add((x * i % 23 + y) as u8)));
+            image::RgbImage::from_fn(32, 32, pixel).save(folder.join(format!("{i:02}.png"))).unwrap();
+        }
+    }
+    dir.join("pictures").to_string_lossy().into_owned()
+}
+
 #[test]
 fn folders_of_colour_pictures_train_both_architectures() {
-    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/cifar10-images");
-    if !pictures.is_dir() {
-        eprintln!("SKIPPED: colour pictures were not found at {}", pictures.display());
-        return;
-    }
-    let (dir, pictures) = (tempfile::tempdir().unwrap(), pictures.to_string_lossy().into_owned());
+    let dir = tempfile::tempdir().unwrap();
+    let pictures = pictures(dir.path());
     let common =
         ["--data", &pictures, "--train-limit", "200", "--test-limit", "40", "--epochs", "1", "--device", "cpu"];
     for (out, args) in [
@@ -316,6 +325,74 @@ fn folders_of_colour_pictures_train_both_architectures() {
         1,
         &["27x28", "--arch mlp"],
     );
+}
+
+#[test]
+fn a_number_of_steps_may_end_within_an_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["train", "vae", "--train-limit", "300", "--test-limit", "100", "--steps", "4", "--log-every", "3"];
+    good(dir.path(), &[&args[..], &["--encoder-hidden", "8", "--decoder-hidden", "8", "--out", "r"]].concat());
+    let run = dir.path().join("r");
+    let steps: Vec<_> =
+        rows(&run).iter().map(|r| (r["step"].as_u64().unwrap(), r["seen_images"].as_u64().unwrap())).collect();
+    // Three steps an epoch (128 + 128 + 44 images), both ends of it scored.
+    assert_eq!(steps, [(3, 300), (3, 300), (4, 428), (4, 428)]);
+    for file in ["samples/epoch-0001.png", "samples/step-00000004.png", "checkpoints/step-00000004/state.json"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    good(dir.path(), &["train", "--resume", "r", "--steps", "6"]);
+    assert_eq!(rows(&run).last().unwrap()["seen_images"], 600);
+}
+
+#[test]
+fn a_runs_config_serves_another_run_from_another_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let pictures = pictures(dir.path());
+    let relative = Path::new(&pictures).file_name().unwrap().to_string_lossy();
+    let args = ["--data", &relative, "--image-size", "8", "--epochs", "1", "--latent", "2", "--out", "a"];
+    good(dir.path(), &[&["train", "vae"][..], &args[..]].concat());
+    let elsewhere = dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    good(&elsewhere, &["train", "--config", "../a/config.toml"]);
+    let kept = |run: PathBuf| fs::read_to_string(run.join("config.toml")).unwrap();
+    assert_eq!(kept(dir.path().join("a")), kept(elsewhere.join("runs/0001-vae-pictures")));
+    good(&elsewhere, &["train", "--resume", "../a", "--epochs", "2"]);
+}
+
+#[test]
+fn resuming_passes_over_a_damaged_newest_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    good(dir.path(), &with(SMALL_VAE, &["--out", "a", "--checkpoint-every", "2"]));
+    good(dir.path(), &with(SMALL_VAE, &["--out", "b", "--checkpoint-every", "2"]));
+    let of = |run: &str, step: &str| dir.path().join(run).join("checkpoints").join(step).join("model.safetensors");
+    let whole = fs::read(of("a", "step-00000006")).unwrap();
+    fs::write(of("b", "step-00000006"), &whole[1..]).unwrap();
+    let out = ganvae(dir.path(), &["train", "--resume", "b"]);
+    let said = text(&out.stderr);
+    assert!(out.status.success() && said.contains("is damaged") && said.contains("resuming b at step 4"), "{said}");
+    assert!(fs::read(of("b", "step-00000006")).unwrap() == whole, "the same weights again");
+}
+
+/// `ganvae train vae 2>&1 | head -1` and a full disk behind stderr: no reason to lose a run or to panic.
+#[test]
+fn a_stderr_that_cannot_be_written_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ganvae"));
+        command
+            .args(args)
+            .current_dir(dir.path())
+            .stderr(full)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap()
+            .code()
+    };
+    assert_eq!(run(&["plot", "nowhere"]), Some(2));
+    assert_eq!(run(&["trian"]), Some(2));
+    assert_eq!(run(&with(SMALL_VAE, &["--out", "r"])), Some(0));
+    assert!(dir.path().join("r/checkpoints/step-00000006/state.json").is_file());
 }
 
 #[test]
@@ -390,6 +467,7 @@ fn bad_flags_and_settings_get_one_sentence() {
     fs::write(d.join("broken.toml"), "lr = ").unwrap();
     fs::write(d.join("type.toml"), "lr = 'fast'").unwrap();
     fs::write(d.join("gan.toml"), "model = 'gan'").unwrap();
+    fs::write(d.join("twice.toml"), "epochs = 1\nsteps = 2").unwrap();
     fs::write(d.join("file"), "x").unwrap();
     fs::create_dir(d.join("full")).unwrap();
     fs::write(d.join("full/x"), "x").unwrap();
@@ -419,6 +497,13 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--device", "gpu"], &["--device gpu", "cuda"]);
     vae(&["--device", "cuda:x"], &["--device cuda:x"]);
     vae(&["--threads", "0"], &["--threads 0"]);
+    vae(&["--threads", "4294967295"], &["--threads 4294967295"]);
+    vae(&["--seed", "18446744073709551615"], &["--seed", "18446744073709551615"]);
+    vae(&["--checkpoint-every", "18446744073709551615"], &["--checkpoint-every"]);
+    vae(&["--train-limit", "1000000000000"], &["--train-limit", "10000000"]);
+    vae(&["--out", ""], &["--out"]);
+    fs::write(d.join("no-out.toml"), "out = ''").unwrap();
+    vae(&["--config", "no-out.toml"], &["--out is empty"]);
     vae(&["--log-every", "0"], &["--log-every 0"]);
     vae(&["--keep", "0"], &["--keep 0"]);
     vae(&["--data", "mnits"], &["--data mnits", "did you mean mnist?"]);
@@ -430,7 +515,9 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--config", "bad.toml"], &["bad.toml", "did you mean 'batch-size'?"]);
     vae(&["--config", "broken.toml"], &["broken.toml, line 1"]);
     vae(&["--config", "type.toml"], &["lr = \"fast\""]);
+    vae(&["--config", "twice.toml"], &["epochs and steps"]);
     vae(&["--config", "gan.toml"], &["of a gan"]);
+    refused(d, &["train", "--config", "type.toml"], 2, &["lr = \"fast\""]);
     vae(&["--out", "full"], &["--out full", "not empty"]);
     vae(&["--out", "file"], &["--out file"]);
     refused(d, &["train", "gan", "--beta", "2"], 2, &["--beta", "VAE"]);
@@ -505,6 +592,8 @@ fn bad_data_gets_one_sentence_that_names_the_file() {
         &["train-images-idx3-ubyte.gz", "here"],
     );
     assert!(said.len() < 1500, "{said}");
+    let wide = ["train", "vae", "--arch", "conv", "--base-width", "65536", "--train-limit", "9", "--test-limit", "9"];
+    refused(d, &wide, 1, &["conv2", "--base-width"]);
     // Digits cannot be 5x4 convolutions' images.
     refused(d, &["train", "vae", "--arch", "conv", "--data", "good"], 1, &["4x5", "--arch mlp"]);
 }
@@ -531,6 +620,11 @@ fn a_damaged_run_is_named() {
     refused(d, &["sample", "r"], 1, &["no checkpoint yet"]);
     fs::write(d.join("r/metrics.jsonl"), "{\"step\":1,\n{}\n").unwrap();
     refused(d, &["plot", "r"], 1, &["metrics.jsonl", "line 1"]);
+    good(d, &with(SMALL_VAE, &["--out", "w"]));
+    refused(d, &["sample", "w", "--out", "/nonexistent/a.npy"], 1, &["/nonexistent/a.npy"]);
+    refused(d, &["sample", "w", "--out", "/nonexistent/a.png"], 1, &["/nonexistent/a.png"]);
+    refused(d, &["plot", "w", "--out", "/nonexistent/a.png"], 1, &["/nonexistent/a.png"]);
+    refused(d, &["plot", "w", "--out", "a.bmp"], 1, &["a.bmp", "png"]);
     fs::write(d.join("r/config.toml"), "model = 'vae'").unwrap();
     refused(d, &["sample", "r"], 1, &["config.toml", "[run]"]);
 }

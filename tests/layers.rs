@@ -25,6 +25,7 @@ const HEIGHTS: &[(&str, u32)] = &[
     ("seed", 0),
     ("objectives", 0),
     ("grid", 0),
+    ("hash", 0),
     ("plot", 0),
     ("progress", 0),
 ];

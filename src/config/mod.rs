@@ -6,6 +6,8 @@
 mod presets;
 mod settings;
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 
 use crate::gan::GanSpec;
@@ -84,6 +86,25 @@ impl Config {
         }
     }
 
+    /// The settings that a run's folder keeps, as the text of a config file: without its own place, so that the file serves
+    /// another run, and with full paths, so that it serves from any folder.
+    ///
+    /// # Errors
+    /// When the current folder is gone.
+    pub fn kept_toml(&self) -> Result<String> {
+        let mut kept = self.clone();
+        kept.settings.out = None;
+        let full =
+            |path: &Path| std::path::absolute(path).with_context(|| format!("{} has no full path", path.display()));
+        if let Some(data) = self.settings.data.as_deref().filter(|d| Path::new(d).is_dir()) {
+            kept.settings.data = Some(full(Path::new(data))?.to_string_lossy().into_owned());
+        }
+        if let Some(dir) = &self.settings.data_dir {
+            kept.settings.data_dir = Some(full(dir)?);
+        }
+        kept.to_toml()
+    }
+
     /// The resolved settings as the text of a config file.
     ///
     /// # Errors
@@ -121,7 +142,10 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
             eps: checked.real("adam-eps", s.adam_eps, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
         },
         log_every: checked.whole("log-every", s.log_every, 1)?,
-        checkpoint_every: s.checkpoint_every,
+        checkpoint_every: match s.checkpoint_every {
+            Some(_) => Some(checked.whole("checkpoint-every", s.checkpoint_every, 0)?),
+            None => None,
+        },
         sample_every: checked.whole("sample-every", s.sample_every, 0)?,
         eval_every: checked.whole("eval-every", s.eval_every, 0)?,
         keep: checked.whole("keep", s.keep.map(|k| k as u64), 1)? as usize,
@@ -190,8 +214,8 @@ pub fn check_data_settings(s: &Settings) -> Result<()> {
     {
         usage!("--channels {channels}: wanted 1 (grey) or 3 (colour)");
     }
-    if let Some(0) = s.threads {
-        usage!("--threads 0: wanted at least 1, or leave it out for all cores");
+    if let Some(n) = s.threads.filter(|n| !(1..=1024).contains(n)) {
+        usage!("--threads {n}: wanted a whole number from 1 to 1024, or leave it out for all cores");
     }
     parse_size(s.image_size.as_deref())?;
     Ok(())

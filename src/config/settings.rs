@@ -62,6 +62,16 @@ pub enum Preset {
     Dcgan,
 }
 
+/// Whole numbers that TOML, JSON and floating point all keep.
+fn whole() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(0..=1 << 53)
+}
+
+/// As [`whole`], for counts.
+fn count() -> clap::builder::RangedU64ValueParser<usize> {
+    clap::builder::RangedU64ValueParser::new().range(0..=1 << 53)
+}
+
 /// Widths of hidden layers: `512,256`, or `none`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Widths(pub Vec<i64>);
@@ -127,13 +137,13 @@ pub struct Settings {
     pub ema: Option<f64>,
 
     /// Passes over the training images
-    #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Training")]
+    #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Training", value_parser = whole())]
     pub epochs: Option<u64>,
     /// Updates, in place of --epochs
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole())]
     pub steps: Option<u64>,
     /// Images for each update
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole())]
     pub batch_size: Option<u64>,
     /// Adam's step size
     #[arg(long, help_heading = "Training")]
@@ -148,7 +158,7 @@ pub struct Settings {
     #[arg(long, help_heading = "Training")]
     pub adam_eps: Option<f64>,
     /// Everything random follows from it
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole())]
     pub seed: Option<u64>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, help_heading = "Training")]
@@ -170,29 +180,29 @@ pub struct Settings {
     #[arg(long, value_name = "1|3", help_heading = "Data")]
     pub channels: Option<u32>,
     /// Use only the first N training images (digits: draw N)
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = count())]
     pub train_limit: Option<usize>,
     /// Use only the first N held-out images (digits: draw N)
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = count())]
     pub test_limit: Option<usize>,
 
     /// The run's folder [default: the next number under runs/]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Steps between rows of metrics
-    #[arg(long, value_name = "STEPS", help_heading = "Run")]
+    #[arg(long, value_name = "STEPS", help_heading = "Run", value_parser = whole())]
     pub log_every: Option<u64>,
     /// Steps between checkpoints; 0 for one at the end only [default: every epoch]
-    #[arg(long, value_name = "STEPS", help_heading = "Run")]
+    #[arg(long, value_name = "STEPS", help_heading = "Run", value_parser = whole())]
     pub checkpoint_every: Option<u64>,
     /// Epochs between sample grids; 0 for none but the last
-    #[arg(long, value_name = "EPOCHS", help_heading = "Run")]
+    #[arg(long, value_name = "EPOCHS", help_heading = "Run", value_parser = whole())]
     pub sample_every: Option<u64>,
     /// Epochs between held-out scores; 0 for none but the last
-    #[arg(long, value_name = "EPOCHS", help_heading = "Run")]
+    #[arg(long, value_name = "EPOCHS", help_heading = "Run", value_parser = whole())]
     pub eval_every: Option<u64>,
     /// Newest checkpoints that are kept
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, value_name = "N", help_heading = "Run", value_parser = count())]
     pub keep: Option<usize>,
 }
 
@@ -233,6 +243,9 @@ impl Settings {
             if key != "model" && !known.contains(key) {
                 usage!("{}: unknown key '{key}'{}", file.display(), nearest(key, &known));
             }
+        }
+        if table.contains_key("epochs") && table.contains_key("steps") {
+            usage!("{}: epochs and steps say the same thing: keep one of the two", file.display());
         }
         let model = match table.remove("model") {
             None => None,

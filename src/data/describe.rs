@@ -1,4 +1,4 @@
-//! What `ganvae data` prints. Imports its parent and grid.
+//! What `ganvae data` prints. Imports its parent, grid and hash.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::Result;
 use tch::Device;
 
-use super::{Dataset, checksum, hex};
+use super::{Dataset, checksum};
 use crate::data::images::{Images, Source};
 use crate::grid;
-use sha2::{Digest, Sha256};
+use crate::hash;
 
 /// Images in a preview.
 const PREVIEW: usize = 100;
@@ -48,13 +48,11 @@ fn line(images: &Images) -> String {
     let (lo, hi) = images.pixels.iter().fold((255, 0), |(lo, hi), &p| (p.min(lo), p.max(hi)));
     let sum: u64 = images.pixels.iter().map(|&p| u64::from(p)).sum();
     let mean = sum as f64 / images.pixels.len().max(1) as f64;
-    let mut hash = Sha256::new();
-    hash.update(&images.pixels);
     format!(
         "{} images, bytes {lo}..{hi}, mean {:.4} of full scale, pixels sha256 {}...",
         images.count,
         mean / 255.0,
-        &hex(&hash.finalize())[..16]
+        &hash::sha256([&images.pixels[..]])[..16]
     )
 }
 

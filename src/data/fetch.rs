@@ -1,6 +1,6 @@
 //! Finds the named data sets on disk, or downloads them.
 //!
-//! Imports `super::idx`, for the names that the four files of a set may have, and `super::hex`.
+//! Imports `super::idx`, for the names that the four files of a set may have, `crate::hash` and `crate::progress`.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -14,7 +14,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use super::{hex, idx};
+use super::idx;
+use crate::hash::hex;
+use crate::progress::say;
 
 /// The variable that names a server to ask first: it must serve `<set>/<file>`, such as `mnist/train-images-...gz`.
 pub const MIRROR_VARIABLE: &str = "GANVAE_MIRROR";
@@ -278,7 +280,7 @@ fn try_mirror(url: &str, file: &KnownFile, dir: &Path, agent: &Agent) -> Result<
 fn progress(file: &KnownFile, url: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         let megabytes = file.bytes as f64 / 1e6;
-        eprintln!("downloading {} ({megabytes:.1} MB) from {}", file.name, host(url));
+        say(&format!("downloading {} ({megabytes:.1} MB) from {}", file.name, host(url)));
     }
     // Draws nothing when stderr is not a terminal.
     let bar = ProgressBar::with_draw_target(Some(file.bytes), ProgressDrawTarget::stderr());

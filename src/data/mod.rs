@@ -1,5 +1,5 @@
-//! Where images come from ([`open`]) and how they are fed ([`Dataset`]). Imports seed, config's usage errors, and its own
-//! files.
+//! Where images come from ([`open`]) and how they are fed ([`Dataset`]). Imports seed, hash, nets, config's settings and usage
+//! errors, and its own files.
 //!
 //! Images stay bytes, on the device, for the whole run; a batch is gathered, converted and scaled when it is needed.
 
@@ -14,16 +14,18 @@ pub mod images;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Settings, parse_size, usage};
+use crate::hash;
 use crate::nets::Shape;
 use crate::seed::Stream;
 use images::{Images, Source};
 
 /// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
 const DIGITS: (usize, usize) = (60_000, 10_000);
+/// Digits in a split at the most: 7.8 GB of pixels.
+const MOST_DIGITS: usize = 10_000_000;
 
 /// Finds, downloads or draws the images that `--data` names, with the limits and sizes that the settings ask for.
 ///
@@ -39,7 +41,14 @@ pub fn open(s: &Settings) -> Result<Source> {
         usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
     }
     let mut source = if let Some(seed) = digits_seed(spec)? {
-        drawn(spec, seed, s.train_limit.unwrap_or(DIGITS.0), s.test_limit.unwrap_or(DIGITS.1))
+        let (train, test) = (s.train_limit.unwrap_or(DIGITS.0), s.test_limit.unwrap_or(DIGITS.1));
+        if train.max(test) > MOST_DIGITS {
+            usage!(
+                "--train-limit and --test-limit of digits: at most {MOST_DIGITS} can be drawn, found {}",
+                train.max(test)
+            );
+        }
+        drawn(spec, seed, train, test)
     } else if let Some(set) = fetch::find(spec) {
         let mut source = idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?;
         source.name = spec.to_owned();
@@ -54,8 +63,8 @@ pub fn open(s: &Settings) -> Result<Source> {
             folder::load_folder(path, parse_size(s.image_size.as_deref())?, s.channels.map(|c| c as usize))?
         }
     } else {
-        let names = ["digits", "mnist", "fashion-mnist", "kmnist"];
-        let near = names.into_iter().find(|n| strsim::jaro_winkler(n, spec) > 0.85);
+        let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();
+        let near = names.iter().find(|n| strsim::jaro_winkler(n, spec) > 0.85);
         let hint = near.map_or_else(String::new, |n| format!("; did you mean {n}?"));
         usage!("--data {spec}: no folder of that name, and not one of {}{hint}", names.join(", "));
     };
@@ -108,17 +117,8 @@ fn data_dir(s: &Settings) -> Result<PathBuf> {
 
 /// SHA-256 over a set's images and labels, training then held-out, in hexadecimal.
 pub fn checksum(source: &Source) -> String {
-    let mut hash = Sha256::new();
-    for images in [&source.train, &source.test] {
-        hash.update(&images.pixels);
-        hash.update(&images.labels);
-    }
-    hex(&hash.finalize())
-}
-
-/// Bytes as lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    let [a, b] = [&source.train, &source.test];
+    hash::sha256([&a.pixels[..], &a.labels, &b.pixels, &b.labels])
 }
 
 /// Images as bytes on the device, handed out in batches.

@@ -27,6 +27,8 @@ fn main() {
             headers[0]
         ));
     };
+    // The venv behind the link may be replaced: the rpath follows it.
+    println!("cargo:rerun-if-changed={}", header.display());
     let found = version_in(&header);
     if found != WANTED && std::env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_none() {
         fail(&format!(

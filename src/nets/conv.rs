@@ -6,7 +6,7 @@
 use anyhow::{Result, bail};
 use tch::nn::{self, Path};
 
-use super::{Init, Layer, Net, NetSpec, Shape, dense_stack, linear, starts};
+use super::{Init, Layer, Net, NetSpec, Shape, check_weights, dense_stack, linear, starts};
 
 /// The smallest side that a halving may give.
 const SMALLEST: i64 = 4;
@@ -39,6 +39,7 @@ pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)>
         let out = spec.base_width << (i - 1);
         let norm = spec.batch_norm && i > 1;
         let name = format!("conv{i}");
+        check_weights(&name, &[channels, out, 16])?;
         let (ws_init, bs_init) = starts(spec.init, channels * 16);
         let config = nn::ConvConfig { stride: 2, padding: 1, bias: !norm, ws_init, bs_init, ..Default::default() };
         net.push(&name, Layer::Conv(nn::conv2d(path / &name, channels, out, 4, config)));
@@ -49,7 +50,7 @@ pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)>
         channels = out;
     }
     net.push("flatten", Layer::Flatten);
-    let width = dense_stack(&mut net, path, channels * h * w, spec);
+    let width = dense_stack(&mut net, path, channels * h * w, spec)?;
     Ok((net, width))
 }
 
@@ -60,12 +61,12 @@ pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)>
 pub fn synthesis(path: &Path, latent: i64, shape: Shape, spec: &NetSpec) -> Result<Net> {
     let (stages, h, w) = halvings(shape)?;
     let mut net = Net::default();
-    let width = dense_stack(&mut net, path, latent, spec);
+    let width = dense_stack(&mut net, path, latent, spec)?;
     let mut channels = spec.base_width << (stages - 1);
     if spec.batch_norm {
         channels *= 2;
     }
-    let base = linear(path, "base", width, channels * h * w, !spec.batch_norm, spec.init);
+    let base = linear(path, "base", width, channels * h * w, !spec.batch_norm, spec.init)?;
     net.push("base", Layer::Linear(base));
     if spec.batch_norm {
         net.push("grid", Layer::Reshape([channels, h, w]));
@@ -81,6 +82,7 @@ pub fn synthesis(path: &Path, latent: i64, shape: Shape, spec: &NetSpec) -> Resu
         let out = if last { shape.channels } else { channels / 2 };
         let norm = spec.batch_norm && !last;
         let name = format!("convt{i}");
+        check_weights(&name, &[channels, out, 16])?;
         push_conv_transpose(&mut net, path, &name, channels, out, !norm, spec.init);
         if norm {
             push_batch_norm(&mut net, path, &format!("bn{i}"), out);

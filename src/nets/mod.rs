@@ -7,7 +7,7 @@
 mod conv;
 mod mlp;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -124,6 +124,24 @@ pub enum Layer {
     Flatten,
 }
 
+impl Layer {
+    fn forward(&self, x: Tensor, mode: Mode) -> Result<Tensor> {
+        Ok(match self {
+            Layer::Linear(l) => x.f_linear(&l.ws, l.bs.as_ref())?,
+            Layer::Conv(l) => x.f_conv2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [1, 1], 1)?,
+            Layer::ConvTranspose(l) => x.f_conv_transpose2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [0, 0], 1, [1, 1])?,
+            Layer::BatchNorm(l) => {
+                let running = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var));
+                let (mean, var) = running.unzip();
+                x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, mode != Mode::Eval, 0.1, 1e-5, true)?
+            }
+            Layer::Activation(a) => a.apply(x)?,
+            Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]
+            Layer::Flatten => x.f_flatten(1, -1)?,                       // [B,C·H·W]
+        })
+    }
+}
+
 /// Where batch normalisation takes its statistics from; no other layer cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -148,22 +166,9 @@ impl Net {
     /// libtorch's, when x is not of the shape that the network was built for or memory ends.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let mut x = x.shallow_clone();
-        for (_, layer) in &self.layers {
-            x = match layer {
-                Layer::Linear(l) => x.f_linear(&l.ws, l.bs.as_ref())?,
-                Layer::Conv(l) => x.f_conv2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [1, 1], 1)?,
-                Layer::ConvTranspose(l) => {
-                    x.f_conv_transpose2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [0, 0], 1, [1, 1])?
-                }
-                Layer::BatchNorm(l) => {
-                    let running = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var));
-                    let (mean, var) = running.unzip();
-                    x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, mode != Mode::Eval, 0.1, 1e-5, true)?
-                }
-                Layer::Activation(a) => a.apply(x)?,
-                Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]
-                Layer::Flatten => x.f_flatten(1, -1)?,                       // [B,C·H·W]
-            };
+        for (name, layer) in &self.layers {
+            let shape = x.size();
+            x = layer.forward(x, mode).with_context(|| format!("layer {name}, given {shape:?}"))?;
         }
         Ok(x)
     }
@@ -185,7 +190,7 @@ impl Net {
 pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)> {
     check_widths(spec)?;
     match spec.arch {
-        Arch::Mlp => Ok(mlp::features(path, shape, spec)),
+        Arch::Mlp => mlp::features(path, shape, spec),
         Arch::Conv => conv::features(path, shape, spec),
     }
 }
@@ -197,7 +202,7 @@ pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)>
 pub fn synthesis(path: &Path, latent: i64, shape: Shape, spec: &NetSpec) -> Result<Net> {
     check_widths(spec)?;
     match spec.arch {
-        Arch::Mlp => Ok(mlp::synthesis(path, latent, shape, spec)),
+        Arch::Mlp => mlp::synthesis(path, latent, shape, spec),
         Arch::Conv => conv::synthesis(path, latent, shape, spec),
     }
 }
@@ -211,23 +216,38 @@ fn check_widths(spec: &NetSpec) -> Result<()> {
 }
 
 /// A fully connected layer `name`: [B,fan_in] -> [B,fan_out].
-pub fn linear(path: &Path, name: &str, fan_in: i64, fan_out: i64, bias: bool, init: Init) -> nn::Linear {
+///
+/// # Errors
+/// When it would have more weights than any machine this is for could train.
+pub fn linear(path: &Path, name: &str, fan_in: i64, fan_out: i64, bias: bool, init: Init) -> Result<nn::Linear> {
+    check_weights(name, &[fan_in, fan_out])?;
     let (ws_init, bs_init) = starts(init, fan_in);
     let config = nn::LinearConfig { ws_init, bs_init: Some(bs_init), bias };
-    nn::linear(path / name, fan_in, fan_out, config)
+    Ok(nn::linear(path / name, fan_in, fan_out, config))
 }
 
 /// The hidden layers `fc1`, `fc2`, ... in turn, each with its activation; returns the last width.
-fn dense_stack(net: &mut Net, path: &Path, from: i64, spec: &NetSpec) -> i64 {
+fn dense_stack(net: &mut Net, path: &Path, from: i64, spec: &NetSpec) -> Result<i64> {
     let mut fan_in = from;
     for (i, &width) in spec.hidden.iter().enumerate() {
         let name = format!("fc{}", i + 1);
-        let layer = linear(path, &name, fan_in, width, true, spec.init);
+        let layer = linear(path, &name, fan_in, width, true, spec.init)?;
         net.push(name, Layer::Linear(layer));
         net.push(format!("act{}", i + 1), Layer::Activation(spec.activation));
         fan_in = width;
     }
-    fan_in
+    Ok(fan_in)
+}
+
+/// Refuses a layer of more than 2^31 weights (8 GB, and Adam keeps three more of them) before it is asked of the allocator.
+fn check_weights(name: &str, dims: &[i64]) -> Result<()> {
+    let weights = dims.iter().try_fold(1i64, |a, &b| a.checked_mul(b)).unwrap_or(i64::MAX);
+    ensure!(
+        weights <= 1 << 31,
+        "the layer {name} would have {} weights: choose smaller --base-width, hidden widths, --latent or --image-size",
+        dims.iter().map(i64::to_string).collect::<Vec<_>>().join("x")
+    );
+    Ok(())
 }
 
 /// Where weights and biases of a layer with this fan-in start.
