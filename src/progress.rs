@@ -41,6 +41,13 @@ impl Progress {
         }
     }
 
+    /// After every step: moves the bar. Its values wait for the log interval, because reading them waits for the device.
+    pub fn advance(&self, step: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+        }
+    }
+
     /// After a log interval: where the run stands, its speed, and the values of the interval.
     pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(&'static str, f64)]) {
         let Some(bar) = &self.bar else {
@@ -64,7 +71,6 @@ impl Progress {
         }
         let shown: Vec<_> = self.smoothed.iter().take(4).map(|(name, v)| format!("{name} {}", short(*v))).collect();
         bar.set_prefix(format!("epoch {epoch:.1}"));
-        bar.set_position(step);
         bar.set_message(format!("{} · {images_per_s:.0} img/s · ETA {}", shown.join(" "), clock(eta_s)));
     }
 

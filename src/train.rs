@@ -245,6 +245,7 @@ impl<'a> Session<'a> {
             }
             if let Some((_, indices)) = &order {
                 rec.interval_images += self.one_step(indices, within)?;
+                rec.progress.advance(self.step);
             }
             let epoch_ends = self.step.is_multiple_of(self.per_epoch);
             let last = self.step == self.total;
