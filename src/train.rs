@@ -501,6 +501,77 @@ mod tests {
         assert_eq!(values, want);
     }
 
+    /// A model that only keeps what it was shown.
+    struct Witness(Vec<u8>);
+
+    impl Model for Witness {
+        fn step(&mut self, x: &Tensor, _: StepCx) -> Result<Tensor> {
+            self.0.extend(Vec::<u8>::try_from((x * 255.0).round().to_kind(Kind::Uint8).flatten(0, -1))?);
+            Ok(x.mean(Kind::Float).view([1]))
+        }
+        fn score(&self, x: &Tensor, _: StepCx) -> Result<Tensor> {
+            Ok(x.mean(Kind::Float).view([1]))
+        }
+        fn scalars(&self) -> &'static [&'static str] {
+            &["mean"]
+        }
+        fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+            vec![("mean", values[0])]
+        }
+        fn decode(&self, z: &Tensor) -> Result<Tensor> {
+            Ok(z.shallow_clone())
+        }
+        fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
+            Ok(None)
+        }
+        fn latent(&self) -> i64 {
+            1
+        }
+        fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
+            v.tensor(Part::Model, "shown", &Tensor::from_slice(&self.0).to_kind(Kind::Float))
+        }
+    }
+
+    /// A known mistake of peers: a last partial batch silently dropped, from training or from the score.
+    #[test]
+    fn an_epoch_shows_every_image_once_and_a_score_counts_each() {
+        let settings = Settings {
+            batch_size: Some(64),
+            train_limit: Some(200),
+            test_limit: Some(130),
+            device: Some("cpu".into()),
+            ..Settings::default()
+        };
+        let config = config::resolve(config::ModelKind::Vae, &settings).unwrap();
+        let mut session = Session::build(&config).unwrap();
+        let numbered = |n: u8| {
+            let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), vec![]).unwrap();
+            Dataset::new(&images, Device::Cpu).unwrap()
+        };
+        (session.train, session.test) = (numbered(200), numbered(130));
+        session.model = Box::new(Witness(Vec::new()));
+        session.meter = Meter::new(1, Device::Cpu);
+        let order = Tensor::from_slice(&epoch_order(0, 0, 200));
+        let counts: Vec<i64> = (0..session.per_epoch).map(|i| session.one_step(&order, i).unwrap()).collect();
+        assert_eq!(counts, [64, 64, 64, 8]);
+        let mut shown = Vec::new();
+        session.model.visit(&mut Shown(&mut shown)).unwrap();
+        assert_ne!(shown, (0..200).collect::<Vec<u8>>(), "in another order than the data's");
+        shown.sort_unstable();
+        assert_eq!(shown, (0..200).collect::<Vec<u8>>());
+        assert!((session.meter.means().unwrap()[0] - 99.5 / 255.0).abs() < 1e-6);
+        assert!((session.evaluate().unwrap()[0].1 - 64.5 / 255.0).abs() < 1e-6);
+    }
+
+    struct Shown<'a>(&'a mut Vec<u8>);
+
+    impl Visit for Shown<'_> {
+        fn tensor(&mut self, _: Part, _: &str, t: &Tensor) -> Result<()> {
+            *self.0 = Vec::<u8>::try_from(t.to_kind(Kind::Uint8))?;
+            Ok(())
+        }
+    }
+
     #[test]
     fn a_partial_batch_is_a_step() {
         assert_eq!(steps_per_epoch(60_000, 128), 469);
