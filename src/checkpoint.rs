@@ -111,7 +111,9 @@ pub fn save(
         fs::rename(folder.join(".latest.part"), folder.join("latest"))?;
         sync(folder)
     };
-    write().with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
+    write()
+        .inspect_err(|_| drop(fs::remove_dir_all(&part)))
+        .with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
     // A later one than this is of a branch that was left: damaged, and passed over when the run was resumed.
     let (past, later): (Vec<_>, Vec<_>) = list(folder)?.into_iter().partition(|(step, _)| *step <= state.step);
     for (_, old) in later.iter().chain(past.iter().rev().skip(keep.max(1))) {
@@ -146,7 +148,11 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// When there is none, or none that is whole.
 pub fn newest_whole(folder: &Path) -> Result<(PathBuf, State)> {
     let all = list(folder)?;
-    ensure!(!all.is_empty(), "{} holds no checkpoint yet: the run ended before its first", folder.display());
+    ensure!(
+        !all.is_empty(),
+        "{} holds no checkpoint yet: the run ended before its first, so remove its folder and train anew",
+        folder.display()
+    );
     let mut last_error = None;
     for (_, dir) in all.iter().rev() {
         match verify(dir) {

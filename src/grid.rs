@@ -46,7 +46,8 @@ pub fn draw(images: &Tensor, columns: usize) -> Result<Picture> {
         "a grid takes [N,C,H,W] with N above 0 and C of 1 or 3 in at least one column, found {size:?} in {columns}"
     );
     let (n, h, w) = (size[0] as usize, size[2] as usize, size[3] as usize);
-    let scale = LEGIBLE.div_ceil(h.min(w)).max(1);
+    // A long thin image stays thin: its longer side is not blown up past eight legible tiles.
+    let scale = LEGIBLE.div_ceil(h.min(w)).min(8 * LEGIBLE / h.max(w)).max(1);
     let tiles = rgb_tiles(images, scale)?;
     let (tile_h, tile_w) = (h * scale, w * scale);
     let (columns, rows) = (columns.min(n), n.div_ceil(columns));

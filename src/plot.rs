@@ -410,7 +410,7 @@ fn write_figure(figure: Figure, out: &Path) -> Result<()> {
         // The first error is the one to report.
         let _ = std::fs::remove_file(&partial);
     }
-    written.with_context(|| format!("cannot write the chart {}; does its folder exist?", out.display()))
+    written.with_context(|| format!("the chart {} could not be written", out.display()))
 }
 
 #[cfg(test)]

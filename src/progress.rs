@@ -24,7 +24,8 @@ impl Progress {
     pub fn start(done: u64, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_position(done);
-            if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/white.dim} {percent:>3}% {msg}") {
+            if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:20.cyan/white.dim} {percent:>3}% {wide_msg}")
+            {
                 bar.set_style(style.progress_chars("━━─"));
             }
             bar.enable_steady_tick(std::time::Duration::from_millis(250));
@@ -71,7 +72,8 @@ impl Progress {
         }
         let shown: Vec<_> = self.smoothed.iter().take(4).map(|(name, v)| format!("{name} {}", short(*v))).collect();
         bar.set_prefix(format!("epoch {epoch:.1}"));
-        bar.set_message(format!("{} · {images_per_s:.0} img/s · ETA {}", shown.join(" "), clock(eta_s)));
+        // What a narrow terminal must cut off comes last.
+        bar.set_message(format!("ETA {} · {images_per_s:.0} img/s · {}", clock(eta_s), shown.join(" ")));
     }
 
     /// Takes the bar away.

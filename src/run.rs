@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{ModelKind, Settings, usage};
+use crate::progress::say;
 
 /// Paths of one run.
 #[derive(Clone, Debug)]
@@ -91,7 +92,19 @@ impl RunDir {
         let (model, settings) = Settings::from_toml(&text, &file)?;
         let model = model.with_context(|| format!("{} does not say which model it is of", file.display()))?;
         match toml::from_str::<File>(&text) {
-            Ok(File { run }) => Ok((model, settings, run)),
+            Ok(File { run }) => {
+                let sides = 1..=65_536;
+                if ![1, 3].contains(&run.channels) || !sides.contains(&run.height) || !sides.contains(&run.width) {
+                    bail!(
+                        "{} says images of {}x{}x{} in [run]: wanted 1 or 3 channels and sides from 1 to 65536; it was edited",
+                        file.display(),
+                        run.channels,
+                        run.height,
+                        run.width
+                    );
+                }
+                Ok((model, settings, run))
+            }
             Err(e) => bail!("{} has no whole [run] table: {}", file.display(), crate::config::one_line(e.message())),
         }
     }
@@ -116,6 +129,13 @@ impl RunDir {
     /// The folder itself.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The folder as it may be pasted into a shell.
+    pub fn shown(&self) -> String {
+        let text = self.root.display().to_string();
+        let plain = |c: char| c.is_alphanumeric() || "_./-+=:,@".contains(c);
+        if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
     }
 
     /// A file of the run.
@@ -200,17 +220,26 @@ pub struct MetricsLog {
 impl MetricsLog {
     /// Opens the file at `path`, keeping its first `bytes`: rows after them belong to steps that will be done again.
     ///
+    /// A file that is shorter than that has lost rows: said on stderr, and no reason not to go on training.
+    ///
     /// # Errors
-    /// When it cannot be opened, or is shorter than that.
+    /// When it cannot be opened.
     pub fn open(path: PathBuf, bytes: u64) -> Result<Self> {
-        let open = || -> Result<fs::File> {
+        let open = || -> Result<(fs::File, u64)> {
             let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
             let found = file.metadata()?.len();
-            anyhow::ensure!(found >= bytes, "it has {found} bytes, the checkpoint was written at {bytes}");
+            if found < bytes {
+                // Up to its last whole line.
+                let text = fs::read(&path)?;
+                let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
+                file.set_len(whole)?;
+                say(&format!("warning: {} has lost rows; the run goes on, its curves have a gap", path.display()));
+                return Ok((file, whole));
+            }
             file.set_len(bytes)?;
-            Ok(file)
+            Ok((file, bytes))
         };
-        let file = open().with_context(|| format!("{} could not be opened", path.display()))?;
+        let (file, bytes) = open().with_context(|| format!("{} could not be opened", path.display()))?;
         Ok(MetricsLog { path, file, bytes })
     }
 
@@ -319,6 +348,9 @@ mod tests {
         let mut log = MetricsLog::open(path.clone(), kept).unwrap();
         log.append(&row(100.0, 2.5)).unwrap();
         assert!(fs::read_to_string(&path).unwrap().ends_with("\n{\"step\":100,\"loss\":2.5}\n"));
-        assert!(MetricsLog::open(path, 1_000_000).is_err(), "a log shorter than the checkpoint says");
+        // Rows were lost: whole lines stay, a torn one goes.
+        fs::write(&path, "{\"step\":50}\n{\"st").unwrap();
+        assert_eq!(MetricsLog::open(path.clone(), 1_000_000).unwrap().sync().unwrap(), 12);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":50}\n");
     }
 }

@@ -83,6 +83,9 @@ pub fn sample(root: &Path, count: i64, seed: u64, out: Option<&Path>, over: &Set
     if extension.as_deref() == Some("png") && count > 10_000 {
         usage!("--count {count} is too many for one grid (at most 10000): give --out a folder or a .npy");
     }
+    if extension.is_none() && std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
+        usage!("--out {}: the folder is not empty, and its files could be overwritten: name another", out.display());
+    }
     let images = Trained::open(root, over)?.sample(count, seed)?;
     match extension.as_deref() {
         Some("png") => {

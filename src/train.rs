@@ -22,7 +22,7 @@ use crate::seed::{Stream, epoch_order, seed_for};
 use crate::vae::Vae;
 
 /// Images in a sample grid.
-const SAMPLES: i64 = 64;
+const SAMPLES: usize = 64;
 /// Originals in a reconstruction grid, each followed below by its reconstruction.
 const RECONSTRUCTIONS: usize = 32;
 /// Columns of both.
@@ -68,7 +68,7 @@ pub fn train(config: &Config) -> Result<Outcome> {
     let mut session = Session::build(config)?;
     let run = RunDir::create(out, config.model, &session.data)?;
     run.write_config(&config.kept_toml()?, &session.info)?;
-    let preview = session.train.range(0, SAMPLES as usize)?;
+    let preview = session.train.spread(SAMPLES)?;
     grid::draw(&preview, COLUMNS)?.save(&run.path("data.png"))?;
     session.run(run, 0.0, 0)
 }
@@ -268,7 +268,7 @@ impl<'a> Session<'a> {
             if let (Some(signal), false) = (stopped, last) {
                 self.draw_curves(&mut rec);
                 rec.progress.finish();
-                let root = rec.run.root().display();
+                let root = rec.run.shown();
                 let (step, total) = (self.step, self.total);
                 progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
                 return Ok(Outcome::Stopped(signal));
@@ -279,7 +279,7 @@ impl<'a> Session<'a> {
     }
 
     fn summary(&self, rec: &Recorder) -> String {
-        let root = rec.run.root().display();
+        let root = rec.run.shown();
         let mut text = format!("{}\ncurves   {root}/loss.png\nsamples  {root}/samples/{}\n", rec.scores, rec.picture);
         if rec.run.reconstructions().is_dir() {
             text.push_str(&format!("recons   {root}/reconstructions/{}\n", rec.picture));
@@ -340,16 +340,21 @@ impl<'a> Session<'a> {
     /// The meter's means, or the end of the run when one is not finite.
     fn finite_means(&self) -> Result<Vec<f64>> {
         let means = self.meter.means()?;
-        for (name, v) in self.model.scalars().iter().zip(&means) {
+        self.refuse_divergence("", &means)?;
+        Ok(means)
+    }
+
+    fn refuse_divergence(&self, prefix: &str, means: &[f64]) -> Result<()> {
+        for (name, v) in self.model.scalars().iter().zip(means) {
             if !v.is_finite() {
                 bail!(
-                    "{name} is {v} in the steps up to {}: training has diverged and stops; the checkpoints before it are whole; \
+                    "{prefix}{name} is {v} in the steps up to {}: training has diverged and stops; the checkpoints before it are whole; \
                      try a lower --lr",
                     self.step
                 );
             }
         }
-        Ok(means)
+        Ok(())
     }
 
     fn row_head(&self, rec: &Recorder) -> Vec<(String, f64)> {
@@ -398,14 +403,17 @@ impl<'a> Session<'a> {
             let cx = StepCx { noise: seed_for(self.config.seed, 0, Stream::Eval, i as u64), step: self.step };
             meter.add(&self.model.score(&x, cx)?, x.size()[0])?;
         }
-        Ok(self.model.report(&meter.means()?))
+        let means = meter.means()?;
+        self.refuse_divergence("test_", &means)?;
+        Ok(self.model.report(&means))
     }
 
     fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
         let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
-        let z = noise(seed, &[SAMPLES, self.model.latent()], self.device)?;
+        let count = self.train.showable(SAMPLES) as i64;
+        let z = noise(seed, &[count, self.model.latent()], self.device)?;
         grid::draw(&self.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
-        let originals = self.test.range(0, RECONSTRUCTIONS)?;
+        let originals = self.test.spread(RECONSTRUCTIONS)?;
         if let Some(images) = self.model.reconstruct(&originals)? {
             let folder = rec.run.reconstructions();
             std::fs::create_dir_all(&folder)

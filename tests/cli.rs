@@ -247,6 +247,7 @@ fn samples_come_from_the_checkpoint_and_the_seed() {
     good(dir.path(), &["sample", "g", "--out", "grid.png"]);
     good(dir.path(), &["sample", "g", "--count", "3", "--out", "single"]);
     assert_eq!(fs::read_dir(dir.path().join("single")).unwrap().count(), 3);
+    refused(dir.path(), &["sample", "g", "--out", "single"], 2, &["--out single", "not empty"]);
     assert!(good(dir.path(), &["sample", "g"]).trim().ends_with(".png"));
 }
 
@@ -372,6 +373,40 @@ fn resuming_passes_over_a_damaged_newest_checkpoint() {
     let said = text(&out.stderr);
     assert!(out.status.success() && said.contains("is damaged") && said.contains("resuming b at step 4"), "{said}");
     assert!(fs::read(of("b", "step-00000006")).unwrap() == whole, "the same weights again");
+}
+
+#[test]
+fn a_run_whose_metrics_are_gone_can_still_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    good(dir.path(), &with(SMALL_VAE, &["--out", "r r"]));
+    fs::remove_file(dir.path().join("r r/metrics.jsonl")).unwrap();
+    let out = ganvae(dir.path(), &["train", "--resume", "r r", "--epochs", "3"]);
+    assert!(out.status.success() && text(&out.stderr).contains("has lost rows"), "{}", text(&out.stderr));
+    assert_eq!(rows(&dir.path().join("r r"))[0]["step"], 8);
+    assert!(text(&out.stdout).contains("ganvae sample 'r r'"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn a_held_out_score_that_is_not_finite_stops_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = [
+        "train",
+        "vae",
+        "--lr",
+        "1",
+        "--steps",
+        "3",
+        "--encoder-hidden",
+        "2048",
+        "--train-limit",
+        "64",
+        "--test-limit",
+        "16",
+    ];
+    let out = ganvae(dir.path(), &[&args[..], &["--out", "r", "--batch-size", "32", "--device", "cpu"]].concat());
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.lines().last().unwrap().contains("diverged"), "{said}");
 }
 
 /// `ganvae train vae 2>&1 | head -1` and a full disk behind stderr: no reason to lose a run or to panic.
@@ -628,6 +663,9 @@ fn a_damaged_run_is_named() {
     refused(d, &["plot", "w", "--out", "a.bmp"], 1, &["a.bmp", "png"]);
     fs::write(d.join("r/config.toml"), "model = 'vae'").unwrap();
     refused(d, &["sample", "r"], 1, &["config.toml", "[run]"]);
+    let config = fs::read_to_string(d.join("w/config.toml")).unwrap();
+    fs::write(d.join("w/config.toml"), config.replace("channels = 1", "channels = 0")).unwrap();
+    refused(d, &["sample", "w", "--out", "x.png"], 1, &["0x28x28", "[run]"]);
 }
 
 #[test]

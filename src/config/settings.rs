@@ -179,10 +179,10 @@ pub struct Settings {
     /// Force pictures of a folder to grey (1) or colour (3)
     #[arg(long, value_name = "1|3", help_heading = "Data")]
     pub channels: Option<u32>,
-    /// Use only the first N training images (digits: draw N)
+    /// Use only N training images, evenly spread (digits: draw N)
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = count())]
     pub train_limit: Option<usize>,
-    /// Use only the first N held-out images (digits: draw N)
+    /// Use only N held-out images, evenly spread (digits: draw N)
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = count())]
     pub test_limit: Option<usize>,
 

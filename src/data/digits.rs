@@ -430,7 +430,8 @@ mod tests {
     #[test]
     fn an_image_depends_on_seed_stream_and_index_alone() {
         let large = generate(5, Train, 500);
-        assert_eq!(large.clone().take(100), generate(5, Train, 100));
+        let small = generate(5, Train, 100);
+        assert!(large.pixels.starts_with(&small.pixels) && large.labels.starts_with(&small.labels));
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build();
         assert_eq!(large, one.unwrap().install(|| generate(5, Train, 500)));
         let last = &large.pixels[499 * PIXELS..];

@@ -205,7 +205,7 @@ fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         if path.is_dir() {
             folders.push(path);
-        } else if extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) {
+        } else if extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) && !is_special(&path) {
             pictures.push(path);
         }
     }
@@ -357,6 +357,12 @@ fn on_black(picture: DynamicImage) -> DynamicImage {
         pixel[3] = 255;
     }
     DynamicImage::ImageRgba8(rgba)
+}
+
+/// Whether a path is a pipe, socket or device, which could be read from for ever. What cannot be asked is no such thing:
+/// opening it will say what is wrong.
+fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
 }
 
 #[cfg(test)]

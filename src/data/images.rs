@@ -45,16 +45,25 @@ impl Images {
         self.channels * self.height * self.width
     }
 
-    /// The first `n` images (all of them when there are fewer).
+    /// `n` of the images, evenly spread over the set (all of them when there are fewer): folders stand class by class, and
+    /// the first few would all be of one.
     #[must_use]
-    pub fn take(mut self, n: usize) -> Self {
-        if n < self.count {
-            self.pixels.truncate(n * self.image_len());
-            self.labels.truncate(n);
-            self.count = n;
+    pub fn take(self, n: usize) -> Self {
+        if n >= self.count {
+            return self;
         }
-        self
+        let len = self.image_len();
+        let chosen = spread(self.count, n);
+        let pixels = chosen.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
+        let labels = chosen.iter().filter_map(|&i| self.labels.get(i)).copied().collect();
+        Images { count: n, pixels, labels, ..self }
     }
+}
+
+/// `n` numbers evenly spread over 0..count, ascending; all of them when there are fewer.
+pub fn spread(count: usize, n: usize) -> Vec<usize> {
+    let n = n.min(count);
+    (0..n).map(|i| i * count / n).collect()
 }
 
 /// A training and a held-out set of the same shape, with the names of their classes.
@@ -68,4 +77,19 @@ pub struct Source {
     pub test: Images,
     /// Names of the classes, by number; empty when there are no labels.
     pub classes: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_set_is_spread_over_its_classes() {
+        let set = Images::new([10, 1, 1, 2], (0..20).collect(), vec![0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).unwrap();
+        let part = set.clone().take(4);
+        assert_eq!((part.count, part.labels, part.pixels), (4, vec![0, 0, 1, 1], vec![0, 1, 4, 5, 10, 11, 14, 15]));
+        assert_eq!(set.clone().take(10), set);
+        assert_eq!(set.clone().take(99), set);
+        assert_eq!(spread(3, 3), [0, 1, 2]);
+    }
 }

@@ -165,6 +165,22 @@ impl Dataset {
         unit(&self.images.f_narrow(0, from as i64, count as i64)?)
     }
 
+    /// At most `n` images evenly spread over the set, fewer when they are large (2^24 pixels in all), at least four:
+    /// x [B,C,H,W] in [0,1].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn spread(&self, n: usize) -> Result<Tensor> {
+        let index: Vec<i64> = images::spread(self.len(), self.showable(n)).into_iter().map(|i| i as i64).collect();
+        self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.images.device())?)
+    }
+
+    /// How many of `n` images of this shape make a picture of at most 2^24 pixels; at least four.
+    pub fn showable(&self, n: usize) -> usize {
+        let pixels = (self.shape.height * self.shape.width).max(1) as usize;
+        n.min(((1 << 24) / pixels).max(4))
+    }
+
     /// The images that `index` [B] (int64, on the device) names: x [B,C,H,W] in [0,1].
     ///
     /// # Errors
