@@ -1,30 +1,41 @@
 #!/usr/bin/env python3
-"""Times PyTorch's own training step on the four workloads that ganvae is compared on (CPU).
+"""Times PyTorch's own training step on the workloads that ganvae is compared on (CPU).
 
 Usage:
     bench_pytorch.py --workload A --variant tuned --seconds 10       prints one JSON line
     bench_pytorch.py --workload A --variant plain --serve            a worker: one JSON line for each line `run SECONDS`
+    bench_pytorch.py --workload A --variant plain --epoch            trains one epoch and ends; to be timed from outside
 
-Workloads, at 28x28 and the sizes of ganvae's presets:
+Workloads, at 28x28, the first four at the sizes of ganvae's presets, with batches of 128 images:
     A  article    VAE 784-512-(100,100), 100-512-12544-784, Adam 1e-4
     B  article    GAN 100-256-512-12544-784 against 784-512-256-1, Adam 1e-4
     C  conv-vae   VAE of 4x4/2 convolutions 1-32-64 and a 7x7 one to 256, latent 64, its mirror, Adam 1e-3
     D  dcgan      GAN of the same kind, 100-256-128-1 against 1-64-128-1 with BatchNorm, Adam 2e-4 (0.5, 0.999)
+    S  small      VAE 784-200-(50,50), 50-200-784, Adam 1e-3, with batches of 20 images
 
 Variants:
-    plain   as usually written: Adam with its defaults, one D pass for real and one for generated images, the generator's
-            loss.backward() through all of D, values read with .item() each step
-    tuned   fused Adam, gradients of the player being updated only, one D pass where D has no BatchNorm, in-place
-            activations, no .item(), and malloc told to keep large blocks (by starting itself again with two variables set)
-Both keep the 7x7 convolutions that a PyTorch user writes (ganvae has linear layers there) and the last, partial batch of
+    plain    as usually written: Adam with its defaults, one D pass for real and one for generated images, the
+             generator's loss.backward() through all of D, values read with .item() each step
+    tuned    fused Adam, gradients of the player being updated only, one D pass where D has no BatchNorm, in-place
+             activations, no .item(), and malloc told to keep large blocks (by starting itself again with two variables
+             set)
+    compile  the tuned step with the losses, networks included, and the generator's pass through torch.compile, forward
+             and backward: static shapes, no graph breaks, and inductor's cpp_wrapper, which was the fastest way here
+             (S gains most; mode max-autotune-no-cudagraphs and channels-last brought nothing more). All is compiled in
+             the first step, before any timing; an epoch's last, partial batch takes the same functions uncompiled, so
+             nothing is compiled twice (that would be an error).
+All keep the 7x7 convolutions that a PyTorch user writes (ganvae has linear layers there) and the last, partial batch of
 an epoch. --channels-last puts networks and images in that layout; which is faster depends on machine and workload.
 
-A batch is gathered from images that lie in memory as u8, then divided by 255, as in ganvae. In the output, ms_* are of
-single steps, steps_per_s is over the whole slice, peak_rss_mb is the process's so far, start_to_first_step_s is from the
-start of the process until it is ready plus its first step (waiting for the first command is not counted).
+A batch is gathered from images that lie in memory as u8, then divided by 255, as in ganvae. In the output, ms_median,
+ms_p10 and ms_p90 are of single steps; ms_per_step is the median over eighths of the slice of their mean, the measure
+that ganvae's rows of metrics give; steps_per_s is over the whole slice, peak_rss_mb is the process's so far (not that
+of compilers that it has started), start_to_first_step_s is from the start of the process until it is ready plus its
+first step (waiting for the first command is not counted).
 """
 
 import argparse
+import gzip
 import json
 import os
 import sys
@@ -36,25 +47,31 @@ KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRE
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", required=True, choices="ABCD")
-    parser.add_argument("--variant", required=True, choices=["plain", "tuned"])
+    parser.add_argument("--workload", required=True, choices="ABCDS")
+    parser.add_argument("--variant", required=True, choices=["plain", "tuned", "compile"])
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the timed slice (default 10)")
     parser.add_argument("--warmup", type=float, default=3.0, help="untimed seconds before the first slice (default 3)")
-    parser.add_argument("--batch", type=int, default=128, help="images for each update (default 128)")
-    parser.add_argument("--data", default="random", help="u8 images [N,28,28] or [N,1,28,28] as .npy, or `random`")
+    parser.add_argument("--batch", type=int, help="images for each update (default 128; S: 20)")
+    parser.add_argument(
+        "--data", default="random", help="u8 [N,28,28] or [N,1,28,28] as .npy, a folder of MNIST's .gz, or `random`"
+    )
     parser.add_argument("--threads", type=int, help="of one operation (default: PyTorch's own choice)")
     parser.add_argument("--channels-last", action="store_true", help="that memory layout (workloads C and D)")
-    parser.add_argument("--serve", action="store_true", help="time a slice for each line `run SECONDS` on stdin")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--serve", action="store_true", help="time a slice for each line `run SECONDS` on stdin")
+    mode.add_argument("--epoch", action="store_true", help="train one epoch, then end")
     args = parser.parse_args()
+    if args.batch is None:
+        args.batch = 20 if args.workload == "S" else 128
     if args.batch < 2:
         parser.error(f"--batch {args.batch}: wanted at least 2")
-    if args.channels_last and args.workload in "AB":
+    if args.channels_last and args.workload not in "CD":
         parser.error(f"--channels-last: workload {args.workload} has no convolutions")
     return args
 
 
 ARGS = parse_args()
-if ARGS.variant == "tuned" and any(os.environ.get(k) != v for k, v in KEEP_LARGE_BLOCKS.items()):
+if ARGS.variant != "plain" and any(os.environ.get(k) != v for k, v in KEEP_LARGE_BLOCKS.items()):
     # malloc reads its settings when a process starts, so before torch is there; exec keeps the start time.
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_LARGE_BLOCKS})
 
@@ -68,7 +85,15 @@ def load_images(spec):
     """u8 [N,1,28,28]."""
     if spec == "random":
         return torch.randint(256, (60000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    array = np.load(spec)
+    if os.path.isdir(spec):
+        spec = os.path.join(spec, "train-images-idx3-ubyte.gz")
+        with gzip.open(spec) as file:
+            # IDX: magic number, count, height and width in 16 bytes, then the pixels; in parts, to hold them once.
+            array = np.empty(np.frombuffer(file.read(16), ">u4")[1:], np.uint8)
+            for part in np.array_split(array, 100):
+                file.readinto(part)
+    else:
+        array = np.load(spec)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size != len(array) * 784:
         sys.exit(f"--data {spec}: found {array.dtype} {list(array.shape)}, wanted uint8 [N,28,28] or [N,1,28,28]")
     return torch.from_numpy(array.reshape(-1, 1, 28, 28))
@@ -114,6 +139,10 @@ def vae(workload, relu):
         trunk = nn.Sequential(nn.Flatten(), *dense(784, 512, act=relu))
         decoder = nn.Sequential(*dense(100, 512, 12544, act=relu), nn.Linear(12544, 784), nn.Unflatten(1, (1, 28, 28)))
         return Vae(trunk, 512, 100, decoder)
+    if workload == "S":
+        trunk = nn.Sequential(nn.Flatten(), *dense(784, 200, act=relu))
+        decoder = nn.Sequential(*dense(50, 200, act=relu), nn.Linear(200, 784), nn.Unflatten(1, (1, 28, 28)))
+        return Vae(trunk, 200, 50, decoder)
     trunk = nn.Sequential(conv(1, 32), relu(), conv(32, 64), relu(), nn.Conv2d(64, 256, 7), relu(), nn.Flatten())
     up = [nn.ConvTranspose2d(256, 64, 7), relu(), conv_t(64, 32), relu(), conv_t(32, 1)]
     return Vae(trunk, 256, 64, nn.Sequential(*dense(64, 256, act=relu), nn.Unflatten(1, (256, 1, 1)), *up))
@@ -141,6 +170,15 @@ def gan(workload, relu, leaky):
     return generator, discriminator
 
 
+def compiled(function):
+    """For variant compile, the function compiled for whole batches; a partial batch takes it as it is."""
+    if ARGS.variant != "compile":
+        return function
+    torch._dynamo.config.error_on_recompile = True
+    fast = torch.compile(function, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+    return lambda x, *more: (fast if len(x) == ARGS.batch else function)(x, *more)
+
+
 def adam(net, tuned, **kw):
     return torch.optim.Adam(net.parameters(), fused=True if tuned else None, **kw)
 
@@ -152,12 +190,16 @@ def vae_step(workload, tuned):
         net.to(memory_format=torch.channels_last)
     optimizer = adam(net, tuned, lr=1e-4 if workload == "A" else 1e-3)
 
-    def step(x):
-        optimizer.zero_grad()
+    @compiled
+    def losses(x):
         logits, mu, logvar = net(x)
         recon = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / len(x)
-        loss = recon + kl
+        return recon + kl, recon.detach(), kl.detach()
+
+    def step(x):
+        optimizer.zero_grad()
+        loss, recon, kl = losses(x)
         loss.backward()
         optimizer.step()
         return loss.detach() if tuned else (loss.item(), recon.item(), kl.item())
@@ -174,7 +216,6 @@ def gan_step(workload, tuned):
         discriminator.to(memory_format=torch.channels_last)
     hyper = {"lr": 1e-4} if workload == "B" else {"lr": 2e-4, "betas": (0.5, 0.999)}
     adam_g, adam_d = adam(generator, tuned, **hyper), adam(discriminator, tuned, **hyper)
-    generator_params, discriminator_params = list(generator.parameters()), list(discriminator.parameters())
     bce = nn.BCEWithLogitsLoss()
 
     def plain(x):
@@ -204,19 +245,33 @@ def gan_step(workload, tuned):
     # With BatchNorm, the statistics of a mixed batch would tell real from generated.
     judge = in_one_pass if workload == "B" else in_two_passes
 
+    @compiled
+    def generate(noise):
+        return generator(noise)
+
+    @compiled
+    def discriminator_loss(x, fake):
+        real_logits, fake_logits = judge(x, fake)
+        return bce(real_logits, torch.ones(len(x))) + bce(fake_logits, torch.zeros(len(x)))
+
+    @compiled
+    def generator_loss(fake):
+        return bce(discriminator(fake), torch.ones(len(fake)))
+
     def frugal(x):
-        ones, zeros = torch.ones(len(x)), torch.zeros(len(x))
         x = x.mul_(2).sub_(1)
-        fake = generator(torch.randn(len(x), 100))
-        real_logits, fake_logits = judge(x, fake.detach())
-        d_loss = bce(real_logits, ones) + bce(fake_logits, zeros)
+        fake = generate(torch.randn(len(x), 100))
+        d_loss = discriminator_loss(x, fake.detach())
         adam_d.zero_grad()
-        d_loss.backward(inputs=discriminator_params)
+        d_loss.backward()
         adam_d.step()
-        g_loss = bce(discriminator(fake), ones)
+        # Only the generator's gradients are wanted now.
+        discriminator.requires_grad_(False)
+        g_loss = generator_loss(fake)
         adam_g.zero_grad()
-        g_loss.backward(inputs=generator_params)
+        g_loss.backward()
         adam_g.step()
+        discriminator.requires_grad_(True)
         return d_loss.detach(), g_loss.detach()
 
     return frugal if tuned else plain
@@ -251,10 +306,18 @@ class Worker:
         torch.manual_seed(0)
         if ARGS.threads:
             torch.set_num_threads(ARGS.threads)
-        self.data = batches(load_images(ARGS.data), ARGS.batch)
-        self.step = (vae_step if ARGS.workload in "AC" else gan_step)(ARGS.workload, ARGS.variant == "tuned")
+        images = load_images(ARGS.data)
+        self.steps_per_epoch = -(-len(images) // ARGS.batch)
+        self.data = batches(images, ARGS.batch)
+        self.step = (vae_step if ARGS.workload in "ACS" else gan_step)(ARGS.workload, ARGS.variant != "plain")
         self.ready_s = process_age_s()
         self.first_s = None
+
+    def epoch(self):
+        for _, x in zip(range(self.steps_per_epoch), self.data):
+            self.step(x)
+        result = {"workload": ARGS.workload, "variant": ARGS.variant, "batch_size": ARGS.batch}
+        print(json.dumps(result | {"steps": self.steps_per_epoch, "peak_rss_mb": round(peak_rss_mb(), 1)}))
 
     def run(self, seconds):
         """One slice; the first is preceded by the warm-up."""
@@ -269,6 +332,7 @@ class Worker:
             "batch_size": ARGS.batch,
             "steps": len(times),
             "steps_per_s": round(len(times) / took_s, 3),
+            "ms_per_step": round(np.median([part.mean() for part in np.array_split(times, min(8, len(times)))]), 3),
             "ms_median": round(median, 3),
             "ms_p10": round(p10, 3),
             "ms_p90": round(p90, 3),
@@ -280,6 +344,9 @@ class Worker:
 
 def main():
     worker = Worker()
+    if ARGS.epoch:
+        worker.epoch()
+        return
     if not ARGS.serve:
         worker.run(ARGS.seconds)
         return

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
 use crate::native::AdamStep;
-use crate::nets::{Mode, Net, NetSpec, Shape, features, linear, synthesis};
+use crate::nets::{Forms, Mode, Net, NetSpec, Shape, features, linear, synthesis};
 use crate::objectives::{GanLoss, discriminator_loss};
 use crate::optim::{Adam, Ema};
 
@@ -83,7 +83,7 @@ impl Discriminator {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let centred = x.f_mul_scalar(2.0)?.f_sub_scalar_(1.0)?;
         let h = self.net.forward(&centred, mode)?; // [B,F]
-        Ok(h.f_linear(&self.out.ws, self.out.bs.as_ref())?.f_squeeze_dim(1)?) // [B]
+        Ok(self.net.forms.linear(&h, &self.out.ws, self.out.bs.as_ref(), 1.0)?.f_squeeze_dim(1)?) // [B]
     }
 
     /// Logits of real and generated images: one pass where the layers treat each image alone, else one for each, because
@@ -231,6 +231,18 @@ impl Model for Gan {
 
     fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
+    }
+
+    fn set_forms(&mut self, forms: Forms) -> Result<()> {
+        self.discriminator.net.forms = forms;
+        forms.arrange_weights(&self.discriminator.vars)?;
+        let twin = self.average.as_mut().map(|(twin, _)| twin);
+        for generator in [&mut self.generator].into_iter().chain(twin) {
+            generator.net.forms = forms;
+            forms.arrange_weights(&generator.vars)?;
+        }
+        self.adam_d.arrange()?;
+        self.adam_g.arrange()
     }
 
     fn latent(&self) -> i64 {

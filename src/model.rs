@@ -1,8 +1,10 @@
-//! What the training loop, checkpoints and pictures need of a model. Imports no other module of the crate.
+//! What the training loop, checkpoints and pictures need of a model. Imports nets for the forms of layers.
 
 use anyhow::Result;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+
+use crate::nets::Forms;
 
 /// Where a step stands: everything random in it follows from `noise`.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +47,12 @@ pub trait Model {
     /// # Errors
     /// As [`Model::step`].
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>>;
+
+    /// How the layers are to be computed from now on; results stay equal to rounding.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn set_forms(&mut self, forms: Forms) -> Result<()>;
 
     /// Z: width of the latent vector.
     fn latent(&self) -> i64;

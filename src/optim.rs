@@ -61,6 +61,21 @@ impl Adam {
         self.apply(&self.gradients(loss)?)
     }
 
+    /// Lays the moments out as the parameters are: one update walks through all of them in memory order.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn arrange(&mut self) -> Result<()> {
+        for moments in [&mut self.exp_avgs, &mut self.exp_avg_sqs] {
+            for (p, m) in self.params.iter().zip(moments) {
+                let mut laid = p.detach().f_zeros_like()?;
+                laid.f_copy_(m)?;
+                *m = laid;
+            }
+        }
+        Ok(())
+    }
+
     /// Names of the parameters, sorted.
     pub fn names(&self) -> &[String] {
         &self.names

@@ -532,6 +532,9 @@ mod tests {
         fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
             Ok(None)
         }
+        fn set_forms(&mut self, _: crate::nets::Forms) -> Result<()> {
+            Ok(())
+        }
         fn latent(&self) -> i64 {
             1
         }

@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
 use crate::native::AdamStep;
-use crate::nets::{Init, Mode, Net, NetSpec, Shape, features, linear, synthesis};
+use crate::nets::{Forms, Init, Mode, Net, NetSpec, Shape, features, linear, synthesis};
 use crate::objectives::{bernoulli_nll, gaussian_kl};
 use crate::optim::Adam;
 
@@ -75,8 +75,8 @@ impl Vae {
     /// libtorch's.
     pub fn encode(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
         let h = self.trunk.forward(x, mode)?; // [B,F]
-        let mu = h.f_linear(&self.mu.ws, self.mu.bs.as_ref())?;
-        let logvar = h.f_linear(&self.logvar.ws, self.logvar.bs.as_ref())?;
+        let mu = self.trunk.forms.linear(&h, &self.mu.ws, self.mu.bs.as_ref(), 1.0)?;
+        let logvar = self.trunk.forms.linear(&h, &self.logvar.ws, self.logvar.bs.as_ref(), 1.0)?;
         Ok((mu, logvar))
     }
 
@@ -157,6 +157,13 @@ impl Model for Vae {
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let (mu, _) = tch::no_grad(|| self.encode(x, Mode::Eval))?;
         self.decode(&mu).map(Some)
+    }
+
+    fn set_forms(&mut self, forms: Forms) -> Result<()> {
+        self.trunk.forms = forms;
+        self.decoder.forms = forms;
+        forms.arrange_weights(&self.vars)?;
+        self.adam.arrange()
     }
 
     fn latent(&self) -> i64 {

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use ganvae::gan::{Gan, GanSpec};
 use ganvae::model::{Model, Part, Visit};
 use ganvae::native::AdamStep;
-use ganvae::nets::{Activation, Arch, Init, Mode, NetSpec, Shape};
+use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, Mode, NetSpec, Products, Shape};
 use ganvae::objectives::GanLoss;
 use ganvae::vae::{Vae, VaeSpec};
 use tch::{Device, Kind, Tensor};
@@ -116,11 +117,37 @@ fn shape(channels: i64, height: i64, width: i64) -> Shape {
     Shape { channels, height, width }
 }
 
+/// Every form in which the layers can be computed: each must give PyTorch's values.
+fn all_forms() -> Vec<Forms> {
+    let mut all = Vec::new();
+    for &products in Products::value_variants() {
+        for &layout in Layout::value_variants() {
+            for &kernels in Kernels::value_variants() {
+                all.push(Forms { products, layout, kernels });
+            }
+        }
+    }
+    all
+}
+
 fn check_vae(case: &str, spec: VaeSpec) {
-    let golden = golden(case);
+    for forms in all_forms() {
+        check_vae_in(forms, case, spec.clone());
+    }
+}
+
+fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
+    for forms in all_forms() {
+        check_gan_in(forms, case, spec.clone(), hyper);
+    }
+}
+
+fn check_vae_in(forms: Forms, file: &str, spec: VaeSpec) {
+    let (golden, case) = (golden(file), &format!("{file}, {forms:?}"));
     let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
     let beta = spec.beta;
     let mut vae = Vae::new(spec, hyper, Device::Cpu).unwrap();
+    vae.set_forms(forms).unwrap();
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
     let (x, eps) = input(0);
@@ -142,9 +169,10 @@ fn check_vae(case: &str, spec: VaeSpec) {
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
 }
 
-fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
-    let golden = golden(case);
+fn check_gan_in(forms: Forms, file: &str, spec: GanSpec, hyper: AdamStep) {
+    let (golden, case) = (golden(file), &format!("{file}, {forms:?}"));
     let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
+    gan.set_forms(forms).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
         let (x, z) = (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);

@@ -19,7 +19,7 @@ const HEIGHTS: &[(&str, u32)] = &[
     ("vae", 30),
     ("gan", 30),
     ("optim", 20),
-    ("model", 10),
+    ("model", 15),
     ("nets", 10),
     ("native", 1),
     ("seed", 0),

@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 /// The libtorch that tch 0.24 binds and that the tests verify.
 const WANTED: &str = "2.11.0";
 
+/// The C++ calls into libtorch that tch does not bind.
+const SHIM: &[&str] = &["src/native/optim.cpp", "src/native/layers.cpp"];
+
 fn main() {
-    println!("cargo:rerun-if-changed=src/native/shim.cpp");
+    for file in SHIM.iter().chain(&["src/native/guard.h"]) {
+        println!("cargo:rerun-if-changed={file}");
+    }
     println!("cargo:rerun-if-changed=src/native/build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=LIBTORCH_BYPASS_VERSION_CHECK");
@@ -47,14 +52,17 @@ fn main() {
         .std("c++17")
         .pic(true)
         .warnings(false) // libtorch's own headers are full of them
+        .flag("-fopenmp")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .file("src/native/shim.cpp")
+        .files(SHIM)
         .compile("ganvae_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+    // libtorch brings its own libgomp, which the rpath puts first: one OpenMP in the process.
+    println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=GANVAE_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-env=GANVAE_LIBTORCH_VERSION={found}");

@@ -24,6 +24,20 @@ unsafe extern "C" {
         eps: f64,
     ) -> *mut c_char;
     fn gv_foreach_lerp(n: usize, averages: *const Handle, current: *const Handle, weight: f64) -> *mut c_char;
+    fn gv_linear(out: *mut Handle, x: Handle, w: Handle, b: Handle, slope: f64, onednn: bool) -> *mut c_char;
+    fn gv_channels_last(out: *mut Handle, x: Handle) -> *mut c_char;
+    fn gv_strided(out: *mut Handle, x: Handle, w: Handle, b: Handle, transposed: bool, slope: f64) -> *mut c_char;
+    fn gv_norm_relu(
+        out: *mut Handle,
+        x: Handle,
+        w: Handle,
+        b: Handle,
+        mean: Handle,
+        var: Handle,
+        momentum: f64,
+        eps: f64,
+        slope: f64,
+    ) -> *mut c_char;
     fn gv_leaky_relu(x: Handle, slope: f64) -> *mut c_char;
 }
 
@@ -97,6 +111,56 @@ pub fn foreach_lerp(averages: &[Tensor], current: &[Tensor], weight: f64) -> Res
     check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight) })
 }
 
+/// x [B,I] -> x Wᵀ + b [B,O], then x for x > 0, else `slope`·x (1 for no activation), seen by autograd; w [O,I], b [O]. The
+/// products are oneDNN's or those of libtorch's BLAS.
+///
+/// # Errors
+/// When libtorch refuses, as for shapes that do not fit.
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, onednn: bool) -> Result<Tensor> {
+    // SAFETY: the tensors live until the call returns; so in all calls below.
+    made("linear layer", |out| unsafe { gv_linear(out, handle(x), handle(w), maybe(b), slope, onednn) })
+}
+
+/// The 4×4 convolution of stride 2 and padding 1, w [O,I,4,4], or its transpose, w [I,O,4,4], then an activation as in
+/// [`linear`], seen by autograd. Differs from libtorch's in speed alone.
+///
+/// # Errors
+/// As [`linear`].
+pub fn strided(x: &Tensor, w: &Tensor, b: Option<&Tensor>, transposed: bool, slope: f64) -> Result<Tensor> {
+    // SAFETY: as in `linear`.
+    made("strided convolution", |out| unsafe { gv_strided(out, handle(x), handle(w), maybe(b), transposed, slope) })
+}
+
+/// Batch normalisation from the batch's own statistics, then x for x > 0, else `slope`·x, in one piece, seen by autograd once
+/// (no second derivative).
+///
+/// x [B,C,H,W], weight and bias [C]; the `running` mean and variance [C] follow where they are given.
+///
+/// # Errors
+/// As [`linear`].
+pub fn norm_relu(
+    x: &Tensor,
+    [w, b]: [&Tensor; 2],
+    (mean, var): (Option<&Tensor>, Option<&Tensor>),
+    momentum: f64,
+    eps: f64,
+    slope: f64,
+) -> Result<Tensor> {
+    made("batch normalisation", |out| {
+        // SAFETY: as in `linear`.
+        unsafe { gv_norm_relu(out, handle(x), handle(w), handle(b), maybe(mean), maybe(var), momentum, eps, slope) }
+    })
+}
+
+/// x [B,C,H,W] with the channels of a pixel side by side in memory; the same tensor where they are already.
+///
+/// # Errors
+/// libtorch's, when memory ends or x has not four dimensions.
+pub fn channels_last(x: &Tensor) -> Result<Tensor> {
+    // SAFETY: as in `linear`.
+    made("channels-last", |out| unsafe { gv_channels_last(out, handle(x)) })
+}
+
 /// `x` for x > 0, else `slope`·x, in place and seen by autograd (tch binds only the default slope of 0.01).
 ///
 /// # Errors
@@ -158,6 +222,22 @@ fn load(library: &str) -> Result<()> {
         bail!(why);
     }
     Ok(())
+}
+
+fn handle(t: &Tensor) -> Handle {
+    t.as_ptr() as Handle
+}
+
+fn maybe(t: Option<&Tensor>) -> Handle {
+    t.map_or(std::ptr::null_mut(), handle)
+}
+
+/// The tensor that a call of the shim makes.
+fn made(what: &str, call: impl FnOnce(*mut Handle) -> *mut c_char) -> Result<Tensor> {
+    let mut out = std::ptr::null_mut();
+    check(what, call(&mut out))?;
+    // SAFETY: without a message, the shim has put a new handle there, which nothing else owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 fn handles(tensors: &[Tensor]) -> Vec<Handle> {

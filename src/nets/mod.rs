@@ -5,6 +5,7 @@
 //! file here that knows both. Variable paths (`fc1.weight`, `conv2.bias`, ...) are explicit and unique: exports carry them.
 
 mod conv;
+mod forms;
 mod mlp;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use tch::Tensor;
 use tch::nn::{self, Path};
 
 use crate::native;
+pub use forms::{Forms, Kernels, Layout, Products};
 
 /// Shape of one image: C channels, H rows, W columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,13 +68,25 @@ pub enum Activation {
     Tanh,
 }
 
+/// Slope of [`Activation::LeakyRelu`].
+const LEAK: f64 = 0.2;
+
 impl Activation {
+    /// Slope for x ≤ 0 of those that are straight on both sides.
+    fn slope(self) -> Option<f64> {
+        match self {
+            Activation::Relu => Some(0.0),
+            Activation::LeakyRelu => Some(LEAK),
+            Activation::Tanh => None,
+        }
+    }
+
     /// Applied in place: the input is a layer's fresh output that nothing else reads, and each of the three keeps only
     /// its result for the backward pass.
     fn apply(self, mut x: Tensor) -> Result<Tensor> {
         Ok(match self {
             Activation::Relu => x.f_relu_()?,
-            Activation::LeakyRelu => native::leaky_relu(x, 0.2)?,
+            Activation::LeakyRelu => native::leaky_relu(x, LEAK)?,
             Activation::Tanh => x.f_tanh_()?,
         })
     }
@@ -125,22 +139,37 @@ pub enum Layer {
 }
 
 impl Layer {
-    fn forward(&self, x: Tensor, mode: Mode) -> Result<Tensor> {
+    /// `slope` is that of the activation taken into the layer; 1 is none.
+    fn forward(&self, x: Tensor, mode: Mode, forms: Forms, slope: f64) -> Result<Tensor> {
         Ok(match self {
-            Layer::Linear(l) => x.f_linear(&l.ws, l.bs.as_ref())?,
-            Layer::Conv(l) => x.f_conv2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [1, 1], 1)?,
-            Layer::ConvTranspose(l) => x.f_conv_transpose2d(&l.ws, l.bs.as_ref(), [2, 2], [1, 1], [0, 0], 1, [1, 1])?,
+            Layer::Linear(l) => forms.linear(&x, &l.ws, l.bs.as_ref(), slope)?,
+            Layer::Conv(l) => forms.conv(x, &l.ws, l.bs.as_ref(), slope)?,
+            Layer::ConvTranspose(l) => forms.conv_transpose(x, &l.ws, l.bs.as_ref(), slope)?,
             Layer::BatchNorm(l) => {
-                let running = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var));
-                let (mean, var) = running.unzip();
-                x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, mode != Mode::Eval, 0.1, 1e-5, true)?
+                let (mean, var) = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var)).unzip();
+                let training = mode != Mode::Eval;
+                match (&l.ws, &l.bs) {
+                    (Some(w), Some(b)) if training && forms.fuses(&x, self) => {
+                        native::norm_relu(&x, [w, b], (mean, var), BN_MOMENTUM, BN_EPS, slope)?
+                    }
+                    (w, b) => x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, BN_EPS, true)?,
+                }
             }
             Layer::Activation(a) => a.apply(x)?,
             Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]
             Layer::Flatten => x.f_flatten(1, -1)?,                       // [B,C·H·W]
         })
     }
+
+    /// Whether an activation may be taken into the layer.
+    fn has_kernel(&self) -> bool {
+        matches!(self, Layer::Linear(_) | Layer::Conv(_) | Layer::ConvTranspose(_) | Layer::BatchNorm(_))
+    }
 }
+
+/// Weight of a batch in the running statistics, and what is added to the variance: PyTorch's.
+const BN_MOMENTUM: f64 = 0.1;
+const BN_EPS: f64 = 1e-5;
 
 /// Where batch normalisation takes its statistics from; no other layer cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +186,8 @@ pub enum Mode {
 #[derive(Debug, Default)]
 pub struct Net {
     layers: Vec<(String, Layer)>,
+    /// How the layers are computed.
+    pub forms: Forms,
 }
 
 impl Net {
@@ -166,11 +197,23 @@ impl Net {
     /// libtorch's, when x is not of the shape that the network was built for or memory ends.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let mut x = x.shallow_clone();
-        for (name, layer) in &self.layers {
+        let mut layers = self.layers.as_slice();
+        while let Some(((name, layer), rest)) = layers.split_first() {
             let shape = x.size();
-            x = layer.forward(x, mode).with_context(|| format!("layer {name}, given {shape:?}"))?;
+            let fused = self.fused(&x, layer, rest, mode);
+            layers = if fused.is_some() { &rest[1..] } else { rest };
+            x = layer
+                .forward(x, mode, self.forms, fused.unwrap_or(1.0))
+                .with_context(|| format!("layer {name}, given {shape:?}"))?;
         }
         Ok(x)
+    }
+
+    /// The slope of the activation that follows, where the layer takes it into its own kernel.
+    fn fused(&self, x: &Tensor, layer: &Layer, rest: &[(String, Layer)], mode: Mode) -> Option<f64> {
+        let Some((_, Layer::Activation(activation))) = rest.first() else { return None };
+        let eval_norm = mode == Mode::Eval && matches!(layer, Layer::BatchNorm(_));
+        (layer.has_kernel() && !eval_norm && self.forms.fuses(x, layer)).then(|| activation.slope())?
     }
 
     /// Whether any layer mixes the images of a batch, so that two batches may not share one pass.

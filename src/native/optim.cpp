@@ -1,45 +1,15 @@
-// The calls into libtorch that tch does not bind, behind a C interface.
-//
-// Every function returns nullptr on success, else a message that the caller owns and gives back to gv_free: no C++
-// exception crosses the boundary. Tensors are borrowed: nothing here keeps or frees one that came in.
+// Updates of many tensors in one call.
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/leaky_relu.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <exception>
-#include <string>
-#include <vector>
+#include "guard.h"
 
-namespace {
-
-std::vector<at::Tensor> list(at::Tensor* const* handles, size_t n) {
-  std::vector<at::Tensor> out;
-  out.reserve(n);
-  for (size_t i = 0; i < n; ++i) out.push_back(*handles[i]);
-  return out;
-}
-
-template <class F>
-char* guarded(F&& body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("an exception of unknown type");
-  }
-}
-
-}  // namespace
+using ganvae::guarded;
+using ganvae::list;
 
 extern "C" {
 
@@ -73,11 +43,6 @@ char* gv_foreach_lerp(size_t n, at::Tensor* const* averages, at::Tensor* const* 
     c10::NoGradGuard no_grad;
     at::_foreach_lerp_(list(averages, n), list(current, n), weight);
   });
-}
-
-// x for x > 0, else slope * x, in place, recorded by autograd.
-char* gv_leaky_relu(at::Tensor* x, double slope) {
-  return guarded([&] { at::leaky_relu_(*x, slope); });
 }
 
 }  // extern "C"
