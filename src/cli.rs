@@ -22,6 +22,8 @@ pub enum Command {
     Train(Box<Train>),
     /// Draw new images from a trained run
     Sample(Sample),
+    /// Time the real training step, part by part, beside the limit of its products and convolutions
+    Bench(Box<Bench>),
     /// Draw loss curves; several runs share one chart
     Plot(Plot),
     /// Say what a data set holds, and draw a preview of it
@@ -68,6 +70,24 @@ pub struct Sample {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// `ganvae bench`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Bench {
+    /// What to train
+    #[arg(value_enum)]
+    pub model: ModelKind,
+    /// Seconds of steps that are timed
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    pub seconds: f64,
+    /// One JSON object in place of the table
+    #[arg(long)]
+    pub json: bool,
+    /// What is set by flags.
+    #[command(flatten)]
+    pub settings: Settings,
 }
 
 /// `ganvae plot`.

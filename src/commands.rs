@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::cli::{Cli, Command, Data, Plot, Sample, Train};
+use crate::bench;
+use crate::cli::{Bench, Cli, Command, Data, Plot, Sample, Train};
 use crate::config::{self, Settings, Usage, one_line, usage};
 use crate::data;
 use crate::plot;
@@ -21,6 +22,7 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Train(args) => run_train(&args),
         Command::Sample(args) => run_sample(&args),
+        Command::Bench(args) => run_bench(&args),
         Command::Plot(args) => run_plot(&args),
         Command::Data(args) => run_data(&args),
     }
@@ -111,6 +113,29 @@ fn run_sample(args: &Sample) -> Result<u8> {
     let over = Settings { device: Some(args.device.clone()), ..Settings::default() };
     let out = sample::sample(&args.run, args.count, args.seed, args.out.as_deref(), &over)?;
     print(&format!("{}\n", out.display()))?;
+    Ok(0)
+}
+
+fn run_bench(args: &Bench) -> Result<u8> {
+    let s = &args.settings;
+    let of_a_run = [
+        ("out", s.out.is_some()),
+        ("epochs", s.epochs.is_some()),
+        ("steps", s.steps.is_some()),
+        ("log-every", s.log_every.is_some()),
+        ("checkpoint-every", s.checkpoint_every.is_some()),
+        ("sample-every", s.sample_every.is_some()),
+        ("eval-every", s.eval_every.is_some()),
+        ("keep", s.keep.is_some()),
+    ];
+    if let Some((flag, _)) = of_a_run.iter().find(|(_, set)| *set) {
+        usage!("--{flag} is a setting of a run, and bench makes none: leave it out (--seconds says how long it times)");
+    }
+    if !(0.1..=3600.0).contains(&args.seconds) {
+        usage!("--seconds {}: wanted a number from 0.1 to 3600", args.seconds);
+    }
+    let report = bench::bench(args.model, s, args.seconds)?;
+    print(&if args.json { format!("{}\n", report.json()) } else { report.table() })?;
     Ok(0)
 }
 

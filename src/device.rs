@@ -6,14 +6,11 @@ use tch::{Cuda, Device};
 use crate::config::{Settings, usage};
 use crate::native;
 
-/// The device that `--device` names, with `--threads` applied. `auto` is CUDA where it truly works, else the CPU.
+/// The device that `--device` names. `auto` is CUDA where it truly works, else the CPU.
 ///
 /// # Errors
 /// [`crate::config::Usage`] for a name that is none; one sentence on what is missing when CUDA is asked for and not there.
 pub fn open(s: &Settings) -> Result<Device> {
-    if let Some(n) = s.threads {
-        tch::set_num_threads(n as i32);
-    }
     let name = s.device.as_deref().unwrap_or("auto");
     match name.split_once(':').unwrap_or((name, "0")) {
         ("cpu", "0") => Ok(Device::Cpu),

@@ -6,11 +6,11 @@ use anyhow::Result;
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
 
+use crate::clock::{Clock, Phase};
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
-use crate::native::AdamStep;
-use crate::nets::{Forms, Mode, Net, NetSpec, Shape, features, linear, synthesis};
+use crate::nets::{self, Forms, Mode, Net, NetSpec, Op, Shape, features, linear, synthesis};
 use crate::objectives::{GanLoss, discriminator_loss};
-use crate::optim::{Adam, Ema};
+use crate::optim::{Adam, Ema, Hyper};
 
 /// Everything that decides a GAN's mathematics.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,7 +123,7 @@ impl Gan {
     ///
     /// # Errors
     /// When the architecture cannot make images of this shape.
-    pub fn new(spec: GanSpec, hyper: AdamStep, device: Device) -> Result<Self> {
+    pub fn new(spec: GanSpec, hyper: Hyper, device: Device) -> Result<Self> {
         let generator = Generator::new(&spec, device)?;
         let discriminator = Discriminator::new(&spec, device)?;
         let average = if spec.ema > 0.0 {
@@ -150,19 +150,25 @@ impl Gan {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn update(&mut self, x: &Tensor, z: &Tensor, step: u64) -> Result<(GanTerms, [Vec<Tensor>; 2])> {
+    pub fn update(&mut self, x: &Tensor, z: &Tensor, step: u64, clock: &Clock) -> Result<(GanTerms, [Vec<Tensor>; 2])> {
         let fake = self.generator.forward(z, Mode::Train)?; // [B,C,H,W]
         let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, Mode::Train)?;
         let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
+        clock.lap(Phase::Forward);
         let d_grads = self.adam_d.gradients(&d_loss)?;
+        clock.lap(Phase::Backward);
         self.adam_d.apply(&d_grads)?;
+        clock.lap(Phase::Optimizer);
 
         let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, Mode::Train)?)?;
+        clock.lap(Phase::Forward);
         let g_grads = self.adam_g.gradients(&g_loss)?;
+        clock.lap(Phase::Backward);
         self.adam_g.apply(&g_grads)?;
         if let Some((_, ema)) = &self.average {
             ema.follow(step)?;
         }
+        clock.lap(Phase::Optimizer);
         let terms = GanTerms {
             d_loss,
             g_loss,
@@ -198,7 +204,7 @@ impl Gan {
 impl Model for Gan {
     fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
         let z = self.z(x, cx.noise)?;
-        self.update(x, &z, cx.step)?.0.stacked()
+        self.update(x, &z, cx.step, cx.clock)?.0.stacked()
     }
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
@@ -243,6 +249,16 @@ impl Model for Gan {
         }
         self.adam_d.arrange()?;
         self.adam_g.arrange()
+    }
+
+    fn work(&self, batch: i64) -> Vec<nets::Work> {
+        let mut judge = self.discriminator.net.ops(Some((self.spec.shape.height, self.spec.shape.width)));
+        judge.push(Op::Linear { from: self.discriminator.out.ws.size()[1], to: 1 });
+        let mut work = nets::training(&self.generator.net.ops(None), batch, true, false);
+        let passes = if self.discriminator.net.has_batch_norm() { vec![batch; 2] } else { vec![2 * batch] };
+        work.extend(passes.into_iter().flat_map(|b| nets::training(&judge, b, true, false)));
+        work.extend(nets::training(&judge, batch, false, true));
+        work
     }
 
     fn latent(&self) -> i64 {

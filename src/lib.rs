@@ -6,23 +6,27 @@
 //! main        parse, run, print the error, exit code
 //! commands    each command carried out          cli  the command line
 //! sample      a trained run put to use
-//! train       builds a run and loops
+//! train       the loop                       bench  timing
+//! setup       device, data and model, put together
 //! run         the run folder                    checkpoint  state on disk     progress  what a person sees
 //! data        where images come from            device      which device
 //! config      settings, presets, checks
+//! tune        which form of a step is the fastest here
 //! vae  gan    one update of each model
 //! optim       Adam, moving averages
 //! model       what the loop needs of a model
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! leaves, importing nothing of the crate: seed, hash, objectives, grid, plot
+//! leaves, importing nothing of the crate: seed, hash, clock, objectives, grid, plot
 //! ```
 
 #![warn(missing_docs)]
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod data;
@@ -40,5 +44,7 @@ pub mod progress;
 pub mod run;
 pub mod sample;
 pub mod seed;
+pub mod setup;
 pub mod train;
+pub mod tune;
 pub mod vae;

@@ -1,18 +1,22 @@
-//! What the training loop, checkpoints and pictures need of a model. Imports nets for the forms of layers.
+//! What the training loop, checkpoints and pictures need of a model. Imports nets, native, clock.
 
 use anyhow::Result;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::nets::Forms;
+use crate::clock::Clock;
+use crate::native;
+use crate::nets::{Forms, Work};
 
 /// Where a step stands: everything random in it follows from `noise`.
 #[derive(Clone, Copy, Debug)]
-pub struct StepCx {
+pub struct StepCx<'a> {
     /// Seed of this step's noise.
     pub noise: i64,
     /// Updates done before this one.
     pub step: u64,
+    /// Told as each phase of the step ends.
+    pub clock: &'a Clock,
 }
 
 /// One kind of model: a VAE or a GAN with its optimizers.
@@ -53,6 +57,9 @@ pub trait Model {
     /// # Errors
     /// As [`Model::step`].
     fn set_forms(&mut self, forms: Forms) -> Result<()>;
+
+    /// The matrix products and convolutions of one step on `batch` images.
+    fn work(&self, batch: i64) -> Vec<Work>;
 
     /// Z: width of the latent vector.
     fn latent(&self) -> i64;
@@ -112,6 +119,9 @@ pub fn trainable(vars: &VarStore) -> Vec<(String, Tensor)> {
 /// # Errors
 /// libtorch's, when memory ends.
 pub fn noise(seed: i64, shape: &[i64], device: Device) -> Result<Tensor> {
+    if device == Device::Cpu {
+        return native::randn(seed, shape);
+    }
     tch::manual_seed(seed);
     Ok(Tensor::f_randn(shape, (Kind::Float, device))?)
 }

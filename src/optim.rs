@@ -15,12 +15,21 @@ pub struct Adam {
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
     step: Tensor,
-    hyper: AdamStep,
+    hyper: Hyper,
+}
+
+/// What an optimizer is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Hyper {
+    /// Adam's numbers.
+    pub adam: AdamStep,
+    /// Gradients are scaled down to this norm, taken over all of a network's; 0 leaves them as they are.
+    pub clip_norm: f64,
 }
 
 impl Adam {
     /// Zero moments for every trainable variable of `vars`.
-    pub fn new(vars: &VarStore, hyper: AdamStep) -> Self {
+    pub fn new(vars: &VarStore, hyper: Hyper) -> Self {
         let (names, params): (Vec<_>, Vec<_>) = trainable(vars).into_iter().unzip();
         let zeros = || params.iter().map(|p| p.detach().zeros_like()).collect();
         Adam {
@@ -45,12 +54,15 @@ impl Adam {
         Ok(grads)
     }
 
-    /// One update with gradients in the order of [`Adam::names`].
+    /// One update with gradients in the order of [`Adam::names`]; clips them in place where it is told to.
     ///
     /// # Errors
     /// libtorch's.
     pub fn apply(&self, grads: &[Tensor]) -> Result<()> {
-        native::fused_adam(&self.params, grads, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper)
+        if self.hyper.clip_norm > 0.0 {
+            let _norm = native::clip_grad_norm(grads, self.hyper.clip_norm)?;
+        }
+        native::fused_adam(&self.params, grads, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)
     }
 
     /// [`Adam::gradients`] and [`Adam::apply`].
@@ -138,7 +150,7 @@ mod tests {
         let vars = VarStore::new(Device::Cpu);
         let used = vars.root().var("used", &[2], nn::Init::Const(1.0));
         let unused = vars.root().var("unused", &[2], nn::Init::Const(1.0));
-        let adam = Adam::new(&vars, AdamStep { lr: 0.1, beta1: 0.9, beta2: 0.9, eps: 1e-8 });
+        let adam = Adam::new(&vars, Hyper::default());
         let e = adam.minimise(&used.sum(Kind::Float)).map_err(|e| e.to_string()).unwrap_err();
         assert!(e.contains("unused does not reach"), "{e}");
         assert!(adam.minimise(&(used.sum(Kind::Float) + unused.sum(Kind::Float))).is_ok());

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{ModelKind, Settings, usage};
 use crate::progress::say;
+use crate::tune::Tuning;
 
 /// Paths of one run.
 #[derive(Clone, Debug)]
@@ -41,6 +42,9 @@ pub struct RunInfo {
     pub height: i64,
     /// W of each image.
     pub width: i64,
+    /// Threads and forms of layers.
+    #[serde(default = "Tuning::libtorchs_own")]
+    pub tuning: Tuning,
 }
 
 impl RunDir {

@@ -1,4 +1,4 @@
-//! A trained run put to use: opening it, and drawing samples. Imports train's builder, checkpoint, run, config, device, grid.
+//! A trained run put to use: opening it, and drawing samples. Imports setup's builder, checkpoint, run, config, device, grid.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::model::{Model, Part, noise};
 use crate::nets::Shape;
 use crate::run::RunDir;
 use crate::seed::{Stream, seed_for};
-use crate::train;
+use crate::setup;
 
 /// Latents decoded at a time, so that large counts need no more memory than small ones.
 const BATCH: i64 = 500;
@@ -39,9 +39,12 @@ impl Trained {
         let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
         state.check_model(kind)?;
         let shape = Shape { channels: info.channels, height: info.height, width: info.width };
-        let per_epoch = train::steps_per_epoch(info.train_images, config.batch_size);
-        let mut model = train::build(&config, shape, per_epoch, device)?;
+        let per_epoch = setup::steps_per_epoch(info.train_images, config.batch_size);
+        let mut model = setup::build(&config, shape, per_epoch, device)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
+        if device == Device::Cpu {
+            model.set_forms(info.tuning.forms)?;
+        }
         Ok(Trained { model, device })
     }
 

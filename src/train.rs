@@ -1,5 +1,4 @@
-//! Training: builds what a configuration asks for, then the loop. Imports run, checkpoint, progress, plot, grid, data, config,
-//! the models, device and seed.
+//! Training: the loop. Imports setup, run, checkpoint, progress, plot, grid, config, device and seed.
 
 use std::path::Path;
 use std::time::Instant;
@@ -8,18 +7,17 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, State};
-use crate::config::{self, Budget, Config, ModelSpec, Settings, usage};
-use crate::data::{self, Dataset};
+use crate::clock::Clock;
+use crate::config::{self, Config, Settings, usage};
 use crate::device;
-use crate::gan::Gan;
 use crate::grid;
-use crate::model::{Model, Part, StepCx, Visit, noise};
-use crate::nets::Shape;
+use crate::model::{Part, StepCx, Visit, noise};
 use crate::plot;
 use crate::progress::{self, Progress};
 use crate::run::{self, MetricsLog, RunDir, RunInfo, StopFlag};
 use crate::seed::{Stream, epoch_order, seed_for};
-use crate::vae::Vae;
+use crate::setup::Setup;
+use crate::tune::Tuning;
 
 /// Images in a sample grid.
 const SAMPLES: usize = 64;
@@ -39,23 +37,6 @@ pub enum Outcome {
     Stopped(u8),
 }
 
-/// A model with fresh weights from the seed.
-///
-/// # Errors
-/// When the architecture cannot take images of this shape.
-pub fn build(config: &Config, shape: Shape, steps_per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
-    tch::manual_seed(seed_for(config.seed, 0, Stream::Init, 0));
-    Ok(match config.model_spec(shape, steps_per_epoch) {
-        ModelSpec::Vae(spec) => Box::new(Vae::new(spec, config.adam, device)?),
-        ModelSpec::Gan(spec) => Box::new(Gan::new(spec, config.adam, device)?),
-    })
-}
-
-/// Updates in one pass over the training images: the last, partial batch counts.
-pub fn steps_per_epoch(images: usize, batch_size: usize) -> u64 {
-    images.div_ceil(batch_size) as u64
-}
-
 /// Trains a new run from first step to last. Nothing is written before the data is read and the model is built.
 ///
 /// # Errors
@@ -65,10 +46,10 @@ pub fn train(config: &Config) -> Result<Outcome> {
     if let Some(out) = out {
         run::check_free(out)?;
     }
-    let mut session = Session::build(config)?;
-    let run = RunDir::create(out, config.model, &session.data)?;
+    let mut session = Session::build(config, None)?;
+    let run = RunDir::create(out, config.model, &session.setup.data)?;
     run.write_config(&config.kept_toml()?, &session.info)?;
-    let preview = session.train.spread(SAMPLES)?;
+    let preview = session.setup.train.spread(SAMPLES)?;
     grid::draw(&preview, COLUMNS)?.save(&run.path("data.png"))?;
     session.run(run, 0.0, 0)
 }
@@ -83,14 +64,16 @@ pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
     let config = config::resolve(model, &settings.overlaid(budget)?)?;
     let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
     state.check_model(model)?;
-    let mut session = Session::build(&config)?;
+    let mut tuning = info.tuning;
+    tuning.threads = budget.threads.unwrap_or(tuning.threads);
+    let mut session = Session::build(&config, Some(tuning))?;
     ensure!(
         session.info.data_sha256 == info.data_sha256,
         "--data {} has changed since {} began (its checksum is another): give the run the images it began with",
-        session.data,
+        session.setup.data,
         root.display()
     );
-    if state.step >= session.total {
+    if state.step >= session.setup.total {
         usage!("{} has done all of its {} steps: give more with --epochs or --steps", root.display(), state.step);
     }
     checkpoint::load(&dir, &[Part::Model, Part::Optimizer], &mut |v| session.visit(v))?;
@@ -137,16 +120,11 @@ impl Meter {
 /// Everything a run needs in memory.
 struct Session<'a> {
     config: &'a Config,
-    data: String,
-    model: Box<dyn Model>,
-    train: Dataset,
-    test: Dataset,
+    setup: Setup,
     info: RunInfo,
-    device: Device,
     meter: Meter,
+    clock: Clock,
     step: u64,
-    total: u64,
-    per_epoch: u64,
 }
 
 /// What the loop keeps beside the session: the folder, the clock, the bar.
@@ -179,50 +157,36 @@ impl Recorder {
 }
 
 impl<'a> Session<'a> {
-    /// Device, data and model, in this order; the images' bytes live on only in the data sets on the device.
-    fn build(config: &'a Config) -> Result<Self> {
-        let device = device::open(&config.settings)?;
-        let source = data::open(&config.settings)?;
-        let train = Dataset::new(&source.train, device)?;
-        let test = Dataset::new(&source.test, device)?;
-        let per_epoch = steps_per_epoch(train.len(), config.batch_size);
-        let shape = train.shape();
-        let model = build(config, shape, per_epoch, device)?;
-        let total = match config.budget {
-            Budget::Epochs(n) => n.saturating_mul(per_epoch),
-            Budget::Steps(n) => n,
-        };
+    fn build(config: &'a Config, stored: Option<Tuning>) -> Result<Self> {
+        let setup = Setup::new(config, stored)?;
+        let shape = setup.train.shape();
         Ok(Session {
-            meter: Meter::new(model.scalars().len(), device),
+            meter: Meter::new(setup.model.scalars().len(), setup.device),
             info: RunInfo {
                 ganvae: env!("CARGO_PKG_VERSION").into(),
                 libtorch: env!("GANVAE_LIBTORCH_VERSION").into(),
-                device: device::name(device),
-                data_sha256: data::checksum(&source),
-                train_images: train.len(),
-                test_images: test.len(),
+                device: device::name(setup.device),
+                data_sha256: setup.data_sha256.clone(),
+                train_images: setup.train.len(),
+                test_images: setup.test.len(),
                 channels: shape.channels,
                 height: shape.height,
                 width: shape.width,
+                tuning: setup.chosen.tuning,
             },
             config,
-            data: source.name,
-            model,
-            train,
-            test,
-            device,
+            setup,
+            clock: Clock::off(),
             step: 0,
-            total,
-            per_epoch,
         })
     }
 
-    /// The loop: from `self.step` to `self.total`, or until a signal.
+    /// The loop: from `self.step` to `self.setup.total`, or until a signal.
     fn run(&mut self, run: RunDir, wall_before: f64, metrics_bytes: u64) -> Result<Outcome> {
         let stop = StopFlag::listen().context("the handlers of SIGINT and SIGTERM could not be set")?;
         let mut rec = Recorder {
             log: MetricsLog::open(run.path("metrics.jsonl"), metrics_bytes)?,
-            progress: Progress::start(self.step, self.total),
+            progress: Progress::start(self.step, self.setup.total),
             run,
             started: Instant::now(),
             wall_before,
@@ -236,19 +200,20 @@ impl<'a> Session<'a> {
             picture: String::new(),
         };
         rec.progress.say(&self.headline(&rec));
+        rec.progress.say(&self.setup.chosen.to_string());
         let mut order: Option<(u64, Tensor)> = None;
-        while self.step < self.total {
-            let (epoch, within) = (self.step / self.per_epoch, self.step % self.per_epoch);
+        while self.step < self.setup.total {
+            let (epoch, within) = (self.step / self.setup.per_epoch, self.step % self.setup.per_epoch);
             if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                let indices = epoch_order(self.config.seed, epoch, self.train.len());
-                order = Some((epoch, Tensor::f_from_slice(&indices)?.f_to_device(self.device)?));
+                let indices = epoch_order(self.config.seed, epoch, self.setup.train.len());
+                order = Some((epoch, Tensor::f_from_slice(&indices)?.f_to_device(self.setup.device)?));
             }
             if let Some((_, indices)) = &order {
                 rec.interval_images += self.one_step(indices, within)?;
                 rec.progress.advance(self.step);
             }
-            let epoch_ends = self.step.is_multiple_of(self.per_epoch);
-            let last = self.step == self.total;
+            let epoch_ends = self.step.is_multiple_of(self.setup.per_epoch);
+            let last = self.step == self.setup.total;
             if self.step.is_multiple_of(self.config.log_every) || epoch_ends || last {
                 self.log_interval(&mut rec)?;
             }
@@ -269,7 +234,7 @@ impl<'a> Session<'a> {
                 self.draw_curves(&mut rec);
                 rec.progress.finish();
                 let root = rec.run.shown();
-                let (step, total) = (self.step, self.total);
+                let (step, total) = (self.step, self.setup.total);
                 progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
                 return Ok(Outcome::Stopped(signal));
             }
@@ -294,22 +259,20 @@ impl<'a> Session<'a> {
             "{}: {} on {} ({} training, {} held-out images of {}), {} steps, {}",
             rec.run.root().display(),
             self.config.model,
-            self.data,
-            self.train.len(),
-            self.test.len(),
-            self.train.shape(),
-            self.total,
-            device::name(self.device)
+            self.setup.data,
+            self.setup.train.len(),
+            self.setup.test.len(),
+            self.setup.train.shape(),
+            self.setup.total,
+            device::name(self.setup.device)
         )
     }
 
     /// One update on batch number `within` of the epoch's order; gives its number of images.
     fn one_step(&mut self, indices: &Tensor, within: u64) -> Result<i64> {
-        let from = within as i64 * self.config.batch_size as i64;
-        let count = (self.config.batch_size as i64).min(self.train.len() as i64 - from);
-        let x = self.train.gather(&indices.f_narrow(0, from, count)?)?; // [B,C,H,W]
-        let cx = StepCx { noise: seed_for(self.config.seed, 0, Stream::Noise, self.step), step: self.step };
-        let values = self.model.step(&x, cx)?;
+        let (x, count) = self.setup.batch(indices, within, self.config.batch_size)?;
+        let noise = seed_for(self.config.seed, 0, Stream::Noise, self.step);
+        let values = self.setup.model.step(&x, StepCx { noise, step: self.step, clock: &self.clock })?;
         self.meter.add(&values, count)?;
         self.step += 1;
         Ok(count)
@@ -319,15 +282,15 @@ impl<'a> Session<'a> {
     fn log_interval(&mut self, rec: &mut Recorder) -> Result<()> {
         let means = self.finite_means()?;
         let images_per_s = rec.interval_images as f64 / rec.interval.elapsed().as_secs_f64().max(1e-9);
-        let values = self.model.report(&means);
+        let values = self.setup.model.report(&means);
         let mut row = self.row_head(rec);
         row.push(("images_per_s".into(), images_per_s.round()));
-        row.push(("lr".into(), self.config.adam.lr));
+        row.push(("lr".into(), self.config.hyper.adam.lr));
         row.extend(values.iter().map(|(k, v)| ((*k).to_owned(), *v)));
         rec.log.append(&row)?;
         let done = (self.step - rec.first_step) as f64;
-        let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.total - self.step) as f64;
-        let epoch = self.step as f64 / self.per_epoch as f64;
+        let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.setup.total - self.step) as f64;
+        let epoch = self.step as f64 / self.setup.per_epoch as f64;
         rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
         self.meter.reset()?;
         if rec.drawn.elapsed().as_secs_f64() > REDRAW_S.max(30.0 * rec.draw_s) {
@@ -345,7 +308,7 @@ impl<'a> Session<'a> {
     }
 
     fn refuse_divergence(&self, prefix: &str, means: &[f64]) -> Result<()> {
-        for (name, v) in self.model.scalars().iter().zip(means) {
+        for (name, v) in self.setup.model.scalars().iter().zip(means) {
             if !v.is_finite() {
                 bail!(
                     "{prefix}{name} is {v} in the steps up to {}: training has diverged and stops; the checkpoints before it are whole; \
@@ -358,11 +321,11 @@ impl<'a> Session<'a> {
     }
 
     fn row_head(&self, rec: &Recorder) -> Vec<(String, f64)> {
-        let (epoch, within) = (self.step / self.per_epoch, self.step % self.per_epoch);
-        let seen = epoch as f64 * self.train.len() as f64 + (within * self.config.batch_size as u64) as f64;
+        let (epoch, within) = (self.step / self.setup.per_epoch, self.step % self.setup.per_epoch);
+        let seen = epoch as f64 * self.setup.train.len() as f64 + (within * self.config.batch_size as u64) as f64;
         vec![
             ("step".into(), self.step as f64),
-            ("epoch".into(), self.step as f64 / self.per_epoch as f64),
+            ("epoch".into(), self.step as f64 / self.setup.per_epoch as f64),
             ("seen_images".into(), seen),
             ("wall_s".into(), (rec.wall_s() * 1e3).round() / 1e3),
         ]
@@ -370,8 +333,8 @@ impl<'a> Session<'a> {
 
     /// Held-out scores, pictures and curves, each when its interval is due.
     fn epoch_end(&mut self, rec: &mut Recorder, last: bool) -> Result<()> {
-        let epoch = self.step / self.per_epoch;
-        let whole = self.step.is_multiple_of(self.per_epoch);
+        let epoch = self.step / self.setup.per_epoch;
+        let whole = self.step.is_multiple_of(self.setup.per_epoch);
         let due = |every: u64| last || (whole && every > 0 && epoch.is_multiple_of(every));
         if due(self.config.eval_every) {
             let values = self.evaluate()?;
@@ -380,7 +343,7 @@ impl<'a> Session<'a> {
             rec.log.append(&row)?;
             let text: Vec<_> = values.iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect();
             rec.scores = text.join("  ");
-            rec.progress.say(&format!("epoch {:.2}  {}", self.step as f64 / self.per_epoch as f64, rec.scores));
+            rec.progress.say(&format!("epoch {:.2}  {}", self.step as f64 / self.setup.per_epoch as f64, rec.scores));
         }
         if due(self.config.sample_every) {
             let name = if whole { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
@@ -397,24 +360,28 @@ impl<'a> Session<'a> {
 
     /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation.
     fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
-        let mut meter = Meter::new(self.model.scalars().len(), self.device);
-        for (i, from) in (0..self.test.len()).step_by(self.config.batch_size).enumerate() {
-            let x = self.test.range(from, self.config.batch_size)?;
-            let cx = StepCx { noise: seed_for(self.config.seed, 0, Stream::Eval, i as u64), step: self.step };
-            meter.add(&self.model.score(&x, cx)?, x.size()[0])?;
+        let mut meter = Meter::new(self.setup.model.scalars().len(), self.setup.device);
+        for (i, from) in (0..self.setup.test.len()).step_by(self.config.batch_size).enumerate() {
+            let x = self.setup.test.range(from, self.config.batch_size)?;
+            let cx = StepCx {
+                noise: seed_for(self.config.seed, 0, Stream::Eval, i as u64),
+                step: self.step,
+                clock: &self.clock,
+            };
+            meter.add(&self.setup.model.score(&x, cx)?, x.size()[0])?;
         }
         let means = meter.means()?;
         self.refuse_divergence("test_", &means)?;
-        Ok(self.model.report(&means))
+        Ok(self.setup.model.report(&means))
     }
 
     fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
         let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
-        let count = self.train.showable(SAMPLES) as i64;
-        let z = noise(seed, &[count, self.model.latent()], self.device)?;
-        grid::draw(&self.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
-        let originals = self.test.spread(RECONSTRUCTIONS)?;
-        if let Some(images) = self.model.reconstruct(&originals)? {
+        let count = self.setup.train.showable(SAMPLES) as i64;
+        let z = noise(seed, &[count, self.setup.model.latent()], self.setup.device)?;
+        grid::draw(&self.setup.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
+        let originals = self.setup.test.spread(RECONSTRUCTIONS)?;
+        if let Some(images) = self.setup.model.reconstruct(&originals)? {
             let folder = rec.run.reconstructions();
             std::fs::create_dir_all(&folder)
                 .with_context(|| format!("the folder {} could not be made", folder.display()))?;
@@ -426,7 +393,7 @@ impl<'a> Session<'a> {
     /// Redraws loss.png. A chart that cannot be drawn is said once and does not stop the run.
     fn draw_curves(&self, rec: &mut Recorder) {
         let began = Instant::now();
-        let name = Path::new(&self.data).file_name().unwrap_or_default().to_string_lossy();
+        let name = Path::new(&self.setup.data).file_name().unwrap_or_default().to_string_lossy();
         let title = format!("{} on {name}", self.config.model);
         let drawn = plot::read_metrics(&rec.run.path("metrics.jsonl"))
             .and_then(|metrics| plot::draw_run(&metrics, &title, &rec.run.path("loss.png")));
@@ -451,7 +418,7 @@ impl<'a> Session<'a> {
     }
 
     fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
-        self.model.visit(v)?;
+        self.setup.model.visit(v)?;
         v.tensor(Part::Optimizer, "meter.sums", &self.meter.sums)
     }
 }
@@ -496,6 +463,8 @@ fn alternate(originals: &Tensor, images: &Tensor, columns: usize) -> Result<Tens
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{self, Dataset};
+    use crate::model::Model;
 
     #[test]
     fn reconstructions_stand_below_their_originals() {
@@ -535,6 +504,9 @@ mod tests {
         fn set_forms(&mut self, _: crate::nets::Forms) -> Result<()> {
             Ok(())
         }
+        fn work(&self, _: i64) -> Vec<crate::nets::Work> {
+            Vec::new()
+        }
         fn latent(&self) -> i64 {
             1
         }
@@ -554,19 +526,19 @@ mod tests {
             ..Settings::default()
         };
         let config = config::resolve(config::ModelKind::Vae, &settings).unwrap();
-        let mut session = Session::build(&config).unwrap();
+        let mut session = Session::build(&config, None).unwrap();
         let numbered = |n: u8| {
             let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), vec![]).unwrap();
             Dataset::new(&images, Device::Cpu).unwrap()
         };
-        (session.train, session.test) = (numbered(200), numbered(130));
-        session.model = Box::new(Witness(Vec::new()));
+        (session.setup.train, session.setup.test) = (numbered(200), numbered(130));
+        session.setup.model = Box::new(Witness(Vec::new()));
         session.meter = Meter::new(1, Device::Cpu);
         let order = Tensor::from_slice(&epoch_order(0, 0, 200));
-        let counts: Vec<i64> = (0..session.per_epoch).map(|i| session.one_step(&order, i).unwrap()).collect();
+        let counts: Vec<i64> = (0..session.setup.per_epoch).map(|i| session.one_step(&order, i).unwrap()).collect();
         assert_eq!(counts, [64, 64, 64, 8]);
         let mut shown = Vec::new();
-        session.model.visit(&mut Shown(&mut shown)).unwrap();
+        session.setup.model.visit(&mut Shown(&mut shown)).unwrap();
         assert_ne!(shown, (0..200).collect::<Vec<u8>>(), "in another order than the data's");
         shown.sort_unstable();
         assert_eq!(shown, (0..200).collect::<Vec<u8>>());
@@ -581,13 +553,6 @@ mod tests {
             *self.0 = Vec::<u8>::try_from(t.to_kind(Kind::Uint8))?;
             Ok(())
         }
-    }
-
-    #[test]
-    fn a_partial_batch_is_a_step() {
-        assert_eq!(steps_per_epoch(60_000, 128), 469);
-        assert_eq!(steps_per_epoch(256, 128), 2);
-        assert_eq!(steps_per_epoch(1, 128), 1);
     }
 
     #[test]

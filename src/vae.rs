@@ -6,11 +6,11 @@ use anyhow::Result;
 use tch::nn::{self, VarStore};
 use tch::{Device, Tensor};
 
+use crate::clock::{Clock, Phase};
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
-use crate::native::AdamStep;
-use crate::nets::{Forms, Init, Mode, Net, NetSpec, Shape, features, linear, synthesis};
+use crate::nets::{self, Forms, Init, Mode, Net, NetSpec, Op, Shape, features, linear, synthesis};
 use crate::objectives::{bernoulli_nll, gaussian_kl};
-use crate::optim::Adam;
+use crate::optim::{Adam, Hyper};
 
 /// Everything that decides a VAE's mathematics.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +57,7 @@ impl Vae {
     ///
     /// # Errors
     /// When the architecture cannot take images of this shape.
-    pub fn new(spec: VaeSpec, hyper: AdamStep, device: Device) -> Result<Self> {
+    pub fn new(spec: VaeSpec, hyper: Hyper, device: Device) -> Result<Self> {
         let vars = VarStore::new(device);
         let path = &vars.root() / "encoder";
         let (trunk, width) = features(&path, spec.shape, &spec.encoder)?;
@@ -97,9 +97,13 @@ impl Vae {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: f64) -> Result<VaeLoss> {
+    pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: f64, clock: &Clock) -> Result<VaeLoss> {
         let terms = self.loss(x, eps, beta, Mode::Train)?;
-        self.adam.minimise(&terms.loss)?;
+        clock.lap(Phase::Forward);
+        let grads = self.adam.gradients(&terms.loss)?;
+        clock.lap(Phase::Backward);
+        self.adam.apply(&grads)?;
+        clock.lap(Phase::Optimizer);
         Ok(terms)
     }
 
@@ -130,7 +134,7 @@ impl VaeLoss {
 impl Model for Vae {
     fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
         let eps = self.eps(x, cx.noise)?;
-        self.update(x, &eps, self.beta_at(cx.step))?.stacked()
+        self.update(x, &eps, self.beta_at(cx.step), cx.clock)?.stacked()
     }
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
@@ -166,6 +170,15 @@ impl Model for Vae {
         self.adam.arrange()
     }
 
+    fn work(&self, batch: i64) -> Vec<nets::Work> {
+        let mut ops = self.trunk.ops(Some((self.spec.shape.height, self.spec.shape.width)));
+        for head in [&self.mu, &self.logvar] {
+            ops.push(Op::Linear { from: head.ws.size()[1], to: head.ws.size()[0] });
+        }
+        ops.extend(self.decoder.ops(None));
+        nets::training(&ops, batch, true, false)
+    }
+
     fn latent(&self) -> i64 {
         self.spec.latent
     }
@@ -192,7 +205,7 @@ mod tests {
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
         let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, beta, kl_warmup_steps };
-        Vae::new(spec, AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }, Device::Cpu).unwrap()
+        Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
     }
 
     #[test]
@@ -207,7 +220,7 @@ mod tests {
     fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
         let mut warm = vae(2.0, 4);
         let x = Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu));
-        let cx = StepCx { noise: 1, step: 0 };
+        let cx = StepCx { noise: 1, step: 0, clock: &Clock::off() };
         for (values, beta) in [(warm.score(&x, cx).unwrap(), 2.0), (warm.step(&x, cx).unwrap(), 0.5)] {
             let v = Vec::<f32>::try_from(&values).unwrap();
             assert!((v[0] - v[1] - beta * v[2]).abs() < 1e-5, "{v:?} with {beta}");

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ganvae::clock::Clock;
 use ganvae::gan::{Gan, GanSpec};
 use ganvae::model::{Model, Part, Visit};
 use ganvae::native::AdamStep;
 use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, Mode, NetSpec, Products, Shape};
 use ganvae::objectives::GanLoss;
+use ganvae::optim::Hyper;
 use ganvae::vae::{Vae, VaeSpec};
 use tch::{Device, Kind, Tensor};
 
@@ -144,9 +146,9 @@ fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
 
 fn check_vae_in(forms: Forms, file: &str, spec: VaeSpec) {
     let (golden, case) = (golden(file), &format!("{file}, {forms:?}"));
-    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
     let beta = spec.beta;
-    let mut vae = Vae::new(spec, hyper, Device::Cpu).unwrap();
+    let mut vae = Vae::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
     vae.set_forms(forms).unwrap();
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
@@ -157,7 +159,7 @@ fn check_vae_in(forms: Forms, file: &str, spec: VaeSpec) {
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
     for i in 0..3 {
         let (x, eps) = input(i);
-        let terms = vae.update(x, eps, beta).unwrap();
+        let terms = vae.update(x, eps, beta, &Clock::off()).unwrap();
         for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
             close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
         }
@@ -171,12 +173,12 @@ fn check_vae_in(forms: Forms, file: &str, spec: VaeSpec) {
 
 fn check_gan_in(forms: Forms, file: &str, spec: GanSpec, hyper: AdamStep) {
     let (golden, case) = (golden(file), &format!("{file}, {forms:?}"));
-    let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
     gan.set_forms(forms).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
         let (x, z) = (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
-        let (terms, grads) = gan.update(x, z, i as u64).unwrap();
+        let (terms, grads) = gan.update(x, z, i as u64, &Clock::off()).unwrap();
         if i == 0 {
             for (adam, grads) in gan.adams().into_iter().zip(&grads) {
                 compare_gradients(case, adam.names(), grads, &golden);
@@ -253,13 +255,13 @@ fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
 
 #[test]
 fn the_articles_gan_updates_as_in_pytorch() {
-    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
     check_gan("gan-mlp-ns", mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu), hyper);
 }
 
 #[test]
 fn the_literal_minimax_gan_updates_as_in_pytorch() {
-    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
     check_gan("gan-mlp-minimax", mlp_gan(GanLoss::Minimax, Activation::Relu), hyper);
 }
 
@@ -273,7 +275,7 @@ fn dcgan_updates_as_in_pytorch() {
         loss: GanLoss::NonSaturating,
         ema: 0.0,
     };
-    check_gan("gan-conv", spec, AdamStep { lr: 2e-4, beta1: 0.5, beta2: 0.999, eps: 1e-8 });
+    check_gan("gan-conv", spec, AdamStep { lr: 2e-4, beta1: 0.5, beta2: 0.999, ..AdamStep::default() });
 }
 
 /// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); running statistics are averaged as weights are.
@@ -283,9 +285,9 @@ fn the_shown_generator_is_the_moving_average() {
     spec.ema = 0.4;
     spec.shape = shape(1, 8, 8);
     spec.generator = net(Arch::Conv, &[5], 2, Activation::Relu, true);
-    let hyper = AdamStep { lr: 0.05, beta1: 0.5, beta2: 0.9, eps: 1e-8 };
+    let hyper = AdamStep { lr: 0.05, beta1: 0.5, beta2: 0.9, ..AdamStep::default() };
     tch::manual_seed(4);
-    let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
     let weights = |gan: &mut Gan| {
         let mut state = Collect::default();
         gan.visit(&mut state).unwrap();
@@ -297,7 +299,7 @@ fn the_shown_generator_is_the_moving_average() {
     for t in 0..12u64 {
         let x = Tensor::rand([4, 1, 8, 8], (Kind::Float, Device::Cpu));
         let z = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
-        gan.update(&x, &z, t).unwrap();
+        gan.update(&x, &z, t, &Clock::off()).unwrap();
         let now = weights(&mut gan);
         let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
         for (name, want) in names.iter().zip(&mut want) {

@@ -14,8 +14,11 @@ use crate::gan::GanSpec;
 use crate::native::AdamStep;
 use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
 use crate::objectives::GanLoss;
+use crate::optim::Hyper;
+use crate::tune::Plan;
 use crate::vae::VaeSpec;
 
+pub use presets::name as preset_name;
 pub(crate) use settings::usage;
 pub use settings::{ModelKind, Preset, Settings, Usage, Widths, one_line};
 
@@ -41,8 +44,10 @@ pub struct Config {
     pub batch_size: usize,
     /// Everything random follows from it.
     pub seed: u64,
-    /// Adam's numbers.
-    pub adam: AdamStep,
+    /// What the optimizers are told.
+    pub hyper: Hyper,
+    /// What is measured at the start.
+    pub plan: Plan,
     /// Steps between rows of metrics.
     pub log_every: u64,
     /// Steps between checkpoints; none means every epoch, 0 at the end only.
@@ -135,12 +140,18 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         budget,
         batch_size: checked.whole("batch-size", s.batch_size, 1)? as usize,
         seed: checked.whole("seed", s.seed, 0)?,
-        adam: AdamStep {
-            lr: checked.real("lr", s.lr, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
-            beta1: checked.real("beta1", s.beta1, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
-            beta2: checked.real("beta2", s.beta2, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
-            eps: checked.real("adam-eps", s.adam_eps, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
+        hyper: Hyper {
+            clip_norm: checked.real("clip-norm", s.clip_norm, "of 0 (none) or more", |v| (0.0..=1e9).contains(&v))?,
+            adam: AdamStep {
+                lr: checked.real("lr", s.lr, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
+                beta1: checked.real("beta1", s.beta1, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
+                beta2: checked.real("beta2", s.beta2, "from 0 to below 1", |v| (0.0..1.0).contains(&v))?,
+                eps: checked.real("adam-eps", s.adam_eps, "above 0 and at most 1", |v| v > 0.0 && v <= 1.0)?,
+                weight_decay: checked
+                    .real("weight-decay", s.weight_decay, "from 0 to 1", |v| (0.0..=1.0).contains(&v))?,
+            },
         },
+        plan: plan(&s, given)?,
         log_every: checked.whole("log-every", s.log_every, 1)?,
         checkpoint_every: match s.checkpoint_every {
             Some(_) => Some(checked.whole("checkpoint-every", s.checkpoint_every, 0)?),
@@ -154,6 +165,28 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     };
     check_data_settings(&config.settings)?;
     Ok(config)
+}
+
+/// What `--tune`, `--threads` and `--deterministic` ask for together.
+fn plan(s: &Settings, given: &Settings) -> Result<Plan> {
+    let text = s.tune.as_deref().unwrap_or("auto");
+    let mut plan = match Plan::parse(text) {
+        Ok(plan) => plan,
+        Err(e) => usage!("--tune {text}: {e}"),
+    };
+    if let (Some(a), Some(b)) = (plan.threads, s.threads)
+        && a != b
+    {
+        usage!("--tune threads={a} contradicts --threads {b}: leave one of the two out");
+    }
+    plan.threads = plan.threads.or(s.threads);
+    if s.deterministic == Some(true) {
+        if given.tune.as_deref().is_some_and(|t| t.split(',').any(|part| part.trim() == "auto")) {
+            usage!("--tune auto contradicts --deterministic: what is measured may differ from one start to the next");
+        }
+        plan.measure = false;
+    }
+    Ok(plan)
 }
 
 /// Refuses a setting of the other kind of model: it would do nothing, silently.

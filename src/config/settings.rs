@@ -157,13 +157,25 @@ pub struct Settings {
     /// Adam's epsilon
     #[arg(long, help_heading = "Training")]
     pub adam_eps: Option<f64>,
+    /// AdamW's weight decay; 0 for plain Adam
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
+    /// Scale each network's gradients down to this norm; 0 for never
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub clip_norm: Option<f64>,
     /// Everything random follows from it
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole())]
     pub seed: Option<u64>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, help_heading = "Training")]
     pub device: Option<String>,
-    /// CPU threads [default: all cores]
+    /// auto (time the forms of a step for about a second), off, or KEY=VALUE,... of threads, products, layout, kernels
+    #[arg(long, value_name = "HOW", help_heading = "Training")]
+    pub tune: Option<String>,
+    /// One seed gives the same bits on every start: nothing is chosen by the clock
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Training")]
+    pub deterministic: Option<bool>,
+    /// CPU threads [default: chosen by --tune]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub threads: Option<u32>,
 

@@ -22,7 +22,7 @@ fn flags_win_over_the_file_and_the_file_over_the_preset() {
     let (_, file) = toml("preset = 'article'\nlr = 0.01\nbatch-size = 32").unwrap();
     let flags = Settings { lr: Some(0.5), ..Settings::default() };
     let config = resolve(ModelKind::Vae, &file.overlaid(&flags).unwrap()).unwrap();
-    assert_eq!((config.adam.lr, config.batch_size, config.settings.latent), (0.5, 32, Some(100)));
+    assert_eq!((config.hyper.adam.lr, config.batch_size, config.settings.latent), (0.5, 32, Some(100)));
     assert_eq!(config.settings.decoder_hidden, Some(Widths(vec![512, 12544])));
 }
 

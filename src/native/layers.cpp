@@ -371,6 +371,16 @@ char* gv_strided(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, 
   });
 }
 
+// A gradient of that convolution alone, not recorded: of its input or of its weights.
+char* gv_strided_gradient(at::Tensor** out, at::Tensor* g, at::Tensor* x, at::Tensor* w, bool transposed, bool of_input) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    const auto [dx, dw, db] = at::convolution_backward(*g, *x, *w, {}, kTwo, kOne, kOne, transposed, kNone, 1,
+                                                       {of_input, !of_input, false});
+    *out = new at::Tensor(of_input ? dx : dw);
+  });
+}
+
 // Batch normalisation from the batch's statistics, then a leaky ReLU; the running statistics may be null.
 char* gv_norm_relu(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, at::Tensor* mean, at::Tensor* var,
                    double momentum, double eps, double slope) {

@@ -7,6 +7,7 @@
 mod conv;
 mod forms;
 mod mlp;
+mod work;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -16,6 +17,7 @@ use tch::nn::{self, Path};
 
 use crate::native;
 pub use forms::{Forms, Kernels, Layout, Products};
+pub use work::{Op, Pass, Work, training};
 
 /// Shape of one image: C channels, H rows, W columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,80 @@
+//! Where the time of a step goes. Imports no other module of the crate.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+/// The parts of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Gathering and converting the batch.
+    Data,
+    /// Noise, networks and losses.
+    Forward,
+    /// Gradients.
+    Backward,
+    /// Clipping, Adam, moving averages.
+    Optimizer,
+}
+
+/// The phases in the order of a step, with their names.
+pub const PHASES: [(Phase, &str); 4] = [
+    (Phase::Data, "data"),
+    (Phase::Forward, "forward"),
+    (Phase::Backward, "backward"),
+    (Phase::Optimizer, "optimizer"),
+];
+
+/// A stopwatch that a step tells which phase has just ended; off, it costs nothing.
+#[derive(Debug)]
+pub struct Clock {
+    last: Cell<Option<Instant>>,
+    sums: [Cell<f64>; 4],
+}
+
+impl Clock {
+    /// One that measures nothing.
+    pub fn off() -> Self {
+        Clock { last: Cell::new(None), sums: Default::default() }
+    }
+
+    /// One that runs from now.
+    pub fn on() -> Self {
+        Clock { last: Cell::new(Some(Instant::now())), sums: Default::default() }
+    }
+
+    /// The time since the last call belongs to `phase`.
+    pub fn lap(&self, phase: Phase) {
+        if let Some(last) = self.last.get() {
+            let now = Instant::now();
+            let sum = &self.sums[phase as usize];
+            sum.set(sum.get() + (now - last).as_secs_f64());
+            self.last.set(Some(now));
+        }
+    }
+
+    /// Seconds that belong to `phase` so far.
+    pub fn seconds(&self, phase: Phase) -> f64 {
+        self.sums[phase as usize].get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn time_goes_to_the_phase_that_ended() {
+        let clock = Clock::on();
+        std::thread::sleep(Duration::from_millis(20));
+        clock.lap(Phase::Data);
+        std::thread::sleep(Duration::from_millis(5));
+        clock.lap(Phase::Backward);
+        clock.lap(Phase::Data);
+        assert!(clock.seconds(Phase::Data) >= 0.02 && clock.seconds(Phase::Backward) >= 0.005);
+        assert_eq!(clock.seconds(Phase::Forward), 0.0);
+        let off = Clock::off();
+        off.lap(Phase::Data);
+        assert_eq!(off.seconds(Phase::Data), 0.0);
+    }
+}

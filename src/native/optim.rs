@@ -1,0 +1,226 @@
+//! Updates of many tensors in one call: Adam, clipping, moving averages.
+
+use std::ffi::c_char;
+
+use anyhow::{Result, ensure};
+use tch::Tensor;
+
+use super::{Handle, check, handle, handles, made};
+
+unsafe extern "C" {
+    fn gv_fused_adam(
+        n: usize,
+        params: *const Handle,
+        grads: *const Handle,
+        exp_avgs: *const Handle,
+        exp_avg_sqs: *const Handle,
+        step: Handle,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        weight_decay: f64,
+    ) -> *mut c_char;
+    fn gv_clip_grad_norm(out: *mut Handle, n: usize, grads: *const Handle, most: f64) -> *mut c_char;
+    fn gv_foreach_lerp(n: usize, averages: *const Handle, current: *const Handle, weight: f64) -> *mut c_char;
+}
+
+/// The numbers of one Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); the default is PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamStep {
+    /// Step size α.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to √v̂.
+    pub eps: f64,
+    /// Share lr·decay of itself that each weight loses beside the update (AdamW: Loshchilov and Hutter 2019, arXiv
+    /// 1711.05101, algorithm 2); 0 is plain Adam.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamStep {
+    fn default() -> Self {
+        AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Updates `params` in place by one fused Adam or AdamW step, one pass over memory for each tensor.
+///
+/// `exp_avgs` and `exp_avg_sqs` are the two moments, of the shapes and layouts of `params`; `step` is a float32 scalar, the number of
+/// updates so far, increased by one here.
+///
+/// # Errors
+/// When the lists differ in length, or libtorch refuses a tensor.
+pub fn fused_adam(
+    params: &[Tensor],
+    grads: &[Tensor],
+    exp_avgs: &[Tensor],
+    exp_avg_sqs: &[Tensor],
+    step: &Tensor,
+    c: AdamStep,
+) -> Result<()> {
+    ensure!(
+        [grads.len(), exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 3],
+        "Adam got {} parameters, {} gradients and {}+{} moments: there must be as many of each",
+        params.len(),
+        grads.len(),
+        exp_avgs.len(),
+        exp_avg_sqs.len()
+    );
+    let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
+    // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns.
+    check("fused Adam", unsafe {
+        gv_fused_adam(
+            p.len(),
+            p.as_ptr(),
+            g.as_ptr(),
+            m.as_ptr(),
+            v.as_ptr(),
+            handle(step),
+            c.lr,
+            c.beta1,
+            c.beta2,
+            c.eps,
+            c.weight_decay,
+        )
+    })
+}
+
+/// Scales `grads`, taken as one vector, down to the Euclidean norm `most` where theirs is above it, in place; returns the norm
+/// before, a float32 scalar that stays on the device (Pascanu et al. 2013, arXiv 1211.5063, section 3.2).
+///
+/// # Errors
+/// When there is no gradient, or libtorch refuses one.
+pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<Tensor> {
+    ensure!(!grads.is_empty(), "there are no gradients to take a norm of");
+    let g = handles(grads);
+    // SAFETY: the list holds `grads.len()` live tensors, borrowed until the call returns.
+    made("gradient norm", |out| unsafe { gv_clip_grad_norm(out, g.len(), g.as_ptr(), most) })
+}
+
+/// Moves each of `averages` towards its partner in `current`: a ← a + weight·(c − a).
+///
+/// # Errors
+/// When the lists differ in length, or libtorch refuses a tensor.
+pub fn foreach_lerp(averages: &[Tensor], current: &[Tensor], weight: f64) -> Result<()> {
+    ensure!(
+        averages.len() == current.len(),
+        "the moving average holds {} tensors, the network {}: there must be as many of each",
+        averages.len(),
+        current.len()
+    );
+    let (a, c) = (handles(averages), handles(current));
+    // SAFETY: both lists hold `averages.len()` live tensors (checked above), borrowed until the call returns.
+    check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::native::channels_last;
+    use tch::{Device, Kind};
+
+    const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    /// Algorithm 1 of the paper, and algorithm 2 of AdamW's, in plain tensor operations, double precision.
+    fn adam_by_the_paper(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, t: i32, c: AdamStep) -> [Tensor; 3] {
+        let (p, g) = (p.to_kind(Kind::Double), g.to_kind(Kind::Double));
+        let m = m.to_kind(Kind::Double) * c.beta1 + &g * (1.0 - c.beta1);
+        let v = v.to_kind(Kind::Double) * c.beta2 + g.square() * (1.0 - c.beta2);
+        let m_hat = &m / (1.0 - c.beta1.powi(t));
+        let v_hat = &v / (1.0 - c.beta2.powi(t));
+        [p * (1.0 - c.lr * c.weight_decay) - m_hat / (v_hat.sqrt() + c.eps) * c.lr, m, v]
+    }
+
+    #[test]
+    fn fused_adam_is_the_papers_algorithm() -> Result<()> {
+        follows_the_paper(AdamStep { lr: 0.01, ..AdamStep::default() })
+    }
+
+    #[test]
+    fn with_a_weight_decay_it_is_adamw() -> Result<()> {
+        follows_the_paper(AdamStep { lr: 0.01, weight_decay: 0.3, ..AdamStep::default() })
+    }
+
+    fn follows_the_paper(c: AdamStep) -> Result<()> {
+        tch::manual_seed(1);
+        let shapes: [&[i64]; 3] = [&[37, 5], &[3], &[2, 3, 4, 4]];
+        let params: Vec<_> = shapes.iter().map(|s| Tensor::randn(*s, CPU)).collect();
+        let m: Vec<_> = params.iter().map(Tensor::zeros_like).collect();
+        let v: Vec<_> = params.iter().map(Tensor::zeros_like).collect();
+        let step = Tensor::zeros([], CPU);
+        for t in 1..=3 {
+            let grads: Vec<_> = params.iter().map(Tensor::randn_like).collect();
+            let want: Vec<_> = (0..3).map(|i| adam_by_the_paper(&params[i], &grads[i], &m[i], &v[i], t, c)).collect();
+            fused_adam(&params, &grads, &m, &v, &step, c)?;
+            for i in 0..3 {
+                for (got, want) in [&params[i], &m[i], &v[i]].iter().zip(&want[i]) {
+                    let off = (got.to_kind(Kind::Double) - want).abs().max().double_value(&[]);
+                    assert!(off < 1e-6, "tensor {i}, update {t}: off by {off}");
+                }
+            }
+        }
+        assert_eq!(step.double_value(&[]), 3.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_gradient_in_another_layout_moves_the_right_weights() -> Result<()> {
+        tch::manual_seed(3);
+        let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, ..AdamStep::default() };
+        let p = [Tensor::randn([2, 3, 4, 4], CPU)];
+        let grad = Tensor::randn([2, 3, 4, 4], CPU);
+        let last = grad.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        assert_ne!(last.stride(), p[0].stride());
+        let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
+        let [want, ..] = adam_by_the_paper(&p[0], &grad, &m[0], &v[0], 1, c);
+        fused_adam(&p, &[last], &m, &v, &Tensor::zeros([], CPU), c)?;
+        assert!((p[0].to_kind(Kind::Double) - want).abs().max().double_value(&[]) < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn moments_in_another_layout_are_refused() {
+        let p = [Tensor::zeros([2, 3, 4, 4], CPU)];
+        let last = [channels_last(&p[0]).unwrap()];
+        let e = fused_adam(&p, &p, &last, &p, &Tensor::zeros([], CPU), AdamStep::default()).unwrap_err().to_string();
+        assert!(e.contains("moments of parameter 0"), "{e}");
+    }
+
+    #[test]
+    fn gradients_above_the_norm_are_scaled_down_to_it() -> Result<()> {
+        let grads = || [Tensor::from_slice(&[3f32, 0.0]), Tensor::from_slice(&[0f32, 4.0, 0.0]).view([3, 1])];
+        for (most, want) in [(2.5, 2.5), (1.0, 1.0), (5.1, 5.0)] {
+            let g = grads();
+            assert!((clip_grad_norm(&g, most)?.double_value(&[]) - 5.0).abs() < 1e-6, "the norm before");
+            let after = g.iter().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt();
+            assert!((after - want).abs() < 1e-5, "{after} instead of {want}");
+        }
+        assert!(clip_grad_norm(&[], 1.0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn lerp_is_the_plain_formula() -> Result<()> {
+        tch::manual_seed(2);
+        let a = [Tensor::randn([7, 3], CPU), Tensor::randn([5], CPU)];
+        let c = [Tensor::randn([7, 3], CPU), Tensor::randn([5], CPU)];
+        let want: Vec<_> = a.iter().zip(&c).map(|(a, c)| a + (c - a) * 0.125).collect();
+        foreach_lerp(&a, &c, 0.125)?;
+        for (got, want) in a.iter().zip(&want) {
+            assert!(got.allclose(want, 1e-6, 1e-7, false));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn libtorchs_complaints_come_back_as_errors() {
+        let (a, b) = ([Tensor::zeros([2], CPU)], [Tensor::zeros([3], CPU)]);
+        let text = foreach_lerp(&a, &b, 0.5).map_err(|e| e.to_string()).unwrap_err();
+        assert!(text.starts_with("moving average: ") && text.contains('3'), "{text}");
+        assert!(foreach_lerp(&a, &[], 0.5).is_err());
+    }
+}

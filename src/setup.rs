@@ -1,0 +1,116 @@
+//! What a configuration asks for, put together in memory: device, data, tuned model. Imports data, config, device, tune, the
+//! models and seed. Used by training, timing and every command that opens a run.
+
+use anyhow::{Context, Result};
+use tch::{Device, Tensor};
+
+use crate::config::{Budget, Config, ModelSpec};
+use crate::data::{self, Dataset};
+use crate::device;
+use crate::gan::Gan;
+use crate::model::Model;
+use crate::native;
+use crate::nets::{Arch, Shape};
+use crate::seed::{Stream, seed_for};
+use crate::tune::{self, Chosen, Tuning};
+use crate::vae::Vae;
+
+/// A model with fresh weights from the seed.
+///
+/// # Errors
+/// When the architecture cannot take images of this shape.
+pub fn build(config: &Config, shape: Shape, steps_per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
+    native::seeded(seed_for(config.seed, 0, Stream::Init, 0), || {
+        Ok(match config.model_spec(shape, steps_per_epoch) {
+            ModelSpec::Vae(spec) => Box::new(Vae::new(spec, config.hyper, device)?) as Box<dyn Model>,
+            ModelSpec::Gan(spec) => Box::new(Gan::new(spec, config.hyper, device)?),
+        })
+    })
+}
+
+/// Updates in one pass over the training images: the last, partial batch counts.
+pub fn steps_per_epoch(images: usize, batch_size: usize) -> u64 {
+    images.div_ceil(batch_size) as u64
+}
+
+/// Everything that a step needs.
+pub struct Setup {
+    /// Where the tensors are.
+    pub device: Device,
+    /// What a person calls the data.
+    pub data: String,
+    /// Checksum of the images and labels.
+    pub data_sha256: String,
+    /// Images that are trained on.
+    pub train: Dataset,
+    /// Images that are only ever scored.
+    pub test: Dataset,
+    /// The model, computing as `chosen` says.
+    pub model: Box<dyn Model>,
+    /// Threads and forms of layers.
+    pub chosen: Chosen,
+    /// Updates in an epoch.
+    pub per_epoch: u64,
+    /// Updates in all.
+    pub total: u64,
+}
+
+impl Setup {
+    /// Device, data and model, in this order; the images' bytes live on only in the data sets on the device.
+    ///
+    /// `stored` is the tuning of a run that goes on; without it, it is chosen now.
+    ///
+    /// # Errors
+    /// A device that is not there, bad data, a model that does not fit it.
+    pub fn new(config: &Config, stored: Option<Tuning>) -> Result<Self> {
+        let device = device::open(&config.settings)?;
+        let source = data::open(&config.settings)?;
+        let train = Dataset::new(&source.train, device)?;
+        let test = Dataset::new(&source.test, device)?;
+        let per_epoch = steps_per_epoch(train.len(), config.batch_size);
+        let shape = train.shape();
+        let total = match config.budget {
+            Budget::Epochs(n) => n.saturating_mul(per_epoch),
+            Budget::Steps(n) => n,
+        };
+        let fresh = || build(config, shape, per_epoch, device);
+        let chosen = match stored {
+            Some(tuning) => Chosen { tuning, measured: None },
+            None => {
+                let x = train.range(0, config.batch_size)?;
+                let convolutions = config.settings.arch == Some(Arch::Conv);
+                let chosen =
+                    tune::choose(&config.plan, total, convolutions, &x, fresh).context("timing the forms of a step")?;
+                // The model that was measured on has left holes that the real one does not quite fit.
+                native::release_free_memory();
+                chosen
+            }
+        };
+        let mut model = fresh()?;
+        chosen.tuning.apply(model.as_mut())?;
+        let data_sha256 = data::checksum(&source);
+        Ok(Setup { device, data: source.name, data_sha256, train, test, model, chosen, per_epoch, total })
+    }
+
+    /// Batch number `within` of an epoch whose images come in the order `indices` [N]: x [B,C,H,W] and B.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn batch(&self, indices: &Tensor, within: u64, batch_size: usize) -> Result<(Tensor, i64)> {
+        let from = within as i64 * batch_size as i64;
+        let count = (batch_size as i64).min(self.train.len() as i64 - from);
+        Ok((self.train.gather(&indices.f_narrow(0, from, count)?)?, count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partial_batch_is_a_step() {
+        assert_eq!(steps_per_epoch(60_000, 128), 469);
+        assert_eq!(steps_per_epoch(256, 128), 2);
+        assert_eq!(steps_per_epoch(1, 128), 1);
+    }
+}

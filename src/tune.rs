@@ -1,0 +1,386 @@
+//! Which of the equivalent forms of a step is the fastest here: measured on the real step. Imports model, nets and native.
+//!
+//! Contiguous and channels-last, one thread and all, libtorch's BLAS and oneDNN differ several-fold either way, depending on
+//! processor and sizes. Every form gives the same numbers to rounding; the choice is stored with the run.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::clock::Clock;
+use crate::model::{Model, StepCx};
+use crate::native;
+use crate::nets::{Forms, Kernels, Layout, Products};
+
+/// What a run computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Tuning {
+    /// CPU threads of one operation.
+    pub threads: u32,
+    /// Forms of the layers.
+    #[serde(flatten)]
+    pub forms: Forms,
+}
+
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Forms { products, layout, kernels } = self.forms;
+        let [products, layout, kernels] = [name(products), name(layout), name(kernels)];
+        write!(f, "threads={},products={products},layout={layout},kernels={kernels}", self.threads)
+    }
+}
+
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+}
+
+impl Tuning {
+    /// What runs from before there was a choice were computed with.
+    pub fn libtorchs_own() -> Self {
+        Tuning { threads: cores(), forms: Forms::default() }
+    }
+
+    /// Takes effect: threads for the process, forms for the model.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn apply(self, model: &mut dyn Model) -> Result<()> {
+        tch::set_num_threads(self.threads as i32);
+        model.set_forms(self.forms)
+    }
+}
+
+/// What was asked for: which keys are fixed, and whether the others are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Whether keys that are not fixed are measured.
+    pub measure: bool,
+    /// Fixed number of threads.
+    pub threads: Option<u32>,
+    /// Fixed products.
+    pub products: Option<Products>,
+    /// Fixed layout.
+    pub layout: Option<Layout>,
+    /// Fixed kernels.
+    pub kernels: Option<Kernels>,
+}
+
+impl Plan {
+    /// `auto`, `off`, or KEY=VALUE pairs, separated by commas; keys that are not named are measured, unless `off` is among
+    /// them.
+    ///
+    /// # Errors
+    /// One sentence that names the part that is none of these.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut plan = Plan { measure: true, ..Plan::default() };
+        for part in text.split(',').map(str::trim) {
+            match part.split_once('=') {
+                None if part == "auto" => {}
+                None if part == "off" => plan.measure = false,
+                Some(("threads", n)) => plan.threads = Some(threads(n)?),
+                Some(("products", v)) => plan.products = Some(choice("products", v)?),
+                Some(("layout", v)) => plan.layout = Some(choice("layout", v)?),
+                Some(("kernels", v)) => plan.kernels = Some(choice("kernels", v)?),
+                _ => bail!(
+                    "{part:?} is none of auto, off, threads=N, products={}, layout={}, kernels={}",
+                    names::<Products>(),
+                    names::<Layout>(),
+                    names::<Kernels>()
+                ),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Where the search starts, and what is used when nothing is measured: all threads and the forms that are the fastest on
+    /// most processors, with what is fixed put in. The same on every start.
+    pub fn first(&self, device: Device) -> Tuning {
+        let usual = match device {
+            Device::Cpu => Forms { products: Products::Onednn, layout: Layout::ChannelsLast, kernels: Kernels::Own },
+            _ => Forms::default(),
+        };
+        Tuning {
+            threads: self.threads.unwrap_or_else(cores),
+            forms: Forms {
+                products: self.products.unwrap_or(usual.products),
+                layout: self.layout.unwrap_or(usual.layout),
+                kernels: self.kernels.unwrap_or(usual.kernels),
+            },
+        }
+    }
+
+    /// The choices beside `now` that are open, each one key away from it.
+    fn neighbours(&self, now: Tuning, convolutions: bool) -> Vec<Tuning> {
+        let mut all = Vec::new();
+        let mut add = |open: bool, changed: Tuning| {
+            if open && changed != now {
+                all.push(changed);
+            }
+        };
+        let forms = now.forms;
+        for &products in Products::value_variants() {
+            add(self.products.is_none(), Tuning { forms: Forms { products, ..forms }, ..now });
+        }
+        for &layout in Layout::value_variants() {
+            add(self.layout.is_none() && convolutions, Tuning { forms: Forms { layout, ..forms }, ..now });
+        }
+        for &kernels in Kernels::value_variants() {
+            add(self.kernels.is_none(), Tuning { forms: Forms { kernels, ..forms }, ..now });
+        }
+        // All, a half, and one: between those, the step's time changes smoothly.
+        for threads in [cores().div_ceil(2), 1] {
+            add(self.threads.is_none() && threads < now.threads, Tuning { threads, ..now });
+        }
+        all
+    }
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+fn threads(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => bail!("threads={text}: wanted a whole number from 1 to 1024"),
+    }
+}
+
+fn choice<T: ValueEnum>(key: &str, text: &str) -> Result<T> {
+    match T::from_str(text, false) {
+        Ok(value) => Ok(value),
+        Err(_) => bail!("{key}={text}: wanted {}", names::<T>().replace('|', " or ")),
+    }
+}
+
+fn names<T: ValueEnum>() -> String {
+    T::value_variants().iter().map(|v| name(v.clone())).collect::<Vec<_>>().join("|")
+}
+
+/// A choice, and how it came about.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// What to compute with.
+    pub tuning: Tuning,
+    /// Milliseconds of a step so, how many choices were measured, and seconds that it all took; none when nothing was.
+    pub measured: Option<(f64, usize, f64)>,
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.measured {
+            Some((ms, n, s)) => write!(f, "tuned {} ({ms:.3} ms a step, the best of {n} in {s:.1} s)", self.tuning),
+            None => write!(f, "not tuned: {}", self.tuning),
+        }
+    }
+}
+
+/// Share of a run's expected time that may go into measuring.
+const SHARE: f64 = 0.05;
+/// Seconds that all measuring together should take.
+const BUDGET_S: f64 = 1.0;
+/// Steps of a run that is too short to measure anything for.
+const SHORT: u64 = 100;
+
+/// Chooses what a run of `steps` updates computes with. `build` makes a model to measure on, which is thrown away; `x` is a batch
+/// [B,C,H,W]. `convolutions` says whether the layout matters.
+///
+/// A run that would be over before measuring paid gets [`Plan::first`].
+///
+/// # Errors
+/// Those of a step.
+pub fn choose(
+    plan: &Plan,
+    steps: u64,
+    convolutions: bool,
+    x: &Tensor,
+    build: impl FnOnce() -> Result<Box<dyn Model>>,
+) -> Result<Chosen> {
+    let first = plan.first(x.device());
+    let unmeasured = Chosen { tuning: first, measured: None };
+    // A GPU's forms are measured with its own clock, which is not written yet.
+    if !plan.measure || steps < SHORT || x.device() != Device::Cpu || plan.neighbours(first, convolutions).is_empty() {
+        return Ok(unmeasured);
+    }
+    let began = Instant::now();
+    let mut model = build()?;
+    let slice = Duration::from_secs_f64(BUDGET_S / 12.0);
+    let mut time = |tuning, best_ms| time(model.as_mut(), tuning, x, slice, best_ms);
+    // Twice: a process that has just started is slow for a few steps.
+    time(first, f64::INFINITY)?;
+    let Some(mut best_ms) = time(first, f64::INFINITY)? else { return Ok(unmeasured) };
+    let mut best = first;
+    let mut measured = 1;
+    if best_ms * steps as f64 / 1e3 * SHARE < BUDGET_S {
+        return Ok(unmeasured);
+    }
+    for change in plan.neighbours(first, convolutions) {
+        // One key of the neighbour, the others from the best so far.
+        let candidate = merge(best, first, change);
+        measured += 1;
+        let Some(ms) = time(candidate, best_ms)? else { continue };
+        // Less than that is noise; and so is more, where the best of before has become as fast by now.
+        if ms < 0.97 * best_ms {
+            let again = time(best, f64::INFINITY)?.unwrap_or(best_ms);
+            best_ms = best_ms.min(again);
+            if ms < 0.97 * best_ms {
+                (best, best_ms) = (candidate, ms);
+            }
+        }
+    }
+    Ok(Chosen { tuning: best, measured: Some((best_ms, measured, began.elapsed().as_secs_f64())) })
+}
+
+/// `best` with the one key in which `change` differs from `first`.
+fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
+    fn pick<T: PartialEq>(best: T, first: T, change: T) -> T {
+        if change == first { best } else { change }
+    }
+    let (b, f, c) = (best.forms, first.forms, change.forms);
+    Tuning {
+        threads: pick(best.threads, first.threads, change.threads),
+        forms: Forms {
+            products: pick(b.products, f.products, c.products),
+            layout: pick(b.layout, f.layout, c.layout),
+            kernels: pick(b.kernels, f.kernels, c.kernels),
+        },
+    }
+}
+
+/// Milliseconds of the fastest of a few steps, after one to warm up; none when that one alone took thrice `best_ms`.
+fn time(model: &mut dyn Model, tuning: Tuning, x: &Tensor, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
+    // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
+    native::release_free_memory();
+    tuning.apply(model)?;
+    let clock = Clock::off();
+    let mut step = || -> Result<f64> {
+        let began = Instant::now();
+        let values = model.step(x, StepCx { noise: 0, step: 0, clock: &clock })?;
+        // sync: nothing to wait for on a CPU; the value keeps the step from being optimised away.
+        values.f_double_value(&[0])?;
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    };
+    if step()? > 3.0 * best_ms + 50.0 {
+        return Ok(None);
+    }
+    let began = Instant::now();
+    let mut least = f64::INFINITY;
+    while least.is_infinite() || began.elapsed() < slice {
+        least = least.min(step()?);
+    }
+    Ok(Some(least))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_understood_or_refused_by_name() {
+        let auto = Plan { measure: true, ..Plan::default() };
+        assert_eq!(Plan::parse("auto").unwrap(), auto);
+        assert_eq!(Plan::parse("off").unwrap(), Plan::default());
+        assert_eq!(
+            Plan::parse("off,threads=3, layout=channels-last").unwrap(),
+            Plan { threads: Some(3), layout: Some(Layout::ChannelsLast), ..Plan::default() }
+        );
+        assert_eq!(Plan::parse("products=blas").unwrap(), Plan { products: Some(Products::Blas), ..auto });
+        for (text, part) in [
+            ("fast", "\"fast\" is none of auto, off, threads=N"),
+            ("", "is none of"),
+            ("threads=0", "from 1 to 1024"),
+            ("threads=x", "from 1 to 1024"),
+            ("layout=nhwc", "layout=nhwc: wanted contiguous or channels-last"),
+            ("colour=red", "is none of"),
+        ] {
+            let e = Plan::parse(text).unwrap_err().to_string();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_choice_reads_as_it_is_asked_for() {
+        let first = Plan::default().first(Device::Cpu);
+        let plan = Plan::parse(&format!("off,{first}")).unwrap();
+        assert_eq!(plan.first(Device::Cpu), first);
+        assert!(plan.neighbours(first, true).is_empty(), "nothing is left open");
+    }
+
+    #[test]
+    fn neighbours_differ_in_one_open_key() {
+        let plan = Plan { measure: true, threads: Some(4), ..Plan::default() };
+        let first = plan.first(Device::Cpu);
+        let all = plan.neighbours(first, true);
+        assert_eq!(all.len(), 3);
+        assert!(all.iter().all(|t| t.threads == 4));
+        assert_eq!(plan.neighbours(first, false).len(), 2, "no layout without convolutions");
+        let better = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
+        let merged = merge(better, first, Tuning { threads: 1, ..first });
+        assert_eq!(merged, Tuning { threads: 1, ..better });
+    }
+
+    /// A model whose step takes a time that depends on its forms.
+    struct Timed(Forms);
+
+    impl Model for Timed {
+        fn step(&mut self, _: &Tensor, _: StepCx) -> Result<Tensor> {
+            let ms = if self.0.kernels == Kernels::Own { 40 } else { 15 };
+            std::thread::sleep(Duration::from_millis(ms));
+            Ok(Tensor::from_slice(&[0f32]))
+        }
+        fn score(&self, x: &Tensor, _: StepCx) -> Result<Tensor> {
+            Ok(x.shallow_clone())
+        }
+        fn scalars(&self) -> &'static [&'static str] {
+            &["none"]
+        }
+        fn report(&self, _: &[f64]) -> Vec<(&'static str, f64)> {
+            Vec::new()
+        }
+        fn decode(&self, z: &Tensor) -> Result<Tensor> {
+            Ok(z.shallow_clone())
+        }
+        fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
+            Ok(None)
+        }
+        fn set_forms(&mut self, forms: Forms) -> Result<()> {
+            self.0 = forms;
+            Ok(())
+        }
+        fn latent(&self) -> i64 {
+            1
+        }
+        fn work(&self, _: i64) -> Vec<crate::nets::Work> {
+            Vec::new()
+        }
+        fn visit(&mut self, _: &mut dyn crate::model::Visit) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_faster_form_is_found_and_short_runs_are_left_alone() {
+        let before = tch::get_num_threads();
+        let x = Tensor::zeros([1, 1, 1, 1], (tch::Kind::Float, Device::Cpu));
+        let plan = Plan { measure: true, threads: Some(before as u32), ..Plan::default() };
+        let run = |plan: &Plan, steps| {
+            let first = plan.first(Device::Cpu);
+            choose(plan, steps, true, &x, || Ok(Box::new(Timed(first.forms)))).unwrap()
+        };
+        let chosen = run(&plan, 1_000_000);
+        assert_eq!(chosen.tuning.forms.kernels, Kernels::Libtorch, "{chosen}");
+        assert_eq!(chosen.tuning.forms.layout, Layout::ChannelsLast, "what is no faster stays");
+        let (ms, n, _) = chosen.measured.unwrap();
+        assert!((14.0..30.0).contains(&ms) && n == 4, "{chosen}");
+        for (plan, steps) in [(plan, 50), (plan, 300), (Plan { measure: false, ..plan }, 1_000_000)] {
+            let chosen = run(&plan, steps);
+            assert!(chosen.measured.is_none(), "{chosen}");
+            assert_eq!(chosen.tuning, plan.first(Device::Cpu));
+        }
+    }
+}
