@@ -52,6 +52,15 @@ impl Clock {
         }
     }
 
+    /// Moves `seconds` that were counted as `from` to `to`.
+    pub fn shift(&self, from: Phase, to: Phase, seconds: f64) {
+        if self.last.get().is_some() {
+            let [a, b] = [from, to].map(|phase| &self.sums[phase as usize]);
+            a.set(a.get() - seconds);
+            b.set(b.get() + seconds);
+        }
+    }
+
     /// Seconds that belong to `phase` so far.
     pub fn seconds(&self, phase: Phase) -> f64 {
         self.sums[phase as usize].get()

@@ -146,36 +146,37 @@ impl Gan {
     /// One update of the discriminator, then of the generator, on real x [B,C,H,W] in [0,1] and noise z [B,Z].
     ///
     /// Both players use the same generated images: the generator runs once (as in PyTorch's DCGAN example). Only the
-    /// gradients of the player being updated are computed. Also returns the gradients (D's, then G's, by name) for tests.
+    /// gradients of the player being updated are computed. `minimise` is [`Adam::minimise`], or what a test puts in its place.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn update(&mut self, x: &Tensor, z: &Tensor, step: u64, clock: &Clock) -> Result<(GanTerms, [Vec<Tensor>; 2])> {
+    pub fn update(
+        &mut self,
+        x: &Tensor,
+        z: &Tensor,
+        step: u64,
+        clock: &Clock,
+        mut minimise: impl FnMut(&Adam, &Tensor) -> Result<()>,
+    ) -> Result<GanTerms> {
         let fake = self.generator.forward(z, Mode::Train)?; // [B,C,H,W]
         let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, Mode::Train)?;
         let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
         clock.lap(Phase::Forward);
-        let d_grads = self.adam_d.gradients(&d_loss)?;
-        clock.lap(Phase::Backward);
-        self.adam_d.apply(&d_grads)?;
-        clock.lap(Phase::Optimizer);
+        minimise(&self.adam_d, &d_loss)?;
 
         let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, Mode::Train)?)?;
         clock.lap(Phase::Forward);
-        let g_grads = self.adam_g.gradients(&g_loss)?;
-        clock.lap(Phase::Backward);
-        self.adam_g.apply(&g_grads)?;
+        minimise(&self.adam_g, &g_loss)?;
         if let Some((_, ema)) = &self.average {
             ema.follow(step)?;
         }
         clock.lap(Phase::Optimizer);
-        let terms = GanTerms {
+        Ok(GanTerms {
             d_loss,
             g_loss,
             d_real: real_logits.f_mean(Kind::Float)?,
             d_fake: fake_logits.f_mean(Kind::Float)?,
-        };
-        Ok((terms, [d_grads, g_grads]))
+        })
     }
 
     /// The optimizers: the discriminator's, the generator's.
@@ -204,7 +205,7 @@ impl Gan {
 impl Model for Gan {
     fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
         let z = self.z(x, cx.noise)?;
-        self.update(x, &z, cx.step, cx.clock)?.0.stacked()
+        self.update(x, &z, cx.step, cx.clock, |adam, loss| adam.minimise(loss, cx.clock))?.stacked()
     }
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {

@@ -1,9 +1,10 @@
-//! Adam with its own visible state, and moving averages of weights. Imports model and native.
+//! Adam with its own visible state, and moving averages of weights. Imports model, native, clock.
 
 use anyhow::{Result, bail};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
+use crate::clock::{Clock, Phase};
 use crate::model::{Part, Visit, named, trainable};
 use crate::native::{self, AdamStep};
 
@@ -49,28 +50,51 @@ impl Adam {
     pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
         let grads = Tensor::f_run_backward(&[loss], &self.params, false, false)?;
         if let Some(i) = grads.iter().position(|g| !g.defined()) {
-            bail!("the parameter {} does not reach the loss, so it has no gradient", self.names[i]);
+            self.unreached(i)?;
         }
         Ok(grads)
     }
 
-    /// One update with gradients in the order of [`Adam::names`]; clips them in place where it is told to.
+    /// One update with gradients in the order of [`Adam::names`]; clips them where it is told to.
     ///
     /// # Errors
     /// libtorch's.
     pub fn apply(&self, grads: &[Tensor]) -> Result<()> {
-        if self.hyper.clip_norm > 0.0 {
-            let _norm = native::clip_grad_norm(grads, self.hyper.clip_norm)?;
-        }
+        let clipped;
+        let grads = if self.hyper.clip_norm > 0.0 {
+            (clipped, _) = native::clip_grad_norm(grads, self.hyper.clip_norm)?;
+            &clipped
+        } else {
+            grads
+        };
         native::fused_adam(&self.params, grads, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)
     }
 
-    /// [`Adam::gradients`] and [`Adam::apply`].
+    /// The backward pass of `loss` and one update: each parameter's as soon as its gradient is there, or, where gradients are
+    /// clipped by their common norm, [`Adam::gradients`] and [`Adam::apply`].
     ///
     /// # Errors
     /// As those two.
-    pub fn minimise(&self, loss: &Tensor) -> Result<()> {
-        self.apply(&self.gradients(loss)?)
+    pub fn minimise(&self, loss: &Tensor, clock: &Clock) -> Result<()> {
+        if self.hyper.clip_norm > 0.0 {
+            let grads = self.gradients(loss)?;
+            clock.lap(Phase::Backward);
+            self.apply(&grads)?;
+            clock.lap(Phase::Optimizer);
+            return Ok(());
+        }
+        let (seconds, missing) =
+            native::minimise(loss, &self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)?;
+        clock.lap(Phase::Backward);
+        clock.shift(Phase::Backward, Phase::Optimizer, seconds);
+        match missing {
+            Some(i) => self.unreached(i),
+            None => Ok(()),
+        }
+    }
+
+    fn unreached(&self, i: usize) -> Result<()> {
+        bail!("the parameter {} does not reach the loss, so it has no gradient", self.names[i])
     }
 
     /// Lays the moments out as the parameters are: one update walks through all of them in memory order.
@@ -151,8 +175,13 @@ mod tests {
         let used = vars.root().var("used", &[2], nn::Init::Const(1.0));
         let unused = vars.root().var("unused", &[2], nn::Init::Const(1.0));
         let adam = Adam::new(&vars, Hyper::default());
-        let e = adam.minimise(&used.sum(Kind::Float)).map_err(|e| e.to_string()).unwrap_err();
-        assert!(e.contains("unused does not reach"), "{e}");
-        assert!(adam.minimise(&(used.sum(Kind::Float) + unused.sum(Kind::Float))).is_ok());
+        let both = || used.sum(Kind::Float) + unused.sum(Kind::Float);
+        let run = |adam: &Adam, loss: &Tensor| adam.minimise(loss, &Clock::off()).map_err(|e| e.to_string());
+        let clipped = Adam::new(&vars, Hyper { clip_norm: 1.0, ..Hyper::default() });
+        for adam in [adam, clipped] {
+            let e = run(&adam, &used.sum(Kind::Float)).unwrap_err();
+            assert!(e.contains("unused does not reach"), "{e}");
+            run(&adam, &both()).unwrap();
+        }
     }
 }

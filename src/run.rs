@@ -119,7 +119,8 @@ impl RunDir {
     /// When it cannot be written.
     pub fn write_config(&self, settings: &str, info: &RunInfo) -> Result<()> {
         let (file, part) = (self.path("config.toml"), self.path("config.toml.part"));
-        let text = format!("{settings}\n[run]\n{}", toml::to_string(info)?);
+        let run = toml::Table::from_iter([("run".to_owned(), toml::Value::try_from(info)?)]);
+        let text = format!("{settings}\n{}", toml::to_string(&run)?);
         let write = || -> Result<()> {
             // Aside and renamed: a resumed run must not lose the settings it was made with.
             fs::write(&part, text)?;

@@ -15,8 +15,9 @@ use crate::run::RunDir;
 use crate::seed::{Stream, seed_for};
 use crate::setup;
 
-/// Latents decoded at a time, so that large counts need no more memory than small ones.
-const BATCH: i64 = 500;
+/// Latents drawn and decoded at a time, always as many: large counts need no more memory than small ones, and the bits of an
+/// image do not depend on how many others were asked for (products round differently at other sizes).
+const BATCH: i64 = 64;
 
 /// A run's model with the weights of its newest whole checkpoint, in evaluation mode.
 pub struct Trained {
@@ -55,10 +56,9 @@ impl Trained {
     pub fn sample(&self, count: i64, seed: u64) -> Result<Tensor> {
         let mut parts = Vec::new();
         for (i, from) in (0..count).step_by(BATCH as usize).enumerate() {
-            // Whole batches are drawn, so that the noise of an image does not depend on the count.
             let z = noise(seed_for(seed, 0, Stream::Samples, i as u64), &[BATCH, self.model.latent()], self.device)?;
-            let z = z.f_narrow(0, 0, BATCH.min(count - from))?;
-            parts.push(self.model.decode(&z)?.f_to_device(Device::Cpu)?);
+            let x = self.model.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?;
+            parts.push(x.f_to_device(Device::Cpu)?);
         }
         Ok(Tensor::f_cat(&parts, 0)?)
     }

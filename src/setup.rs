@@ -67,6 +67,9 @@ impl Setup {
         let source = data::open(&config.settings)?;
         let train = Dataset::new(&source.train, device)?;
         let test = Dataset::new(&source.test, device)?;
+        let (data, data_sha256) = (source.name.clone(), data::checksum(&source));
+        // The sets on the device are all that is needed from here on.
+        drop(source);
         let per_epoch = steps_per_epoch(train.len(), config.batch_size);
         let shape = train.shape();
         let total = match config.budget {
@@ -88,8 +91,7 @@ impl Setup {
         };
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
-        let data_sha256 = data::checksum(&source);
-        Ok(Setup { device, data: source.name, data_sha256, train, test, model, chosen, per_epoch, total })
+        Ok(Setup { device, data, data_sha256, train, test, model, chosen, per_epoch, total })
     }
 
     /// Batch number `within` of an epoch whose images come in the order `indices` [N]: x [B,C,H,W] and B.

@@ -184,6 +184,8 @@ impl fmt::Display for Chosen {
 const SHARE: f64 = 0.05;
 /// Seconds that all measuring together should take.
 const BUDGET_S: f64 = 1.0;
+/// Milliseconds of a step that one thread cannot be the fastest for.
+const SLOW_MS: f64 = 20.0;
 /// Steps of a run that is too short to measure anything for.
 const SHORT: u64 = 100;
 
@@ -220,6 +222,10 @@ pub fn choose(
         return Ok(unmeasured);
     }
     for change in plan.neighbours(first, convolutions) {
+        // One thread is for steps whose operations are over before a second has woken up.
+        if change.threads == 1 && first.threads != 1 && best_ms > SLOW_MS {
+            continue;
+        }
         // One key of the neighbour, the others from the best so far.
         let candidate = merge(best, first, change);
         measured += 1;

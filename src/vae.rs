@@ -100,10 +100,7 @@ impl Vae {
     pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: f64, clock: &Clock) -> Result<VaeLoss> {
         let terms = self.loss(x, eps, beta, Mode::Train)?;
         clock.lap(Phase::Forward);
-        let grads = self.adam.gradients(&terms.loss)?;
-        clock.lap(Phase::Backward);
-        self.adam.apply(&grads)?;
-        clock.lap(Phase::Optimizer);
+        self.adam.minimise(&terms.loss, clock)?;
         Ok(terms)
     }
 

@@ -15,7 +15,7 @@ use tch::Tensor;
 
 pub use cuda::load_cuda;
 pub use layers::{channels_last, leaky_relu, linear, norm_relu, strided, strided_gradient};
-pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam};
+pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{randn, seeded};
 
 type Handle = *mut torch_sys::C_tensor;

@@ -15,18 +15,32 @@ unsafe extern "C" {
         exp_avgs: *const Handle,
         exp_avg_sqs: *const Handle,
         step: Handle,
-        lr: f64,
-        beta1: f64,
-        beta2: f64,
-        eps: f64,
-        weight_decay: f64,
+        numbers: *const AdamStep,
     ) -> *mut c_char;
-    fn gv_clip_grad_norm(out: *mut Handle, n: usize, grads: *const Handle, most: f64) -> *mut c_char;
+    fn gv_minimise(
+        loss: Handle,
+        n: usize,
+        params: *const Handle,
+        exp_avgs: *const Handle,
+        exp_avg_sqs: *const Handle,
+        step: Handle,
+        numbers: *const AdamStep,
+        reached: *mut bool,
+        seconds: *mut f64,
+    ) -> *mut c_char;
+    fn gv_clip_grad_norm(
+        out: *mut Handle,
+        scaled: *mut Handle,
+        n: usize,
+        grads: *const Handle,
+        most: f64,
+    ) -> *mut c_char;
     fn gv_foreach_lerp(n: usize, averages: *const Handle, current: *const Handle, weight: f64) -> *mut c_char;
 }
 
 /// The numbers of one Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); the default is PyTorch's.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub struct AdamStep {
     /// Step size α.
     pub lr: f64,
@@ -73,32 +87,68 @@ pub fn fused_adam(
     let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
     // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns.
     check("fused Adam", unsafe {
-        gv_fused_adam(
-            p.len(),
-            p.as_ptr(),
-            g.as_ptr(),
-            m.as_ptr(),
-            v.as_ptr(),
-            handle(step),
-            c.lr,
-            c.beta1,
-            c.beta2,
-            c.eps,
-            c.weight_decay,
-        )
+        gv_fused_adam(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), &c)
     })
 }
 
-/// Scales `grads`, taken as one vector, down to the Euclidean norm `most` where theirs is above it, in place; returns the norm
-/// before, a float32 scalar that stays on the device (Pascanu et al. 2013, arXiv 1211.5063, section 3.2).
+/// The backward pass of the scalar `loss` to `params` and no further, each updated as by [`fused_adam`] the moment its gradient is
+/// complete: while it is still in the cache, and freed before the next one is made.
+///
+/// Returns the seconds that went into the updates, and the first parameter, if any, that does not reach the loss (it stays as it
+/// was).
+///
+/// # Errors
+/// As [`fused_adam`]; also when a layer used a parameter again after its update.
+pub fn minimise(
+    loss: &Tensor,
+    params: &[Tensor],
+    exp_avgs: &[Tensor],
+    exp_avg_sqs: &[Tensor],
+    step: &Tensor,
+    c: AdamStep,
+) -> Result<(f64, Option<usize>)> {
+    ensure!(
+        [exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 2],
+        "Adam got {} parameters and {}+{} moments: there must be as many of each",
+        params.len(),
+        exp_avgs.len(),
+        exp_avg_sqs.len()
+    );
+    let (p, m, v) = (handles(params), handles(exp_avgs), handles(exp_avg_sqs));
+    let (mut reached, mut seconds) = (vec![false; p.len()], 0.0);
+    // SAFETY: the lists hold `params.len()` live tensors each (checked above), `reached` as many flags; all are borrowed until
+    // the call returns, which takes its hooks off again.
+    check("training step", unsafe {
+        gv_minimise(
+            handle(loss),
+            p.len(),
+            p.as_ptr(),
+            m.as_ptr(),
+            v.as_ptr(),
+            handle(step),
+            &c,
+            reached.as_mut_ptr(),
+            &mut seconds,
+        )
+    })?;
+    Ok((seconds, reached.iter().position(|r| !r)))
+}
+
+/// `grads`, taken as one vector, scaled down to the Euclidean norm `most` where theirs is above it, and the norm before, a
+/// float32 scalar that stays on the device (Pascanu et al. 2013, arXiv 1211.5063, section 3.2).
 ///
 /// # Errors
 /// When there is no gradient, or libtorch refuses one.
-pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<Tensor> {
+pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tensor)> {
     ensure!(!grads.is_empty(), "there are no gradients to take a norm of");
     let g = handles(grads);
-    // SAFETY: the list holds `grads.len()` live tensors, borrowed until the call returns.
-    made("gradient norm", |out| unsafe { gv_clip_grad_norm(out, g.len(), g.as_ptr(), most) })
+    let mut scaled: Vec<Handle> = vec![std::ptr::null_mut(); g.len()];
+    let norm = made("gradient norm", |out| {
+        // SAFETY: both lists have `grads.len()` places; the tensors are borrowed until the call returns.
+        unsafe { gv_clip_grad_norm(out, scaled.as_mut_ptr(), g.len(), g.as_ptr(), most) }
+    })?;
+    // SAFETY: without an error every place holds a new handle, which nothing else owns.
+    Ok((scaled.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect(), norm))
 }
 
 /// Moves each of `averages` towards its partner in `current`: a ← a + weight·(c − a).
@@ -195,8 +245,10 @@ mod tests {
         let grads = || [Tensor::from_slice(&[3f32, 0.0]), Tensor::from_slice(&[0f32, 4.0, 0.0]).view([3, 1])];
         for (most, want) in [(2.5, 2.5), (1.0, 1.0), (5.1, 5.0)] {
             let g = grads();
-            assert!((clip_grad_norm(&g, most)?.double_value(&[]) - 5.0).abs() < 1e-6, "the norm before");
-            let after = g.iter().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt();
+            let (scaled, norm) = clip_grad_norm(&g, most)?;
+            assert!((norm.double_value(&[]) - 5.0).abs() < 1e-6, "the norm before");
+            assert_eq!(g, grads(), "the gradients themselves stay");
+            let after = scaled.iter().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt();
             assert!((after - want).abs() < 1e-5, "{after} instead of {want}");
         }
         assert!(clip_grad_norm(&[], 1.0).is_err());

@@ -57,7 +57,7 @@ mod tests {
         assert_ne!(randn(8, &[5, 30])?, want);
         let (first, second) = seeded(3, || {
             let first = global(&[4]);
-            seeded(9, || Ok(global(&[100])))?;
+            let _between = seeded(9, || Ok(global(&[100])))?;
             Ok((first, global(&[4])))
         })?;
         let both = seeded(3, || Ok((global(&[4]), global(&[4]))))?;
