@@ -112,6 +112,11 @@ impl Adam {
         Ok(())
     }
 
+    /// The parameters, in the order of their names.
+    pub fn params(&self) -> &[Tensor] {
+        &self.params
+    }
+
     /// Names of the parameters, sorted.
     pub fn names(&self) -> &[String] {
         &self.names

@@ -430,9 +430,9 @@ struct AllFinite {
 
 impl Visit for AllFinite {
     fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
-        // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). sync: at
-        // checkpoints only.
-        let sum = t.f_sum(Kind::Double)?.f_double_value(&[])?;
+        // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). Not in double:
+        // that would copy the largest weights at twice their size. sync: at checkpoints only.
+        let sum = t.f_sum(Kind::Float)?.f_double_value(&[])?;
         ensure!(
             sum.is_finite(),
             "{name} is not finite after step {}: training has diverged and stops; the checkpoints before it are whole; try a \

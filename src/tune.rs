@@ -60,6 +60,9 @@ impl Tuning {
 pub struct Plan {
     /// Whether keys that are not fixed are measured.
     pub measure: bool,
+    /// Whether every start must give the same bits. BLAS with several threads now and then rounds a product differently from
+    /// one start to the next (MKL 2024, seen in about one start in ten).
+    pub deterministic: bool,
     /// Fixed number of threads.
     pub threads: Option<u32>,
     /// Fixed products.
@@ -101,7 +104,10 @@ impl Plan {
     /// most processors, with what is fixed put in. The same on every start.
     pub fn first(&self, device: Device) -> Tuning {
         let usual = match device {
-            Device::Cpu => Forms { products: Products::Onednn, layout: Layout::ChannelsLast, kernels: Kernels::Own },
+            Device::Cpu => {
+                let products = if self.deterministic { Products::Onednn } else { Products::BySize };
+                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own }
+            }
             _ => Forms::default(),
         };
         Tuning {
@@ -322,9 +328,9 @@ mod tests {
         let plan = Plan { measure: true, threads: Some(4), ..Plan::default() };
         let first = plan.first(Device::Cpu);
         let all = plan.neighbours(first, true);
-        assert_eq!(all.len(), 3);
+        assert_eq!(all.len(), 4);
         assert!(all.iter().all(|t| t.threads == 4));
-        assert_eq!(plan.neighbours(first, false).len(), 2, "no layout without convolutions");
+        assert_eq!(plan.neighbours(first, false).len(), 3, "no layout without convolutions");
         let better = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
         let merged = merge(better, first, Tuning { threads: 1, ..first });
         assert_eq!(merged, Tuning { threads: 1, ..better });
@@ -382,7 +388,7 @@ mod tests {
         assert_eq!(chosen.tuning.forms.kernels, Kernels::Libtorch, "{chosen}");
         assert_eq!(chosen.tuning.forms.layout, Layout::ChannelsLast, "what is no faster stays");
         let (ms, n, _) = chosen.measured.unwrap();
-        assert!((14.0..30.0).contains(&ms) && n == 4, "{chosen}");
+        assert!((14.0..30.0).contains(&ms) && n == 5, "{chosen}");
         for (plan, steps) in [(plan, 50), (plan, 300), (Plan { measure: false, ..plan }, 1_000_000)] {
             let chosen = run(&plan, steps);
             assert!(chosen.measured.is_none(), "{chosen}");

@@ -63,8 +63,7 @@ fn listing(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// A small run of each kind, quick enough for a test. On one thread, where results are the same bit for bit at every start:
-/// on several, libtorch's matrix products now and then differ in the last bit from one process to the next.
+/// A small run of each kind, quick enough for a test, with the same bits at every start.
 const SMALL_VAE: &[&str] = &[
     "train",
     "vae",
@@ -82,8 +81,7 @@ const SMALL_VAE: &[&str] = &[
     "32",
     "--device",
     "cpu",
-    "--threads",
-    "1",
+    "--deterministic",
 ];
 const SMALL_GAN: &[&str] = &[
     "train",
@@ -102,8 +100,7 @@ const SMALL_GAN: &[&str] = &[
     "0.9",
     "--device",
     "cpu",
-    "--threads",
-    "1",
+    "--deterministic",
 ];
 
 fn with<'a>(base: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -679,4 +676,136 @@ fn a_reader_that_leaves_is_no_error() {
     let command = format!("{} data digits | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_ganvae"));
     let out = Command::new("bash").args(["-c", &command]).current_dir(dir.path()).output().unwrap();
     assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));
+}
+
+/// The table `[run.tuning]` of a run.
+fn tuning(run: &Path) -> toml::Table {
+    let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
+    config["run"]["tuning"].as_table().unwrap().clone()
+}
+
+#[test]
+fn what_a_run_computes_with_is_said_stored_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = ["train", "vae", "--train-limit", "100", "--test-limit", "10", "--device", "cpu", "--steps"];
+    let run = |name: &str, more: &[&str]| {
+        let out = ganvae(dir.path(), &[&short[..], more, &["--out", name]].concat());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        text(&out.stderr)
+    };
+    let said = run("a", &["3", "--tune", "off,threads=1,products=blas,layout=contiguous,kernels=libtorch"]);
+    assert!(said.contains("not tuned: threads=1,products=blas,layout=contiguous,kernels=libtorch"), "{said}");
+    let want: toml::Table =
+        "threads = 1\nproducts = 'blas'\nlayout = 'contiguous'\nkernels = 'libtorch'".parse().unwrap();
+    assert_eq!(tuning(&dir.path().join("a")), want);
+    let out = ganvae(dir.path(), &["train", "--resume", "a", "--steps", "5"]);
+    assert!(text(&out.stderr).contains("threads=1,products=blas,layout=contiguous,kernels=libtorch"));
+    assert_eq!(tuning(&dir.path().join("a")), want, "a resumed run computes as it began");
+    let said = run("b", &["3", "--threads", "1", "--deterministic"]);
+    assert!(said.contains("not tuned: threads=1,products=onednn,layout=channels-last,kernels=own"), "{said}");
+    for (args, part) in [
+        (&["--tune", "fast"][..], "\"fast\" is none of auto, off, threads=N"),
+        (&["--tune", "threads=0"], "from 1 to 1024"),
+        (&["--tune", "threads=2", "--threads", "1"], "contradicts --threads 1"),
+        (&["--tune", "auto", "--deterministic"], "contradicts --deterministic"),
+        (&["--tune", "products=blas", "--deterministic"], "only products=onednn"),
+        (&["--deterministic=maybe"], "maybe"),
+        (&["--clip-norm", "-1"], "--clip-norm -1"),
+        (&["--weight-decay", "2"], "--weight-decay 2"),
+    ] {
+        refused(dir.path(), &[&short[..], &["3"], args].concat(), 2, &[part]);
+    }
+}
+
+#[test]
+fn bench_reports_what_the_contract_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["--train-limit", "300", "--test-limit", "10", "--device", "cpu", "--seconds", "0.3", "--tune", "off"];
+    for (args, phases) in [
+        (&["bench", "vae", "--encoder-hidden", "32", "--decoder-hidden", "32", "--json"][..], 4),
+        (&["bench", "gan", "--base-width", "4", "--batch-size", "20", "--json"], 4),
+    ] {
+        let out = good(dir.path(), &[args, &small].concat());
+        let report: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&out).unwrap();
+        let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key} in {out}"));
+        assert_eq!(report["device"], "cpu");
+        assert!(report["preset"].is_string() && report["peak_gpu_mb"].is_null());
+        let batch = if args.contains(&"--batch-size") { 20.0 } else { 128.0 };
+        assert_eq!(number("batch_size"), batch);
+        assert!(number("limit_ms") > 0.0 && number("peak_rss_mb") > 50.0);
+        assert!((number("images_per_s") / number("steps_per_s") / batch - 1.0).abs() < 0.01);
+        let ms = report["ms"].as_object().unwrap();
+        let parts: f64 = ["data", "forward", "backward", "optimizer"].map(|p| ms[p].as_f64().unwrap()).iter().sum();
+        assert_eq!(ms.len() - 3, phases);
+        let step = ms["step"].as_f64().unwrap();
+        assert!((parts / step - 1.0).abs() < 0.1, "the parts make the step: {out}");
+    }
+    let table = good(dir.path(), &[&["bench", "vae", "--latent", "3"][..], &small].concat());
+    for part in ["steps/s", "data", "forward", "backward", "optimizer", "limit", "peak memory"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    assert!(listing(dir.path()).is_empty(), "bench leaves nothing behind");
+    refused(dir.path(), &["bench", "vae", "--out", "x"], 2, &["--out is a setting of a run"]);
+    refused(dir.path(), &["bench", "vae", "--seconds", "0"], 2, &["--seconds 0"]);
+    refused(dir.path(), &["bench", "diffusion"], 2, &["vae, gan"]);
+}
+
+/// Long work keeps its memory: 20,000 steps grow by no more than a page cache of the allocator.
+#[test]
+fn twenty_thousand_steps_hold_no_more_memory_than_the_first() {
+    if !Path::new("/proc/self/status").is_file() {
+        eprintln!("skipped: this system has no /proc to read a process's memory from");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = vec!["train", "vae", "--encoder-hidden", "16", "--decoder-hidden", "16", "--latent", "2"];
+    args.extend([
+        "--batch-size",
+        "8",
+        "--train-limit",
+        "16000",
+        "--test-limit",
+        "16",
+        "--steps",
+        "20000",
+        "--out",
+        "r",
+    ]);
+    args.extend([
+        "--log-every",
+        "500",
+        "--checkpoint-every",
+        "0",
+        "--device",
+        "cpu",
+        "--tune",
+        "off",
+        "--threads",
+        "1",
+    ]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ganvae"))
+        .args(&args)
+        .current_dir(dir.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Resident memory against steps done, as seen from outside.
+    let mut seen: Vec<(f64, f64)> = Vec::new();
+    while child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", child.id())) else { continue };
+        let Some(kb) = status.lines().find_map(|l| l.strip_prefix("VmRSS:")) else { continue };
+        let mb = kb.trim().trim_end_matches("kB").trim().parse::<f64>().unwrap() / 1024.0;
+        let log = fs::read_to_string(dir.path().join("r/metrics.jsonl")).unwrap_or_default();
+        let step = log.lines().rev().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()?["step"].as_f64());
+        seen.extend(step.map(|step| (step, mb)));
+    }
+    assert!(child.wait().unwrap().success());
+    let most =
+        |from: f64, to: f64| seen.iter().filter(|(s, _)| (from..to).contains(s)).map(|s| s.1).fold(0.0, f64::max);
+    // Pictures at the end of the first epoch (step 2000) belong to what a run holds.
+    let (early, late) = (most(2000.0, 6000.0), most(14000.0, 20000.0));
+    assert!(early > 50.0 && late > 50.0, "too few readings: {seen:?}");
+    assert!(late < early + 4.0, "{early} MB in the first steps, {late} MB in the last");
 }

@@ -322,3 +322,35 @@ fn the_shown_generator_is_the_moving_average() {
         }
     }
 }
+
+/// The generator's update leaves the discriminator as it is, and nobody keeps a gradient.
+#[test]
+fn each_player_updates_itself_alone() {
+    let spec = mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu);
+    tch::manual_seed(5);
+    let mut gan = Gan::new(spec, Hyper::default(), Device::Cpu).unwrap();
+    let state = |gan: &mut Gan| {
+        let mut state = Collect::default();
+        gan.visit(&mut state).unwrap();
+        state.0
+    };
+    let (x, z) =
+        (Tensor::rand([4, 1, 6, 5], (Kind::Float, Device::Cpu)), Tensor::randn([4, 4], (Kind::Float, Device::Cpu)));
+    let before = state(&mut gan);
+    let mut calls = 0;
+    // Only the second of the two updates, the generator's, is carried out.
+    gan.update(&x, &z, 0, &Clock::off(), |adam, loss| {
+        calls += 1;
+        if calls == 2 { adam.minimise(loss, &Clock::off()) } else { Ok(()) }
+    })
+    .unwrap();
+    let after = state(&mut gan);
+    assert_eq!(calls, 2);
+    for (name, old) in &before {
+        let moved = old != &after[name];
+        assert_eq!(moved, name.starts_with("generator."), "{name}");
+    }
+    for adam in gan.adams() {
+        assert!(adam.params().iter().all(|p| !p.grad().defined()));
+    }
+}

@@ -105,3 +105,41 @@ fn every_source_file_opens_with_its_role() {
         assert!(fs::read_to_string(&file).unwrap().starts_with("//! "), "{} has no //! line", file.display());
     }
 }
+
+/// Calls that wait for the device: each costs a CUDA step its pipeline.
+const READS: &[&str] =
+    &["double_value(", "int64_value(", "::try_from(&", "copy_data(", "f_equal(", "nonzero(", "is_nonzero("];
+
+/// A step never waits for the device; elsewhere each read says why it is there.
+#[test]
+fn a_step_reads_nothing_back() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut marked = 0;
+    for file in files.iter().filter(|f| !f.ends_with("tests.rs")) {
+        let text = fs::read_to_string(file).unwrap();
+        let lines: Vec<&str> = text.lines().take_while(|l| !l.contains("#[cfg(test)]")).collect();
+        let relative = file.strip_prefix(&src).unwrap();
+        let module = relative.components().next().unwrap().as_os_str().to_string_lossy();
+        let in_step =
+            ["vae.rs", "gan.rs", "optim.rs", "objectives.rs", "model.rs", "nets", "native"].contains(&&*module);
+        for (i, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap();
+            // Pixels on their way to a file, and numbers that never were on a device, are no part of training.
+            if !READS.iter().any(|r| code.contains(r)) || ["grid.rs", "data", "checkpoint.rs"].contains(&&*module) {
+                continue;
+            }
+            assert!(!in_step, "{}:{} waits for the device within a step: {line}", relative.display(), i + 1);
+            let near = lines[i.saturating_sub(3)..=i].iter().any(|l| l.contains("sync:"));
+            assert!(
+                near,
+                "{}:{} waits for the device and has no `// sync:` to say why: {line}",
+                relative.display(),
+                i + 1
+            );
+            marked += 1;
+        }
+    }
+    assert!(marked >= 3, "only {marked} reads were seen: the reader of sources is broken");
+}

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::gan::GanSpec;
 use crate::native::AdamStep;
-use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
+use crate::nets::{Activation, Arch, Init, NetSpec, Products, Shape};
 use crate::objectives::GanLoss;
 use crate::optim::Hyper;
 use crate::tune::Plan;
@@ -127,7 +127,10 @@ impl Config {
 pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     let preset = given.preset.unwrap_or(presets::default(model, given.arch));
     let base = presets::preset(model, preset)?;
-    let s = base.overlaid(given)?;
+    let mut s = base.overlaid(given)?;
+    // What is deterministic is not chosen by the clock.
+    let usual = if s.deterministic == Some(true) { "off" } else { "auto" };
+    s.tune.get_or_insert_with(|| usual.to_owned());
     refuse_foreign(model, given)?;
     check_architecture(base.arch, &s, given)?;
     let checked = Checked { s: &s };
@@ -184,7 +187,14 @@ fn plan(s: &Settings, given: &Settings) -> Result<Plan> {
         if given.tune.as_deref().is_some_and(|t| t.split(',').any(|part| part.trim() == "auto")) {
             usage!("--tune auto contradicts --deterministic: what is measured may differ from one start to the next");
         }
+        if plan.products.is_some_and(|p| p != Products::Onednn) && plan.threads != Some(1) {
+            usage!(
+                "--tune {text} contradicts --deterministic: with several threads only products=onednn rounds alike on every start \
+                 (or add --threads 1)"
+            );
+        }
         plan.measure = false;
+        plan.deterministic = true;
     }
     Ok(plan)
 }

@@ -22,7 +22,6 @@ pub fn preset(model: ModelKind, preset: Preset) -> Result<Settings> {
         adam_eps: Some(1e-8),
         weight_decay: Some(0.0),
         clip_norm: Some(0.0),
-        tune: Some("auto".into()),
         deterministic: Some(false),
         seed: Some(0),
         device: Some("auto".into()),

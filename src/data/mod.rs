@@ -1,4 +1,4 @@
-//! Where images come from ([`open`]) and how they are fed ([`Dataset`]). Imports seed, hash, nets, config's settings and usage
+//! Where images come from ([`open`]) and how they are fed ([`Dataset`]). Imports seed, hash, nets, native, config's settings and usage
 //! errors, and its own files.
 //!
 //! Images stay bytes, on the device, for the whole run; a batch is gathered, converted and scaled when it is needed.
@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::{Settings, parse_size, usage};
 use crate::hash;
+use crate::native;
 use crate::nets::Shape;
 use crate::seed::Stream;
 use images::{Images, Source};
@@ -186,7 +187,10 @@ impl Dataset {
     /// # Errors
     /// libtorch's.
     pub fn gather(&self, index: &Tensor) -> Result<Tensor> {
-        unit(&self.images.f_index_select(0, index)?)
+        match self.images.device() {
+            Device::Cpu => native::gather_unit(&self.images, index),
+            _ => unit(&self.images.f_index_select(0, index)?),
+        }
     }
 }
 

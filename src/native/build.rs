@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 const WANTED: &str = "2.11.0";
 
 /// The C++ calls into libtorch that tch does not bind.
-const SHIM: &[&str] = &["src/native/optim.cpp", "src/native/layers.cpp", "src/native/random.cpp"];
+const SHIM: &[&str] =
+    &["src/native/batch.cpp", "src/native/layers.cpp", "src/native/optim.cpp", "src/native/random.cpp"];
 
 fn main() {
     for file in SHIM.iter().chain(&["src/native/guard.h"]) {

@@ -206,6 +206,8 @@ struct Linear : Function<Linear> {
 // bias [O] or none -> [B,O,2H,2W], channels last. One product for each image, [HW,I] x [I,16 O], whose result stays in the
 // cache while its 16 shifted planes are summed (GEMM and col2im).
 at::Tensor up_columns(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(input.dim() == 4 && input.size(1) == weight.size(0) && weight.size(2) == 4 && weight.size(3) == 4,
+              "a transposed convolution with weights ", weight.sizes(), " cannot take ", input.sizes());
   const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast), w = weight.contiguous();
   const int64_t batch = x.size(0), in = x.size(1), h = x.size(2), wd = x.size(3), out = w.size(1), taps = 16 * out;
   at::Tensor y = at::empty({batch, out, 2 * h, 2 * wd}, x.options(), at::MemoryFormat::ChannelsLast);
@@ -282,6 +284,50 @@ struct Strided : Function<Strided<transposed>> {
   }
 };
 
+// in [rows,cols] -> out [cols,rows], in blocks that stay in the nearest cache.
+GANVAE_VECTOR void transpose(const float* __restrict in, int64_t rows, int64_t cols, float* __restrict out) {
+  constexpr int64_t block = 16;
+  for (int64_t r0 = 0; r0 < rows; r0 += block) {
+    const int64_t r1 = std::min(rows, r0 + block);
+    for (int64_t c0 = 0; c0 < cols; c0 += block) {
+      const int64_t c1 = std::min(cols, c0 + block);
+      for (int64_t c = c0; c < c1; ++c) {
+        for (int64_t r = r0; r < r1; ++r) out[c * rows + r] = in[r * cols + c];
+      }
+    }
+  }
+}
+
+// x [B,C,H,W] in the layout asked for; several times faster than libtorch's copy from one to the other. Not recorded.
+at::Tensor relaid(const at::Tensor& x, bool last) {
+  const auto wanted = last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const auto other = last ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+  if (x.is_contiguous(wanted) || !x.is_contiguous(other) || !x.is_cpu() || x.scalar_type() != at::kFloat) {
+    return x.contiguous(wanted);
+  }
+  at::Tensor y = at::empty(x.sizes(), x.options(), wanted);
+  const int64_t c = x.size(1), s = x.size(2) * x.size(3);
+  const float* in = x.const_data_ptr<float>();
+  float* out = y.mutable_data_ptr<float>();
+  at::parallel_for(0, x.size(0), std::max<int64_t>(1, 16384 / (c * s)), [&](int64_t from, int64_t to) {
+    for (int64_t b = from; b < to; ++b) transpose(in + b * c * s, last ? c : s, last ? s : c, out + b * c * s);
+  });
+  return y;
+}
+
+// `relaid`, its gradient laid out the other way round again.
+struct Relayout : Function<Relayout> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, bool last) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["last"] = last;
+    return relaid(x, last);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    return {apply(grads[0], !ctx->saved_data["last"].toBool()), {}};
+  }
+};
+
 // Batch normalisation over all but the channels, from the batch's statistics, and a (leaky) ReLU of `slope`; 1 is none.
 // x [B,C,H,W] channels last, w, b [C]; the running statistics follow with `momentum` where they are given.
 // Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1, and its gradients in section 3.
@@ -290,6 +336,8 @@ struct NormRelu : Function<NormRelu> {
                             const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
                             double momentum, double eps, double slope) {
     at::AutoDispatchBelowADInplaceOrView below;
+    TORCH_CHECK(input.dim() == 4 && w.numel() == input.size(1) && b.numel() == input.size(1),
+                "batch normalisation of ", w.numel(), " channels cannot take ", input.sizes());
     const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
     const int64_t c = x.size(1), rows = x.numel() / c;
     const float* xs = x.const_data_ptr<float>();
@@ -401,10 +449,17 @@ char* gv_channels_last(at::Tensor** out, at::Tensor* x) {
     if (x->size(1) == 1 && x->is_contiguous()) {
       // One channel lies the same either way; the strides must say so, or convolutions take it for contiguous.
       *out = new at::Tensor(x->as_strided(x->sizes(), {x->stride(0), 1, x->stride(2), 1}));
+    } else if (x->is_contiguous(at::MemoryFormat::ChannelsLast)) {
+      *out = new at::Tensor(*x);
     } else {
-      *out = new at::Tensor(x->contiguous(at::MemoryFormat::ChannelsLast));
+      *out = new at::Tensor(Relayout::apply(*x, true));
     }
   });
+}
+
+// x [B,C,H,W] with the pixels of a channel side by side in memory; the same tensor where they are already.
+char* gv_contiguous(at::Tensor** out, at::Tensor* x) {
+  return guarded([&] { *out = new at::Tensor(x->is_contiguous() ? *x : at::Tensor(Relayout::apply(*x, false))); });
 }
 
 }  // extern "C"

@@ -10,6 +10,7 @@ use super::{Handle, check, handle, made, maybe};
 unsafe extern "C" {
     fn gv_linear(out: *mut Handle, x: Handle, w: Handle, b: Handle, slope: f64, onednn: bool) -> *mut c_char;
     fn gv_channels_last(out: *mut Handle, x: Handle) -> *mut c_char;
+    fn gv_contiguous(out: *mut Handle, x: Handle) -> *mut c_char;
     fn gv_strided(out: *mut Handle, x: Handle, w: Handle, b: Handle, transposed: bool, slope: f64) -> *mut c_char;
     fn gv_strided_gradient(
         out: *mut Handle,
@@ -95,6 +96,15 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     made("channels-last", |out| unsafe { gv_channels_last(out, handle(x)) })
 }
 
+/// x [B,C,H,W] with the pixels of a channel side by side in memory; the same tensor where they are already.
+///
+/// # Errors
+/// libtorch's, when memory ends.
+pub fn contiguous(x: &Tensor) -> Result<Tensor> {
+    // SAFETY: as in `linear`.
+    made("contiguous", |out| unsafe { gv_contiguous(out, handle(x)) })
+}
+
 /// `x` for x > 0, else `slope`·x, in place and seen by autograd (tch binds only the default slope of 0.01).
 ///
 /// # Errors
@@ -103,4 +113,177 @@ pub fn leaky_relu(x: Tensor, slope: f64) -> Result<Tensor> {
     // SAFETY: `x` is a live tensor, owned here until it is handed back.
     check("leaky ReLU", unsafe { gv_leaky_relu(handle(&x), slope) })?;
     Ok(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    fn leak(x: Tensor, slope: f64) -> Tensor {
+        x.maximum(&(&x * slope))
+    }
+
+    /// Values and gradients with respect to `inputs` of two ways to compute the same, to float32 accuracy.
+    fn same(what: &str, inputs: &[Tensor], ours: impl Fn(&[Tensor]) -> Tensor, plain: impl Fn(&[Tensor]) -> Tensor) {
+        let inputs: Vec<_> = inputs.iter().map(|t| t.detach().set_requires_grad(true)).collect();
+        let (got, want) = (ours(&inputs), plain(&inputs));
+        assert_eq!(got.size(), want.size(), "{what}");
+        // Weights of a scalar that no gradient cancels in.
+        let weights = Tensor::randn_like(&want);
+        let grads = |y: &Tensor| Tensor::run_backward(&[(y * &weights).sum(Kind::Float)], &inputs, true, false);
+        let (got_grads, want_grads) = (grads(&got), grads(&want));
+        let pairs = got_grads.iter().zip(&want_grads).enumerate();
+        let mut all = vec![("its value".to_owned(), &got, &want)];
+        all.extend(pairs.map(|(i, (g, w))| (format!("gradient {i}"), g, w)));
+        for (part, got, want) in all {
+            let off = (got - want).abs().max().double_value(&[]);
+            let most = want.abs().max().double_value(&[]);
+            assert!(off <= 1e-5 * most + 1e-5, "{what}, {part}: off by {off} where the largest value is {most}");
+        }
+        // Asked for one gradient alone, it is the same.
+        for (i, input) in inputs.iter().enumerate() {
+            let one = Tensor::run_backward(&[(ours(&inputs) * &weights).sum(Kind::Float)], &[input], false, false);
+            assert!(one[0].allclose(&got_grads[i], 1e-5, 1e-5, false), "{what}, gradient {i} alone");
+        }
+    }
+
+    #[test]
+    fn a_linear_layer_is_the_plain_formula() {
+        tch::manual_seed(1);
+        for (batch, from, to) in [(7, 5, 3), (1, 9, 4), (128, 300, 260)] {
+            let (x, w, b) = (random(&[batch, from]), random(&[to, from]), random(&[to]));
+            for (slope, onednn) in [(1.0, true), (0.0, true), (0.2, true), (1.0, false), (0.0, false), (0.2, false)] {
+                let what = format!("[{batch},{from}] to {to}, slope {slope}, oneDNN {onednn}");
+                same(
+                    &what,
+                    &[x.copy(), w.copy(), b.copy()],
+                    |t| linear(&t[0], &t[1], Some(&t[2]), slope, onednn).unwrap(),
+                    |t| leak(t[0].matmul(&t[1].tr()) + &t[2], slope),
+                );
+                same(
+                    &format!("{what}, no bias"),
+                    &[x.copy(), w.copy()],
+                    |t| linear(&t[0], &t[1], None, slope, onednn).unwrap(),
+                    |t| leak(t[0].matmul(&t[1].tr()), slope),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn strided_convolutions_are_libtorchs() {
+        tch::manual_seed(2);
+        for (from, to, transposed) in
+            [(1, 6, false), (3, 8, false), (6, 5, false), (6, 1, true), (5, 3, true), (4, 7, true)]
+        {
+            let x = random(&[3, from, 6, 8]);
+            let w = random(&if transposed { [from, to, 4, 4] } else { [to, from, 4, 4] });
+            let b = random(&[to]);
+            for (slope, last) in [(1.0, false), (1.0, true), (0.0, false), (0.0, true), (0.2, true)] {
+                let lay = |t: &Tensor| if last { channels_last(t).unwrap() } else { t.shallow_clone() };
+                let plain = |t: &[Tensor], b: Option<&Tensor>| {
+                    if transposed {
+                        leak(t[0].conv_transpose2d(&t[1], b, [2, 2], [1, 1], [0, 0], 1, [1, 1]), slope)
+                    } else {
+                        leak(t[0].conv2d(&t[1], b, [2, 2], [1, 1], [1, 1], 1), slope)
+                    }
+                };
+                let what = format!("{from} to {to}, transposed {transposed}, slope {slope}, channels last {last}");
+                same(
+                    &what,
+                    &[x.copy(), w.copy(), b.copy()],
+                    |t| strided(&lay(&t[0]), &t[1], Some(&t[2]), transposed, slope).unwrap(),
+                    |t| plain(t, Some(&t[2])),
+                );
+                same(
+                    &format!("{what}, no bias"),
+                    &[x.copy(), w.copy()],
+                    |t| strided(&lay(&t[0]), &t[1], None, transposed, slope).unwrap(),
+                    |t| plain(t, None),
+                );
+            }
+            let y = strided(&x, &w, None, transposed, 1.0).unwrap();
+            let (x, w) = (x.set_requires_grad(true), w.set_requires_grad(true));
+            let again = strided(&x, &w, None, transposed, 1.0).unwrap();
+            let want = Tensor::run_backward(&[(again * &y).sum(Kind::Float)], &[&x, &w], false, false);
+            for (of_input, want) in [(true, &want[0]), (false, &want[1])] {
+                let got = strided_gradient(&y, &x, &w, transposed, of_input).unwrap();
+                assert!(got.allclose(want, 1e-4, 1e-4, false), "{from} to {to}, of the input {of_input}");
+            }
+        }
+    }
+
+    #[test]
+    fn batch_normalisation_with_its_activation_is_libtorchs() {
+        tch::manual_seed(3);
+        for (shape, scale, shift) in [([9, 5, 4, 6], 1.0, 0.0), ([2, 3, 1, 2], 0.1, 50.0), ([40, 17, 8, 8], 3.0, -2.0)]
+        {
+            let c = shape[1];
+            let x = random(&shape) * scale + shift;
+            let (w, b) = (random(&[c]), random(&[c]));
+            for slope in [1.0, 0.0, 0.2] {
+                let running = || (Tensor::ones([c], (Kind::Float, Device::Cpu)) * 0.5, random(&[c]).square());
+                let (m, v) = running();
+                let (m2, v2) = (m.copy(), v.copy());
+                let plain = |t: &[Tensor], m: Option<&Tensor>, v: Option<&Tensor>| {
+                    leak(t[0].batch_norm(Some(&t[1]), Some(&t[2]), m, v, true, 0.1, 1e-5, false), slope)
+                };
+                // The statistics first, once each: every call moves them.
+                tch::no_grad(|| {
+                    let t = [x.shallow_clone(), w.shallow_clone(), b.shallow_clone()];
+                    let _ = norm_relu(&t[0], [&t[1], &t[2]], (Some(&m), Some(&v)), 0.1, 1e-5, slope).unwrap();
+                    let _ = plain(&t, Some(&m2), Some(&v2));
+                });
+                assert!(
+                    m.allclose(&m2, 1e-5, 1e-5, false) && v.allclose(&v2, 1e-4, 1e-5, false),
+                    "{shape:?}: {v} {v2}"
+                );
+                if shift == 0.0 || scale > 1.0 {
+                    same(
+                        &format!("{shape:?}, slope {slope}"),
+                        &[x.copy(), w.copy(), b.copy()],
+                        |t| {
+                            let x = channels_last(&t[0]).unwrap();
+                            norm_relu(&x, [&t[1], &t[2]], (None, None), 0.1, 1e-5, slope).unwrap()
+                        },
+                        |t| plain(t, None, None),
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn channels_last_moves_nothing_but_memory() {
+        let x = random(&[2, 3, 4, 5]);
+        let laid = channels_last(&x).unwrap();
+        assert_eq!(laid, x);
+        assert_eq!(laid.stride(), [60, 1, 15, 3]);
+        let x = x.set_requires_grad(true);
+        let back = contiguous(&channels_last(&x).unwrap()).unwrap();
+        assert_eq!((&back, back.stride()), (&x, vec![60, 20, 5, 1]));
+        let weights = random(&[2, 3, 4, 5]);
+        let grad = Tensor::run_backward(&[(back * &weights).sum(Kind::Float)], &[&x], false, false);
+        assert_eq!(grad[0], weights);
+        let (wide, laid) = (random(&[3, 37, 9, 11]), |t: &Tensor| channels_last(t).unwrap());
+        assert_eq!(laid(&wide), wide, "sizes that are no multiple of a block");
+        assert_eq!(contiguous(&laid(&wide)).unwrap(), wide);
+        let one = channels_last(&random(&[2, 1, 4, 5])).unwrap();
+        assert_eq!(one.stride(), [20, 1, 5, 1], "one channel: the strides alone");
+        assert!(channels_last(&random(&[2, 3])).is_err());
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let e = linear(&random(&[2, 3]), &random(&[4, 5]), None, 1.0, false).unwrap_err().to_string();
+        assert!(e.starts_with("linear layer: "), "{e}");
+        assert!(linear(&random(&[2, 3]), &random(&[4, 5]), None, 1.0, true).is_err());
+        assert!(strided(&random(&[2, 3, 4, 4]), &random(&[4, 5, 4, 4]), None, false, 1.0).is_err());
+        assert!(strided(&random(&[2, 3, 4, 4]), &random(&[4, 1, 4, 4]), None, true, 1.0).is_err(), "3 channels, not 4");
+    }
 }

@@ -3,6 +3,7 @@
 //! Imports no other module of the crate. Tensors are borrowed for the length of a call; a tensor that comes back is the
 //! caller's own; errors carry libtorch's message, and nothing unwinds across the boundary. Threads are tch's to set.
 
+mod batch;
 mod cuda;
 mod layers;
 mod optim;
@@ -13,8 +14,9 @@ use std::ffi::{CStr, c_char};
 use anyhow::{Result, bail};
 use tch::Tensor;
 
+pub use batch::gather_unit;
 pub use cuda::load_cuda;
-pub use layers::{channels_last, leaky_relu, linear, norm_relu, strided, strided_gradient};
+pub use layers::{channels_last, contiguous, leaky_relu, linear, norm_relu, strided, strided_gradient};
 pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{randn, seeded};
 

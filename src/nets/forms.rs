@@ -12,7 +12,7 @@ use tch::{Device, Tensor};
 use super::Layer;
 use crate::native;
 
-/// Products of fewer multiplications are over before oneDNN has found its kernel.
+/// Multiplications of a product from which oneDNN's search for its kernel is paid for.
 const SMALL: i64 = 1 << 22;
 
 /// Who multiplies matrices (CPU).
@@ -21,8 +21,10 @@ const SMALL: i64 = 1 << 22;
 pub enum Products {
     /// The BLAS that libtorch was built with (MKL).
     Blas,
-    /// oneDNN: its kernels use all of AVX-512 on every maker's processors.
+    /// oneDNN: its kernels use all of AVX-512 on every maker's processors, and round alike on every start.
     Onednn,
+    /// oneDNN, but BLAS for products so small that they are over before oneDNN has found its kernel.
+    BySize,
 }
 
 /// Order of images in memory inside convolutional networks.
@@ -72,8 +74,11 @@ impl Forms {
     /// # Errors
     /// libtorch's.
     pub fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
-        let large = x.size()[0] * w.numel() as i64 >= SMALL;
-        let onednn = self.products == Products::Onednn && large && x.device() == Device::Cpu;
+        let onednn = match self.products {
+            Products::Blas => false,
+            Products::Onednn => true,
+            Products::BySize => x.size()[0] * w.numel() as i64 >= SMALL,
+        } && x.device() == Device::Cpu;
         if onednn || self.own(x) {
             return native::linear(x, w, b, slope, onednn);
         }
@@ -96,6 +101,14 @@ impl Forms {
             return native::strided(&x, w, b, true, slope);
         }
         Ok(x.f_conv_transpose2d(w, b, [2, 2], [1, 1], [0, 0], 1, [1, 1])?)
+    }
+
+    /// x [B,C,H,W] -> [B,C·H·W].
+    pub(super) fn flatten(self, x: &Tensor) -> Result<Tensor> {
+        if self.own(x) && x.dim() == 4 {
+            return Ok(native::contiguous(x)?.f_flatten(1, -1)?);
+        }
+        Ok(x.f_flatten(1, -1)?)
     }
 
     /// Whether a layer takes the activation after it into its own kernel.
@@ -127,7 +140,7 @@ impl Forms {
     }
 
     /// x [B,C,H,W] in the layout that convolutions are to see.
-    fn arrange(self, x: Tensor) -> Result<Tensor> {
+    pub(super) fn arrange(self, x: Tensor) -> Result<Tensor> {
         match self.layout {
             Layout::Contiguous => Ok(x),
             Layout::ChannelsLast => native::channels_last(&x),

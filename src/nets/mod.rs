@@ -152,14 +152,14 @@ impl Layer {
                 let training = mode != Mode::Eval;
                 match (&l.ws, &l.bs) {
                     (Some(w), Some(b)) if training && forms.fuses(&x, self) => {
-                        native::norm_relu(&x, [w, b], (mean, var), BN_MOMENTUM, BN_EPS, slope)?
+                        native::norm_relu(&forms.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, BN_EPS, slope)?
                     }
                     (w, b) => x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, BN_EPS, true)?,
                 }
             }
             Layer::Activation(a) => a.apply(x)?,
             Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]
-            Layer::Flatten => x.f_flatten(1, -1)?,                       // [B,C·H·W]
+            Layer::Flatten => forms.flatten(&x)?,                        // [B,C·H·W]
         })
     }
 
