@@ -8,7 +8,7 @@ use std::time::Instant;
 pub enum Phase {
     /// Gathering and converting the batch.
     Data,
-    /// Noise, networks and losses.
+    /// Noise, networks and losses, and giving back what they held.
     Forward,
     /// Gradients.
     Backward,

@@ -1,4 +1,4 @@
-//! The generative adversarial network: one update of both players. Imports model, nets, objectives, optim, native.
+//! The generative adversarial network: one update of both players. Imports model, nets, objectives, optim, clock.
 //!
 //! Goodfellow et al. 2014 (arXiv 1406.2661). Never sees files, paths or ranks.
 

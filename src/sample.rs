@@ -14,6 +14,7 @@ use crate::nets::Shape;
 use crate::run::RunDir;
 use crate::seed::{Stream, seed_for};
 use crate::setup;
+use crate::tune::Tuning;
 
 /// Latents drawn and decoded at a time, always as many: large counts need no more memory than small ones, and the bits of an
 /// image do not depend on how many others were asked for (products round differently at other sizes).
@@ -44,7 +45,8 @@ impl Trained {
         let mut model = setup::build(&config, shape, per_epoch, device)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
         if device == Device::Cpu {
-            model.set_forms(info.tuning.forms)?;
+            let threads = config.settings.threads.unwrap_or(info.tuning.threads);
+            Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
         Ok(Trained { model, device })
     }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
-use crate::config::{Budget, Config, ModelSpec};
+use crate::config::{Budget, Config, ModelSpec, usage};
 use crate::data::{self, Dataset};
 use crate::device;
 use crate::gan::Gan;
@@ -64,6 +64,15 @@ impl Setup {
     /// A device that is not there, bad data, a model that does not fit it.
     pub fn new(config: &Config, stored: Option<Tuning>) -> Result<Self> {
         let device = device::open(&config.settings)?;
+        if device != Device::Cpu
+            && (config.plan.deterministic || config.plan.products.is_some() || config.plan.kernels.is_some())
+        {
+            usage!(
+                "--deterministic and --tune with products or kernels are for the CPU so far, and this run is on {}: leave them \
+                 out, or use --device cpu",
+                device::name(device)
+            );
+        }
         let source = data::open(&config.settings)?;
         let train = Dataset::new(&source.train, device)?;
         let test = Dataset::new(&source.test, device)?;
@@ -78,7 +87,7 @@ impl Setup {
         };
         let fresh = || build(config, shape, per_epoch, device);
         let chosen = match stored {
-            Some(tuning) => Chosen { tuning, measured: None },
+            Some(tuning) => Chosen { tuning, measured: None, stored: true },
             None => {
                 let x = train.range(0, config.batch_size)?;
                 let convolutions = config.settings.arch == Some(Arch::Conv);

@@ -61,11 +61,15 @@ pub fn train(config: &Config) -> Result<Outcome> {
 pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
     let run = RunDir::open(root)?;
     let (model, settings, info) = run.config()?;
-    let config = config::resolve(model, &settings.overlaid(budget)?)?;
+    let mut settings = settings.overlaid(budget)?;
+    // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
+    settings.tune = settings.tune.filter(|_| budget.threads.is_none());
+    let config = config::resolve(model, &settings)?;
     let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
     state.check_model(model)?;
     let mut tuning = info.tuning;
-    tuning.threads = budget.threads.unwrap_or(tuning.threads);
+    tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
+    let info = RunInfo { tuning, ..info };
     let mut session = Session::build(&config, Some(tuning))?;
     ensure!(
         session.info.data_sha256 == info.data_sha256,

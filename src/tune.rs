@@ -124,7 +124,7 @@ impl Plan {
     fn neighbours(&self, now: Tuning, convolutions: bool) -> Vec<Tuning> {
         let mut all = Vec::new();
         let mut add = |open: bool, changed: Tuning| {
-            if open && changed != now {
+            if open && changed != now && !all.contains(&changed) {
                 all.push(changed);
             }
         };
@@ -175,12 +175,15 @@ pub struct Chosen {
     pub tuning: Tuning,
     /// Milliseconds of a step so, how many choices were measured, and seconds that it all took; none when nothing was.
     pub measured: Option<(f64, usize, f64)>,
+    /// Whether a run began with it and goes on with it.
+    pub stored: bool,
 }
 
 impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self.measured {
             Some((ms, n, s)) => write!(f, "tuned {} ({ms:.3} ms a step, the best of {n} in {s:.1} s)", self.tuning),
+            None if self.stored => write!(f, "as the run began: {}", self.tuning),
             None => write!(f, "not tuned: {}", self.tuning),
         }
     }
@@ -210,7 +213,7 @@ pub fn choose(
     build: impl FnOnce() -> Result<Box<dyn Model>>,
 ) -> Result<Chosen> {
     let first = plan.first(x.device());
-    let unmeasured = Chosen { tuning: first, measured: None };
+    let unmeasured = Chosen { tuning: first, measured: None, stored: false };
     // A GPU's forms are measured with its own clock, which is not written yet.
     if !plan.measure || steps < SHORT || x.device() != Device::Cpu || plan.neighbours(first, convolutions).is_empty() {
         return Ok(unmeasured);
@@ -224,7 +227,9 @@ pub fn choose(
     let Some(mut best_ms) = time(first, f64::INFINITY)? else { return Ok(unmeasured) };
     let mut best = first;
     let mut measured = 1;
-    if best_ms * steps as f64 / 1e3 * SHARE < BUDGET_S {
+    // Each form takes at least two steps, and as many again where it wins.
+    let cost_s = BUDGET_S.max(3.0 * plan.neighbours(first, convolutions).len() as f64 * best_ms / 1e3);
+    if best_ms * steps as f64 / 1e3 * SHARE < cost_s {
         return Ok(unmeasured);
     }
     for change in plan.neighbours(first, convolutions) {
@@ -245,7 +250,7 @@ pub fn choose(
             }
         }
     }
-    Ok(Chosen { tuning: best, measured: Some((best_ms, measured, began.elapsed().as_secs_f64())) })
+    Ok(Chosen { tuning: best, measured: Some((best_ms, measured, began.elapsed().as_secs_f64())), stored: false })
 }
 
 /// `best` with the one key in which `change` differs from `first`.

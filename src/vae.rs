@@ -1,4 +1,4 @@
-//! The variational autoencoder: one update, scores, pictures. Imports model, nets, objectives, optim, native.
+//! The variational autoencoder: one update, scores, pictures. Imports model, nets, objectives, optim, clock.
 //!
 //! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Never sees files, paths or ranks.
 

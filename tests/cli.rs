@@ -699,8 +699,21 @@ fn what_a_run_computes_with_is_said_stored_and_kept() {
         "threads = 1\nproducts = 'blas'\nlayout = 'contiguous'\nkernels = 'libtorch'".parse().unwrap();
     assert_eq!(tuning(&dir.path().join("a")), want);
     let out = ganvae(dir.path(), &["train", "--resume", "a", "--steps", "5"]);
-    assert!(text(&out.stderr).contains("threads=1,products=blas,layout=contiguous,kernels=libtorch"));
+    assert!(text(&out.stderr).contains("as the run began: threads=1,products=blas,layout=contiguous,kernels=libtorch"));
     assert_eq!(tuning(&dir.path().join("a")), want, "a resumed run computes as it began");
+    good(dir.path(), &["train", "--resume", "a", "--steps", "7", "--threads", "2"]);
+    assert_eq!(
+        tuning(&dir.path().join("a"))["threads"].as_integer(),
+        Some(2),
+        "but for the threads that are asked for"
+    );
+    let out = ganvae(dir.path(), &["train", "--resume", "a", "--steps", "9"]);
+    assert!(text(&out.stderr).contains("as the run began: threads=2,"), "which stay: {}", text(&out.stderr));
+    good(dir.path(), &["train", "--config", "a/config.toml", "--tune", "off", "--deterministic", "--out", "c"]);
+    // An activation that batch normalisation does not take in, after one that is fused.
+    let tanh =
+        ["train", "gan", "--base-width", "4", "--activation", "tanh", "--train-limit", "200", "--test-limit", "10"];
+    good(dir.path(), &[&tanh[..], &["--steps", "3", "--device", "cpu", "--out", "d"]].concat());
     let said = run("b", &["3", "--threads", "1", "--deterministic"]);
     assert!(said.contains("not tuned: threads=1,products=onednn,layout=channels-last,kernels=own"), "{said}");
     for (args, part) in [

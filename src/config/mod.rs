@@ -127,10 +127,7 @@ impl Config {
 pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     let preset = given.preset.unwrap_or(presets::default(model, given.arch));
     let base = presets::preset(model, preset)?;
-    let mut s = base.overlaid(given)?;
-    // What is deterministic is not chosen by the clock.
-    let usual = if s.deterministic == Some(true) { "off" } else { "auto" };
-    s.tune.get_or_insert_with(|| usual.to_owned());
+    let s = base.overlaid(given)?;
     refuse_foreign(model, given)?;
     check_architecture(base.arch, &s, given)?;
     let checked = Checked { s: &s };
@@ -258,7 +255,7 @@ pub fn check_data_settings(s: &Settings) -> Result<()> {
         usage!("--channels {channels}: wanted 1 (grey) or 3 (colour)");
     }
     if let Some(n) = s.threads.filter(|n| !(1..=1024).contains(n)) {
-        usage!("--threads {n}: wanted a whole number from 1 to 1024, or leave it out for all cores");
+        usage!("--threads {n}: wanted a whole number from 1 to 1024, or leave it out for --tune to choose");
     }
     parse_size(s.image_size.as_deref())?;
     Ok(())

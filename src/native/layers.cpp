@@ -364,7 +364,8 @@ struct NormRelu : Function<NormRelu> {
     at::parallel_for(0, rows, kRows, [&](int64_t from, int64_t to) {
       scale_rows(xs + from * c, scale.data(), shift.data(), slope, to - from, c, ys + from * c);
     });
-    ctx->save_for_backward({x, y, w, mean, invstd});
+    // Without an activation of its own, y may be overwritten by the one that follows; the gate then looks at nothing.
+    ctx->save_for_backward({x, slope == 1 ? x : y, w, mean, invstd});
     ctx->saved_data["slope"] = slope;
     return y;
   }
