@@ -224,17 +224,14 @@ fn ways(work: &Work) -> Result<Vec<Way>> {
     match work.op {
         Op::Linear { from, to } => {
             let (x, w, g) = (random(&[b, from])?, random(&[to, from])?, random(&[b, to])?);
-            // Each product is a · cᵀ of these two.
-            let (a, c) = match work.pass {
-                Pass::Forward => (x, w),
-                Pass::Input => (g, w.f_transpose(0, 1)?),
-                Pass::Weights => (g.f_transpose(0, 1)?, x.f_transpose(0, 1)?),
+            let way = |products| -> Way {
+                let [x, w, g] = [&x, &w, &g].map(Tensor::shallow_clone);
+                match work.pass {
+                    Pass::Forward => Box::new(move || native::linear(&x, &w, None, 1.0, products)),
+                    pass => Box::new(move || native::linear_gradient(&g, &x, &w, pass == Pass::Input, products)),
+                }
             };
-            let (a2, c2) = (a.shallow_clone(), c.shallow_clone());
-            Ok(vec![
-                Box::new(move || Ok(a.f_mm(&c.f_transpose(0, 1)?)?)),
-                Box::new(move || native::linear(&a2, &c2, None, 1.0, true)),
-            ])
+            Ok([native::Products::Blas, native::Products::Onednn, native::Products::Brgemm].map(way).into())
         }
         Op::Strided { from, to, height, width, transposed } => {
             let (out, weights) = if transposed {

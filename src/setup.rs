@@ -12,7 +12,7 @@ use crate::model::Model;
 use crate::native;
 use crate::nets::{Arch, Shape};
 use crate::seed::{Stream, seed_for};
-use crate::tune::{self, Chosen, Tuning};
+use crate::tune::{self, Chosen, Origin, Tuning};
 use crate::vae::Vae;
 
 /// A model with fresh weights from the seed.
@@ -87,7 +87,7 @@ impl Setup {
         };
         let fresh = || build(config, shape, per_epoch, device);
         let chosen = match stored {
-            Some(tuning) => Chosen { tuning, measured: None, stored: true },
+            Some(tuning) => Chosen { tuning, origin: Origin::Stored },
             None => {
                 let x = train.range(0, config.batch_size)?;
                 let convolutions = config.settings.arch == Some(Arch::Conv);

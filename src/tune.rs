@@ -173,18 +173,36 @@ fn names<T: ValueEnum>() -> String {
 pub struct Chosen {
     /// What to compute with.
     pub tuning: Tuning,
-    /// Milliseconds of a step so, how many choices were measured, and seconds that it all took; none when nothing was.
-    pub measured: Option<(f64, usize, f64)>,
-    /// Whether a run began with it and goes on with it.
-    pub stored: bool,
+    /// Why.
+    pub origin: Origin,
+}
+
+/// How a choice came about.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin {
+    /// Nothing was measured: as asked for, or the usual.
+    Unmeasured,
+    /// A run began with it and goes on with it.
+    Stored,
+    /// The fastest of several.
+    Measured {
+        /// Milliseconds of a step so.
+        ms: f64,
+        /// How many choices were measured.
+        of: usize,
+        /// Seconds that it all took.
+        seconds: f64,
+    },
 }
 
 impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self.measured {
-            Some((ms, n, s)) => write!(f, "tuned {} ({ms:.3} ms a step, the best of {n} in {s:.1} s)", self.tuning),
-            None if self.stored => write!(f, "as the run began: {}", self.tuning),
-            None => write!(f, "not tuned: {}", self.tuning),
+        match self.origin {
+            Origin::Measured { ms, of, seconds } => {
+                write!(f, "tuned {} ({ms:.3} ms a step, the best of {of} in {seconds:.1} s)", self.tuning)
+            }
+            Origin::Stored => write!(f, "as the run began: {}", self.tuning),
+            Origin::Unmeasured => write!(f, "not tuned: {}", self.tuning),
         }
     }
 }
@@ -213,9 +231,10 @@ pub fn choose(
     build: impl FnOnce() -> Result<Box<dyn Model>>,
 ) -> Result<Chosen> {
     let first = plan.first(x.device());
-    let unmeasured = Chosen { tuning: first, measured: None, stored: false };
+    let unmeasured = Chosen { tuning: first, origin: Origin::Unmeasured };
+    let open = plan.neighbours(first, convolutions);
     // A GPU's forms are measured with its own clock, which is not written yet.
-    if !plan.measure || steps < SHORT || x.device() != Device::Cpu || plan.neighbours(first, convolutions).is_empty() {
+    if !plan.measure || steps < SHORT || x.device() != Device::Cpu || open.is_empty() {
         return Ok(unmeasured);
     }
     let began = Instant::now();
@@ -228,11 +247,11 @@ pub fn choose(
     let mut best = first;
     let mut measured = 1;
     // Each form takes at least two steps, and as many again where it wins.
-    let cost_s = BUDGET_S.max(3.0 * plan.neighbours(first, convolutions).len() as f64 * best_ms / 1e3);
+    let cost_s = BUDGET_S.max(3.0 * open.len() as f64 * best_ms / 1e3);
     if best_ms * steps as f64 / 1e3 * SHARE < cost_s {
         return Ok(unmeasured);
     }
-    for change in plan.neighbours(first, convolutions) {
+    for change in open {
         // One thread is for steps whose operations are over before a second has woken up.
         if change.threads == 1 && first.threads != 1 && best_ms > SLOW_MS {
             continue;
@@ -250,7 +269,8 @@ pub fn choose(
             }
         }
     }
-    Ok(Chosen { tuning: best, measured: Some((best_ms, measured, began.elapsed().as_secs_f64())), stored: false })
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Chosen { tuning: best, origin: Origin::Measured { ms: best_ms, of: measured, seconds } })
 }
 
 /// `best` with the one key in which `change` differs from `first`.
@@ -333,9 +353,9 @@ mod tests {
         let plan = Plan { measure: true, threads: Some(4), ..Plan::default() };
         let first = plan.first(Device::Cpu);
         let all = plan.neighbours(first, true);
-        assert_eq!(all.len(), 4);
+        assert_eq!(all.len(), 5);
         assert!(all.iter().all(|t| t.threads == 4));
-        assert_eq!(plan.neighbours(first, false).len(), 3, "no layout without convolutions");
+        assert_eq!(plan.neighbours(first, false).len(), 4, "no layout without convolutions");
         let better = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
         let merged = merge(better, first, Tuning { threads: 1, ..first });
         assert_eq!(merged, Tuning { threads: 1, ..better });
@@ -392,11 +412,11 @@ mod tests {
         let chosen = run(&plan, 1_000_000);
         assert_eq!(chosen.tuning.forms.kernels, Kernels::Libtorch, "{chosen}");
         assert_eq!(chosen.tuning.forms.layout, Layout::ChannelsLast, "what is no faster stays");
-        let (ms, n, _) = chosen.measured.unwrap();
-        assert!((14.0..30.0).contains(&ms) && n == 5, "{chosen}");
+        let Origin::Measured { ms, of: 6, .. } = chosen.origin else { panic!("{chosen}") };
+        assert!((14.0..30.0).contains(&ms), "{chosen}");
         for (plan, steps) in [(plan, 50), (plan, 300), (Plan { measure: false, ..plan }, 1_000_000)] {
             let chosen = run(&plan, steps);
-            assert!(chosen.measured.is_none(), "{chosen}");
+            assert!(matches!(chosen.origin, Origin::Unmeasured), "{chosen}");
             assert_eq!(chosen.tuning, plan.first(Device::Cpu));
         }
     }

@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use crate::clock::{Clock, Phase};
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
+use crate::native;
 use crate::nets::{self, Forms, Init, Mode, Net, NetSpec, Op, Shape, features, linear, synthesis};
 use crate::objectives::{bernoulli_nll, gaussian_kl};
 use crate::optim::{Adam, Hyper};
@@ -86,6 +87,12 @@ impl Vae {
     /// libtorch's.
     pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: f64, mode: Mode) -> Result<VaeLoss> {
         let (mu, logvar) = self.encode(x, mode)?;
+        if self.decoder.forms.own(x) {
+            let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
+            let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
+            let (loss, recon) = native::bernoulli_bound(&logits, x, &kl, beta)?;
+            return Ok(VaeLoss { loss, recon, kl });
+        }
         let z = mu.f_addcmul(&(&logvar * 0.5).f_exp_()?, eps)?; // [B,Z]
         let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
         let recon = bernoulli_nll(&logits, x)?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::gan::GanSpec;
 use crate::native::AdamStep;
-use crate::nets::{Activation, Arch, Init, NetSpec, Products, Shape};
+use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
 use crate::objectives::GanLoss;
 use crate::optim::Hyper;
 use crate::tune::Plan;
@@ -151,7 +151,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
                     .real("weight-decay", s.weight_decay, "from 0 to 1", |v| (0.0..=1.0).contains(&v))?,
             },
         },
-        plan: plan(&s, given)?,
+        plan: plan(&s)?,
         log_every: checked.whole("log-every", s.log_every, 1)?,
         checkpoint_every: match s.checkpoint_every {
             Some(_) => Some(checked.whole("checkpoint-every", s.checkpoint_every, 0)?),
@@ -168,7 +168,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
 }
 
 /// What `--tune`, `--threads` and `--deterministic` ask for together.
-fn plan(s: &Settings, given: &Settings) -> Result<Plan> {
+fn plan(s: &Settings) -> Result<Plan> {
     let text = s.tune.as_deref().unwrap_or("auto");
     let mut plan = match Plan::parse(text) {
         Ok(plan) => plan,
@@ -181,13 +181,13 @@ fn plan(s: &Settings, given: &Settings) -> Result<Plan> {
     }
     plan.threads = plan.threads.or(s.threads);
     if s.deterministic == Some(true) {
-        if given.tune.as_deref().is_some_and(|t| t.split(',').any(|part| part.trim() == "auto")) {
+        if s.tune.as_deref().is_some_and(|t| t.split(',').any(|part| part.trim() == "auto")) {
             usage!("--tune auto contradicts --deterministic: what is measured may differ from one start to the next");
         }
-        if plan.products.is_some_and(|p| p != Products::Onednn) && plan.threads != Some(1) {
+        if plan.products.is_some_and(|p| !p.rounds_alike()) && plan.threads != Some(1) {
             usage!(
-                "--tune {text} contradicts --deterministic: with several threads only products=onednn rounds alike on every start \
-                 (or add --threads 1)"
+                "--tune {text} contradicts --deterministic: with several threads only products=onednn and products=brgemm round alike \
+                 on every start (or add --threads 1)"
             );
         }
         plan.measure = false;

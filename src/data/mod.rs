@@ -162,8 +162,8 @@ impl Dataset {
     /// # Errors
     /// libtorch's.
     pub fn range(&self, from: usize, count: usize) -> Result<Tensor> {
-        let count = count.min(self.len().saturating_sub(from));
-        unit(&self.images.f_narrow(0, from as i64, count as i64)?)
+        let to = self.len().min(from.saturating_add(count)).max(from);
+        self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.images.device()))?)
     }
 
     /// At most `n` images evenly spread over the set, fewer when they are large (2^24 pixels in all), at least four:
@@ -189,14 +189,10 @@ impl Dataset {
     pub fn gather(&self, index: &Tensor) -> Result<Tensor> {
         match self.images.device() {
             Device::Cpu => native::gather_unit(&self.images, index),
-            _ => unit(&self.images.f_index_select(0, index)?),
+            // v / 255, as torchvision's ToTensor does, bit for bit.
+            _ => Ok(self.images.f_index_select(0, index)?.f_to_kind(Kind::Float)?.f_div_scalar_(255.0)?),
         }
     }
-}
-
-/// Bytes to floats: v / 255, as torchvision's ToTensor does, bit for bit.
-fn unit(bytes: &Tensor) -> Result<Tensor> {
-    Ok(bytes.f_to_kind(Kind::Float)?.f_div_scalar_(255.0)?)
 }
 
 #[cfg(test)]

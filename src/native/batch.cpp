@@ -4,16 +4,18 @@
 #include <ATen/Parallel.h>
 
 #include "guard.h"
+#include "rows.h"
 
 using ganvae::guarded;
 
 namespace {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-__attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
-#endif
-void to_unit(const uint8_t* __restrict bytes, int64_t n, float* __restrict out) {
+GANVAE_VECTOR void to_unit(const uint8_t* __restrict bytes, int64_t n, float* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(bytes[i]) / 255.0f;
+}
+
+void fetch(const uint8_t* bytes, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i);
 }
 
 }  // namespace
@@ -38,7 +40,11 @@ char* gv_gather_unit(at::Tensor** out, at::Tensor* images, at::Tensor* index) {
     }
     // A thread is worth waking for about 64 KB.
     at::parallel_for(0, batch, std::max<int64_t>(1, 65536 / std::max<int64_t>(each, 1)), [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) to_unit(bytes + at[i] * each, each, xs + i * each);
+      for (int64_t i = from; i < to; ++i) {
+        // The next image lies anywhere: on its way from memory while this one is turned into floats.
+        if (i + 1 < to) fetch(bytes + at[i + 1] * each, each);
+        to_unit(bytes + at[i] * each, each, xs + i * each);
+      }
     });
     *out = new at::Tensor(x);
   });

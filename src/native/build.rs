@@ -9,11 +9,22 @@ use std::path::{Path, PathBuf};
 const WANTED: &str = "2.11.0";
 
 /// The C++ calls into libtorch that tch does not bind.
-const SHIM: &[&str] =
-    &["src/native/batch.cpp", "src/native/layers.cpp", "src/native/optim.cpp", "src/native/random.cpp"];
+const SHIM: &[&str] = &[
+    "src/native/batch.cpp",
+    "src/native/conv.cpp",
+    "src/native/guard.cpp",
+    "src/native/layer.cpp",
+    "src/native/linear.cpp",
+    "src/native/loss.cpp",
+    "src/native/norm.cpp",
+    "src/native/optim.cpp",
+    "src/native/random.cpp",
+    "src/native/rows.cpp",
+];
+const HEADERS: &[&str] = &["src/native/guard.h", "src/native/layer.h", "src/native/optim.h", "src/native/rows.h"];
 
 fn main() {
-    for file in SHIM.iter().chain(&["src/native/guard.h"]) {
+    for file in SHIM.iter().chain(HEADERS) {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-changed=src/native/build.rs");
@@ -53,7 +64,11 @@ fn main() {
         .std("c++17")
         .pic(true)
         .warnings(false) // libtorch's own headers are full of them
+        .opt_level(3)
         .flag("-fopenmp")
+        // Square roots, comparisons and rounding in vectors: nobody reads errno or the floating-point exceptions.
+        .flag("-fno-math-errno")
+        .flag("-fno-trapping-math")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))

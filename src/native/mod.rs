@@ -6,6 +6,7 @@
 mod batch;
 mod cuda;
 mod layers;
+mod loss;
 mod optim;
 mod random;
 
@@ -16,7 +17,10 @@ use tch::Tensor;
 
 pub use batch::gather_unit;
 pub use cuda::load_cuda;
-pub use layers::{channels_last, contiguous, leaky_relu, linear, norm_relu, strided, strided_gradient};
+pub use layers::{
+    Products, channels_last, contiguous, leaky_relu, linear, linear_gradient, norm_relu, strided, strided_gradient,
+};
+pub use loss::{bernoulli_bound, gaussian_draw};
 pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{randn, seeded};
 
@@ -65,6 +69,14 @@ fn made(what: &str, call: impl FnOnce(*mut Handle) -> *mut c_char) -> Result<Ten
     check(what, call(&mut out))?;
     // SAFETY: without a message, the shim has put a new handle there, which nothing else owns.
     Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// The two tensors that a call of the shim makes.
+fn made_two(what: &str, call: impl FnOnce(*mut Handle, *mut Handle) -> *mut c_char) -> Result<(Tensor, Tensor)> {
+    let (mut first, mut second) = (std::ptr::null_mut(), std::ptr::null_mut());
+    check(what, call(&mut first, &mut second))?;
+    // SAFETY: as in `made`.
+    Ok(unsafe { (Tensor::from_ptr(first), Tensor::from_ptr(second)) })
 }
 
 fn handles(tensors: &[Tensor]) -> Vec<Handle> {

@@ -170,7 +170,7 @@ pub fn foreach_lerp(averages: &[Tensor], current: &[Tensor], weight: f64) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::channels_last;
+    use crate::native::{Products, channels_last, linear};
     use tch::{Device, Kind};
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -232,12 +232,54 @@ mod tests {
         Ok(())
     }
 
+    /// Layers whose weights are updated block by block, wider and taller than a block, beside one whose weights two layers share
+    /// and one that no gradient reaches.
+    #[test]
+    fn a_step_in_one_piece_is_the_backward_pass_and_an_update() -> Result<()> {
+        tch::manual_seed(4);
+        let leaf = |shape: &[i64]| (Tensor::randn(shape, CPU) * 0.05).set_requires_grad(true);
+        for products in [Products::Blas, Products::Onednn, Products::Brgemm] {
+            let params = [leaf(&[70, 2500]), leaf(&[70]), leaf(&[70, 70]), leaf(&[200, 70]), leaf(&[3])];
+            let c = AdamStep { lr: 0.01, weight_decay: 0.1, ..AdamStep::default() };
+            let loss = |p: &[Tensor], x: &Tensor| {
+                let h = linear(x, &p[0], Some(&p[1]), 0.0, products).unwrap();
+                let h = linear(&h, &p[2], None, 0.2, products).unwrap();
+                let h = linear(&h, &p[2], None, 1.0, products).unwrap();
+                linear(&h, &p[3], None, 1.0, products).unwrap().square().sum(Kind::Float)
+            };
+            let twins: Vec<_> = params.iter().map(|p| p.detach().copy().set_requires_grad(true)).collect();
+            let zeros = |p: &[Tensor]| p.iter().map(Tensor::zeros_like).collect::<Vec<_>>();
+            let (m, v, step) = (zeros(&params), zeros(&params), Tensor::zeros([], CPU));
+            let (m2, v2, step2) = (zeros(&twins), zeros(&twins), Tensor::zeros([], CPU));
+            for _ in 0..3 {
+                let x = Tensor::randn([33, 2500], CPU);
+                let (_, missing) = minimise(&loss(&params, &x), &params, &m, &v, &step, c)?;
+                assert_eq!(missing, Some(4), "{products:?}");
+                let grads = Tensor::run_backward(&[loss(&twins, &x)], &twins[..4], false, false);
+                tch::no_grad(|| fused_adam(&twins[..4], &grads, &m2[..4], &v2[..4], &step2, c))?;
+            }
+            for i in 0..5 {
+                for (what, got, want) in
+                    [("weights", &params[..], &twins[..]), ("first moment", &m, &m2), ("second", &v, &v2)]
+                {
+                    let (off, most) = ((&got[i] - &want[i]).abs().max(), want[i].abs().max());
+                    let (off, most) = (off.double_value(&[]), most.double_value(&[]));
+                    assert!(off <= 2e-4 * most, "{products:?}, parameter {i}, {what}: off by {off} of {most}");
+                }
+                assert!(!params[i].grad().defined(), "no gradient is left behind");
+            }
+            assert_eq!(params[4], twins[4], "what no gradient reaches stays as it is");
+            assert_eq!(step.double_value(&[]), 3.0);
+        }
+        Ok(())
+    }
+
     #[test]
     fn moments_in_another_layout_are_refused() {
         let p = [Tensor::zeros([2, 3, 4, 4], CPU)];
         let last = [channels_last(&p[0]).unwrap()];
         let e = fused_adam(&p, &p, &last, &p, &Tensor::zeros([], CPU), AdamStep::default()).unwrap_err().to_string();
-        assert!(e.contains("moments of parameter 0"), "{e}");
+        assert!(e.contains("the moments of a parameter [2, 3, 4, 4]"), "{e}");
     }
 
     #[test]

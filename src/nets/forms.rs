@@ -12,8 +12,8 @@ use tch::{Device, Tensor};
 use super::Layer;
 use crate::native;
 
-/// Multiplications of a product from which oneDNN's search for its kernel is paid for.
-const SMALL: i64 = 1 << 22;
+/// Multiplications of a product from which oneDNN's plan is worth making.
+const SMALL: i64 = 1 << 23;
 
 /// Who multiplies matrices (CPU).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -23,8 +23,19 @@ pub enum Products {
     Blas,
     /// oneDNN: its kernels use all of AVX-512 on every maker's processors, and round alike on every start.
     Onednn,
-    /// oneDNN, but BLAS for products so small that they are over before oneDNN has found its kernel.
+    /// The same kernels block by block, without oneDNN's search for a plan and its own copies: rounds alike on every start and
+    /// with any number of threads.
+    Brgemm,
+    /// Brgemm for products so small that they are over before oneDNN has made its plan, else oneDNN.
     BySize,
+}
+
+impl Products {
+    /// Whether every start gives the same bits. BLAS with several threads now and then rounds a product differently from one
+    /// start to the next (MKL 2024, seen in about one start in ten).
+    pub fn rounds_alike(self) -> bool {
+        self != Products::Blas
+    }
 }
 
 /// Order of images in memory inside convolutional networks.
@@ -74,13 +85,15 @@ impl Forms {
     /// # Errors
     /// libtorch's.
     pub fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
-        let onednn = match self.products {
-            Products::Blas => false,
-            Products::Onednn => true,
-            Products::BySize => x.size()[0] * w.numel() as i64 >= SMALL,
-        } && x.device() == Device::Cpu;
-        if onednn || self.own(x) {
-            return native::linear(x, w, b, slope, onednn);
+        let small = x.size()[0] * (w.numel() as i64) < SMALL;
+        let products = match self.products {
+            Products::Blas => native::Products::Blas,
+            Products::BySize if small => native::Products::Brgemm,
+            Products::Onednn | Products::BySize => native::Products::Onednn,
+            Products::Brgemm => native::Products::Brgemm,
+        };
+        if self.own(x) || (x.device() == Device::Cpu && products != native::Products::Blas) {
+            return native::linear(x, w, b, slope, products);
         }
         Ok(x.f_linear(w, b)?)
     }
@@ -135,7 +148,8 @@ impl Forms {
         })
     }
 
-    fn own(self, x: &Tensor) -> bool {
+    /// Whether our own kernels take x.
+    pub fn own(self, x: &Tensor) -> bool {
         self.kernels == Kernels::Own && x.device() == Device::Cpu
     }
 

@@ -1,0 +1,147 @@
+//! The loss of a variational autoencoder with its gradients, in as few passes over memory as there can be (CPU).
+
+use std::ffi::c_char;
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::{Handle, handle, made_two};
+
+unsafe extern "C" {
+    fn gv_gaussian_draw(z: *mut Handle, kl: *mut Handle, mu: Handle, logvar: Handle, eps: Handle) -> *mut c_char;
+    fn gv_bernoulli_bound(
+        loss: *mut Handle,
+        recon: *mut Handle,
+        logits: Handle,
+        x: Handle,
+        kl: Handle,
+        beta: f64,
+    ) -> *mut c_char;
+}
+
+/// mu, logvar, eps [B,Z] -> z = mu + exp(logvar/2)·eps [B,Z], and KL(N(mu, exp(logvar)) ‖ N(0, I)), a scalar: summed over
+/// latents, mean over the batch, in nats. Seen by autograd once (no second derivative).
+///
+/// Kingma and Welling 2014 (arXiv 1312.6114), section 2.4 and appendix B.
+///
+/// # Errors
+/// When the shapes differ, or a tensor is not float32 on the CPU.
+pub fn gaussian_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> {
+    // SAFETY: the tensors live until the call returns; so below.
+    made_two("drawing latents", |z, kl| unsafe { gv_gaussian_draw(z, kl, handle(mu), handle(logvar), handle(eps)) })
+}
+
+/// logits, x [B,...], kl a scalar -> recon + `beta`·kl, and recon: −log p(x|z) of independent Bernoulli pixels, summed over
+/// pixels, mean over the batch, in nats. Seen by autograd once (no second derivative).
+///
+/// # Errors
+/// As [`gaussian_draw`].
+pub fn bernoulli_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
+    made_two("loss", |loss, recon| unsafe {
+        gv_bernoulli_bound(loss, recon, handle(logits), handle(x), handle(kl), beta)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Reduction};
+
+    const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    fn leaf(t: Tensor) -> Tensor {
+        t.detach().set_requires_grad(true)
+    }
+
+    /// To a few units in the last place of float32, relative to the largest value.
+    fn close(what: &str, got: &Tensor, want: &Tensor) {
+        let off = (got.to_kind(Kind::Double) - want).abs().max().double_value(&[]);
+        let most = want.abs().max().double_value(&[]);
+        assert!(off <= 1e-6 * most + 1e-30, "{what}: off by {off} where the largest value is {most}");
+    }
+
+    #[test]
+    fn latents_and_their_divergence_are_the_formulas() {
+        tch::manual_seed(1);
+        for shape in [[1, 1], [3, 5], [20, 50], [7, 1111]] {
+            let (mu, logvar) = (leaf(Tensor::randn(shape, CPU)), leaf(Tensor::randn(shape, CPU) * 3.0));
+            let (eps, weights) = (Tensor::randn(shape, CPU), Tensor::randn(shape, CPU));
+            let (z, kl) = gaussian_draw(&mu, &logvar, &eps).unwrap();
+            let double = |t: &Tensor| t.detach().to_kind(Kind::Double);
+            let (mu2, logvar2) = (leaf(double(&mu)), leaf(double(&logvar)));
+            let z2 = &mu2 + (&logvar2 * 0.5).exp() * double(&eps);
+            let kl2 = (mu2.square() + logvar2.exp() - 1.0 - &logvar2).sum(Kind::Double) * (0.5 / shape[0] as f64);
+            close("z", &z, &z2);
+            close("kl", &kl, &kl2);
+            // Each output's own gradient, and both at once.
+            for (a, b) in [(1.0, 0.0), (0.0, 1.0), (1.0, 3.0)] {
+                let of = |z: &Tensor, kl: &Tensor, w: &Tensor| (z * w).sum(z.kind()) * a + kl * b;
+                let got = Tensor::run_backward(&[of(&z, &kl, &weights)], &[&mu, &logvar], true, false);
+                let want = Tensor::run_backward(&[of(&z2, &kl2, &double(&weights))], &[&mu2, &logvar2], true, false);
+                close("gradient of mu", &got[0], &want[0]);
+                close("gradient of logvar", &got[1], &want[1]);
+            }
+            let alone = Tensor::run_backward(&[kl], &[&mu], true, false);
+            close("gradient of mu, of kl alone", &alone[0], &(double(&mu) / shape[0]));
+        }
+    }
+
+    #[test]
+    fn the_bound_is_cross_entropy_and_the_weighed_divergence() {
+        tch::manual_seed(2);
+        for shape in [[1, 1, 1, 1], [3, 1, 5, 7], [20, 1, 28, 28], [2, 3, 40, 33]] {
+            // Logits from the straight parts to the bend.
+            let logits = leaf(Tensor::randn(shape, CPU) * 8.0);
+            let x = Tensor::rand(shape, CPU);
+            let kl = leaf(Tensor::from(2.5f32));
+            let (loss, recon) = bernoulli_bound(&logits, &x, &kl, 0.5).unwrap();
+            let l2 = leaf(logits.detach().to_kind(Kind::Double));
+            let x2 = x.to_kind(Kind::Double);
+            let plain =
+                l2.binary_cross_entropy_with_logits::<Tensor>(&x2, None, None, Reduction::Sum) / shape[0] as f64;
+            close("recon", &recon, &plain);
+            close("loss", &loss, &(&plain + 1.25));
+            let got = Tensor::run_backward(&[&loss], &[&logits, &kl], true, false);
+            let want = Tensor::run_backward(&[&plain], &[&l2], true, false);
+            close("gradient of the logits", &got[0], &want[0]);
+            assert_eq!(f64::try_from(&got[1]).unwrap(), 0.5);
+            let alone = Tensor::run_backward(&[&recon], &[&logits], true, false);
+            close("gradient of recon alone", &alone[0], &want[0]);
+        }
+    }
+
+    #[test]
+    fn huge_and_broken_numbers_come_out_as_what_they_are() {
+        let run = |l: f32, x: f32| {
+            let l = leaf(Tensor::from_slice(&[l]).view([1, 1]));
+            let (loss, _) =
+                bernoulli_bound(&l, &Tensor::from_slice(&[x]).view([1, 1]), &Tensor::from(0f32), 1.0).unwrap();
+            let grad = Tensor::run_backward(&[&loss], &[&l], false, false);
+            (loss.double_value(&[]), grad[0].double_value(&[0, 0]))
+        };
+        assert_eq!(run(200.0, 1.0), (0.0, 0.0));
+        assert_eq!(run(200.0, 0.0), (200.0, 1.0));
+        assert_eq!(run(-200.0, 1.0), (200.0, -1.0));
+        let (loss, grad) = run(0.0, 0.25);
+        assert!((loss - std::f64::consts::LN_2).abs() < 1e-7 && grad == 0.25, "{loss}, {grad}");
+        assert!(run(f32::NAN, 0.5).0.is_nan() && run(f32::NAN, 0.0).1.is_nan());
+        let broken = Tensor::from_slice(&[f32::NAN]).view([1, 1]);
+        let zero = broken.zeros_like();
+        for (mu, logvar) in [(&broken, &zero), (&zero, &broken)] {
+            let (z, kl) = gaussian_draw(mu, logvar, &zero.ones_like()).unwrap();
+            assert!(z.double_value(&[0, 0]).is_nan() && kl.double_value(&[]).is_nan());
+        }
+        let (_, kl) = gaussian_draw(&zero, &(&zero + 200.0), &zero).unwrap();
+        assert_eq!(kl.double_value(&[]), f64::INFINITY);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let (a, b) = (Tensor::zeros([2, 3], CPU), Tensor::zeros([3, 2], CPU));
+        for (mu, logvar, eps) in [(&a, &b, &a), (&a, &a, &b), (&a, &a, &a.to_kind(Kind::Double))] {
+            let e = gaussian_draw(mu, logvar, eps).unwrap_err().to_string();
+            assert!(e.starts_with("drawing latents: wanted float32 [2, 3] on the CPU, found"), "{e}");
+        }
+        assert!(bernoulli_bound(&a, &b, &Tensor::from(0f32), 1.0).is_err());
+    }
+}
