@@ -1,11 +1,12 @@
 //! Checkpoints: all state of a run in a folder that is either complete or not there. Imports model, hash and progress (to warn).
 //!
 //! `checkpoints/step-00000469/` holds model.safetensors (weights, buffers, averages), optimizer.safetensors (moments,
-//! counters) and state.json (where the run stands, and the checksum of the other two). It is written under another name,
-//! synced, then renamed; `checkpoints/latest` names the newest.
+//! counters), state.json (where the run stands, and the checksums of the other two) and state.sha256 (its own). It is written
+//! under another name, synced, then renamed; `checkpoints/latest` names the newest, `checkpoints/best` the best.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,7 +20,7 @@ use crate::model::{Part, Visit};
 use crate::progress;
 
 /// Version of the layout described above.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where a run stood when a checkpoint was written: `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,8 +37,29 @@ pub struct State {
     pub meter_images: u64,
     /// Length of metrics.jsonl: rows after it belong to steps that a resumed run does again.
     pub metrics_bytes: u64,
+    /// Settings that must stay as they are, by key.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// Whether the score, the pictures and the curves of the epoch that ends here are still to be made.
+    #[serde(default)]
+    pub epoch_due: bool,
+    /// Times that the run has gone back after a divergence.
+    #[serde(default)]
+    pub rollbacks: u32,
+    /// The checkpoint with the best held-out value so far.
+    #[serde(default)]
+    pub best: Option<Best>,
     /// Size and SHA-256 of the other files.
     pub files: BTreeMap<String, FileSum>,
+}
+
+/// A checkpoint and its held-out value, of which less is better.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Updates done.
+    pub step: u64,
+    /// Mean over the held-out images.
+    pub value: f64,
 }
 
 /// What a file must be.
@@ -50,9 +72,21 @@ pub struct FileSum {
 }
 
 impl State {
-    /// A state without files, for [`save`] to complete.
-    pub fn new(model: String, step: u64, wall_s: f64, meter_images: u64, metrics_bytes: u64) -> Self {
-        State { format: FORMAT, model, step, wall_s, meter_images, metrics_bytes, files: BTreeMap::new() }
+    /// The state of a run of this model after `step` updates, all else empty; [`save`] adds the files.
+    pub fn new(model: String, step: u64) -> Self {
+        State {
+            format: FORMAT,
+            model,
+            step,
+            wall_s: 0.0,
+            meter_images: 0,
+            metrics_bytes: 0,
+            settings: BTreeMap::new(),
+            epoch_due: false,
+            rollbacks: 0,
+            best: None,
+            files: BTreeMap::new(),
+        }
     }
 
     /// Refuses a checkpoint of another kind of model than the run says it is.
@@ -78,7 +112,7 @@ fn file_name(part: Part) -> &'static str {
     }
 }
 
-/// Writes a checkpoint below `folder` (the run's `checkpoints/`) and prunes all but the `keep` newest.
+/// Writes a checkpoint below `folder` (the run's `checkpoints/`) and prunes all but the `keep` newest and the best.
 ///
 /// `visit` shows all state to the visitor it is given. Nothing is visible under the checkpoint's name until every file is
 /// on the disk.
@@ -91,43 +125,104 @@ pub fn save(
     keep: usize,
     visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>,
 ) -> Result<PathBuf> {
-    let name = format!("step-{:08}", state.step);
+    let name = folder_name(state.step);
     let (part, target) = (folder.join(format!(".{name}.part")), folder.join(&name));
     let mut gather = Gather::default();
     visit(&mut gather)?;
     let write = || -> Result<()> {
         remove_dir(&part)?;
-        fs::create_dir_all(&part)?;
+        // Not with the folders above it: they are there, or the run has been removed.
+        fs::create_dir(&part)?;
         for (kind, tensors) in [(Part::Model, gather.model), (Part::Optimizer, gather.optimizer)] {
             let file = part.join(file_name(kind));
             write_tensors(&file, tensors)?;
             state.files.insert(file_name(kind).to_owned(), sum(&file)?);
         }
-        write_synced(&part.join("state.json"), &serde_json::to_vec_pretty(&state)?)?;
+        let text = serde_json::to_vec_pretty(&state)?;
+        write_synced(&part.join(STATE), &text)?;
+        write_synced(&part.join(STATE_SUM), hash::sha256([&text[..]]).as_bytes())?;
         sync(&part)?;
         remove_dir(&target)?;
-        fs::rename(&part, &target)?;
-        write_synced(&folder.join(".latest.part"), name.as_bytes())?;
-        fs::rename(folder.join(".latest.part"), folder.join("latest"))?;
-        sync(folder)
+        Ok(fs::rename(&part, &target)?)
     };
     write()
         .inspect_err(|_| drop(fs::remove_dir_all(&part)))
         .with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
     // A later one than this is of a branch that was left: damaged, and passed over when the run was resumed.
-    let (past, later): (Vec<_>, Vec<_>) = list(folder)?.into_iter().partition(|(step, _)| *step <= state.step);
-    for (_, old) in later.iter().chain(past.iter().rev().skip(keep.max(1))) {
-        remove_dir(old).with_context(|| format!("the old checkpoint {} could not be removed", old.display()))?;
+    for (_, old) in list(folder)?.iter().filter(|(step, _)| *step > state.step) {
+        remove_old(old)?;
     }
+    settle(folder, &state, keep)?;
     Ok(target)
+}
+
+/// What follows a checkpoint, and is done again when a run goes on from it, since a kill may have come between: `latest` and `best`
+/// name what they should, and all but the `keep` newest up to it and the best are gone, with what unfinished writes left.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
+    let best = state.best.map(|best| best.step);
+    let points = || -> Result<()> {
+        point(folder, "latest", Some(state.step))?;
+        point(folder, "best", best)?;
+        sync(folder)
+    };
+    points().with_context(|| format!("{} could not be written", folder.join("latest").display()))?;
+    let past = list(folder)?.into_iter().filter(|(step, _)| *step <= state.step);
+    for (step, old) in past.rev().skip(keep.max(1)) {
+        if Some(step) != best {
+            remove_old(&old)?;
+        }
+    }
+    for entry in fs::read_dir(folder)?.flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with(".step-") {
+            remove_old(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_old(dir: &Path) -> Result<()> {
+    remove_dir(dir).with_context(|| format!("the old checkpoint {} could not be removed", dir.display()))
+}
+
+const STATE: &str = "state.json";
+const STATE_SUM: &str = "state.sha256";
+
+fn folder_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// Lets the file `name` name the checkpoint of `step`, or goes without it.
+fn point(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
+    let (part, file) = (folder.join(format!(".{name}.part")), folder.join(name));
+    let Some(step) = step else {
+        return match fs::remove_file(&file) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
+            _ => Ok(()),
+        };
+    };
+    let wanted = folder_name(step);
+    if fs::read(&file).is_ok_and(|found| found == wanted.as_bytes()) {
+        return Ok(());
+    }
+    write_synced(&part, wanted.as_bytes())?;
+    Ok(fs::rename(part, file)?)
 }
 
 /// Checkpoints below `folder` by the number in their name, oldest first: folders called `step-` and digits, no others.
 ///
+/// None where there is no folder.
+///
 /// # Errors
 /// When the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("the folder {} could not be read", folder.display()))?;
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("the folder {} could not be read", folder.display()))?,
+    };
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
@@ -142,21 +237,22 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// The newest checkpoint whose files have the checksums that its state.json gives; a damaged one is named on stderr and
-/// passed over.
+/// passed over. None when there is no checkpoint yet.
 ///
 /// # Errors
-/// When there is none, or none that is whole.
-pub fn newest_whole(folder: &Path) -> Result<(PathBuf, State)> {
+/// When none of them is whole.
+pub fn newest_whole(folder: &Path) -> Result<Option<(PathBuf, State)>> {
     let all = list(folder)?;
-    ensure!(
-        !all.is_empty(),
-        "{} holds no checkpoint yet: the run ended before its first, so remove its folder and train anew",
-        folder.display()
-    );
+    if all.is_empty() {
+        return Ok(None);
+    }
     let mut last_error = None;
     for (_, dir) in all.iter().rev() {
         match verify(dir) {
-            Ok(state) => return Ok((dir.clone(), state)),
+            Ok(mut state) => {
+                state.best = state.best.filter(|best| folder.join(folder_name(best.step)).is_dir());
+                return Ok(Some((dir.clone(), state)));
+            }
             Err(e) => {
                 progress::say(&format!("warning: {e:#}; trying the checkpoint before it"));
                 last_error = Some(e);
@@ -173,7 +269,7 @@ pub fn newest_whole(folder: &Path) -> Result<(PathBuf, State)> {
 
 /// Reads state.json and checks the files it lists.
 fn verify(dir: &Path) -> Result<State> {
-    let path = dir.join("state.json");
+    let (path, own_sum) = (dir.join(STATE), dir.join(STATE_SUM));
     let text = fs::read(&path).with_context(|| format!("{} could not be read", path.display()))?;
     let state: State = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     ensure!(
@@ -182,6 +278,16 @@ fn verify(dir: &Path) -> Result<State> {
         path.display(),
         state.format
     );
+    let want = fs::read(&own_sum).with_context(|| format!("{} could not be read", own_sum.display()))?;
+    let found = hash::sha256([&text[..]]);
+    ensure!(
+        found.as_bytes() == want,
+        "{} is damaged: it has SHA-256 {}..., wanted {}... ({STATE_SUM})",
+        path.display(),
+        head(&found),
+        head(&String::from_utf8_lossy(&want))
+    );
+    ensure!(dir.ends_with(folder_name(state.step)), "{} says step {}", path.display(), state.step);
     for part in [Part::Model, Part::Optimizer] {
         let (name, file) = (file_name(part), dir.join(file_name(part)));
         let want = state.files.get(name).with_context(|| format!("{} does not list {name}", path.display()))?;
@@ -345,7 +451,7 @@ fn sync(path: &Path) -> Result<()> {
 
 fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
         _ => Ok(()),
     }
 }
@@ -355,7 +461,11 @@ mod tests {
     use super::*;
 
     fn state(step: u64) -> State {
-        State::new("vae".into(), step, 1.5, 0, 0)
+        State::new("vae".into(), step)
+    }
+
+    fn newest(folder: &Path) -> (PathBuf, State) {
+        newest_whole(folder).unwrap().unwrap()
     }
 
     fn tensors(seed: i64) -> Vec<(Part, String, Tensor)> {
@@ -382,7 +492,7 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(dir.path().join("latest")).unwrap(), "step-00000010");
         assert_eq!(list(dir.path()).unwrap().len(), 2);
-        let (newest, found) = newest_whole(dir.path()).unwrap();
+        let (newest, found) = newest(dir.path());
         assert_eq!(found.step, 10);
         let (live, want) = (tensors(0), tensors(10));
         load(&newest, &BOTH, &mut show(&live)).unwrap();
@@ -394,9 +504,14 @@ mod tests {
 
     #[test]
     fn any_damaged_file_sends_us_to_the_one_before() {
-        for (file, change) in
-            [("model.safetensors", 0), ("optimizer.safetensors", 1), ("state.json", 2), ("model.safetensors", 3)]
-        {
+        for (file, change) in [
+            ("model.safetensors", 0),
+            ("optimizer.safetensors", 1),
+            ("state.json", 2),
+            ("model.safetensors", 3),
+            ("state.json", 4),
+            ("state.sha256", 3),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             save(dir.path(), state(1), 5, &mut show(&tensors(1))).unwrap();
             let path = save(dir.path(), state(2), 5, &mut show(&tensors(2))).unwrap().join(file);
@@ -410,6 +525,11 @@ mod tests {
                     bytes.pop();
                 }
                 2 => bytes.clear(),
+                4 => {
+                    // A number that is still one.
+                    let at = bytes.windows(8).position(|w| w == b"\"wall_s\"").unwrap();
+                    bytes[at + 10] ^= 1;
+                }
                 _ => {
                     fs::remove_file(&path).unwrap();
                 }
@@ -417,7 +537,7 @@ mod tests {
             if change != 3 {
                 fs::write(&path, &bytes).unwrap();
             }
-            let (found, state_1) = newest_whole(dir.path()).unwrap();
+            let (found, state_1) = newest(dir.path());
             assert_eq!(state_1.step, 1, "{file}, change {change}");
             assert!(found.ends_with("step-00000001"));
             fs::remove_dir_all(dir.path().join("step-00000001")).unwrap();
@@ -437,8 +557,26 @@ mod tests {
         }
         let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
         assert_eq!(steps, [100_000_000, 100_000_001]);
-        assert_eq!(newest_whole(dir.path()).unwrap().1.step, 100_000_001);
+        assert_eq!(newest(dir.path()).1.step, 100_000_001);
         assert!(dir.path().join("step-notes.txt").exists() && dir.path().join("step-00000001.bak").exists());
+    }
+
+    #[test]
+    fn the_best_one_outlives_newer_ones_until_a_better_one_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(newest_whole(&dir.path().join("none")).unwrap().is_none(), "no checkpoint yet");
+        let mut best = None;
+        for (step, value) in [(1, 9.0), (2, 5.0), (3, 7.0), (4, 6.0), (5, 4.0)] {
+            if best.is_none_or(|b: Best| value < b.value) {
+                best = Some(Best { step, value });
+            }
+            save(dir.path(), State { best, ..state(step) }, 1, &mut show(&tensors(1))).unwrap();
+            let kept: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+            let want: &[u64] = [&[1], &[2], &[2, 3][..], &[2, 4], &[5]][step as usize - 1];
+            assert_eq!(kept, want);
+        }
+        assert_eq!(fs::read_to_string(dir.path().join("best")).unwrap(), "step-00000005");
+        assert_eq!(newest(dir.path()).1.best, best);
     }
 
     #[test]

@@ -37,7 +37,8 @@ pub struct Train {
     /// What to train
     #[arg(value_enum, required_unless_present_any = ["resume", "config"])]
     pub model: Option<ModelKind>,
-    /// Go on with a run where it stands; of the other flags only --epochs, --steps, --device and --threads may be given
+    /// Go on with a run where it stands; flags may change how far it goes (--epochs, --steps), where (--device, --threads, --data)
+    /// and what it writes (--keep, --log-every and so on)
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config"])]
     pub resume: Option<PathBuf>,
     /// Settings in TOML, the keys as the flags; flags win over the file, the file over the preset

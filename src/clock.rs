@@ -10,9 +10,9 @@ pub enum Phase {
     Data,
     /// Noise, networks and losses, and giving back what they held.
     Forward,
-    /// Gradients.
+    /// Gradients, and the updates of a linear layer's weights, which its backward pass makes block by block.
     Backward,
-    /// Clipping, Adam, moving averages.
+    /// Clipping, the other updates, moving averages.
     Optimizer,
 }
 

@@ -59,7 +59,12 @@ fn print(text: &str) -> Result<()> {
 
 fn run_train(args: &Train) -> Result<u8> {
     let outcome = if let Some(root) = &args.resume {
-        check_resume(args)?;
+        if args.print_config {
+            usage!(
+                "--print-config shows what a new run would have; a run's own settings are in {}/config.toml",
+                root.display()
+            );
+        }
         train::resume(root, &args.settings)?
     } else {
         let (from_file, file) = match &args.config {
@@ -91,24 +96,6 @@ fn run_train(args: &Train) -> Result<u8> {
     })
 }
 
-/// With `--resume`, only what may change on the way may be given.
-fn check_resume(args: &Train) -> Result<()> {
-    let s = &args.settings;
-    let allowed = Settings {
-        epochs: s.epochs,
-        steps: s.steps,
-        device: s.device.clone(),
-        threads: s.threads,
-        ..Settings::default()
-    };
-    if *s != allowed || args.print_config {
-        usage!(
-            "--resume takes the run's own settings: of the other flags only --epochs, --steps, --device and --threads may be given"
-        );
-    }
-    Ok(())
-}
-
 fn run_sample(args: &Sample) -> Result<u8> {
     let over = Settings { device: Some(args.device.clone()), ..Settings::default() };
     let out = sample::sample(&args.run, args.count, args.seed, args.out.as_deref(), &over)?;
@@ -127,6 +114,8 @@ fn run_bench(args: &Bench) -> Result<u8> {
         ("sample-every", s.sample_every.is_some()),
         ("eval-every", s.eval_every.is_some()),
         ("keep", s.keep.is_some()),
+        ("on-divergence", s.on_divergence.is_some()),
+        ("rollbacks", s.rollbacks.is_some()),
     ];
     if let Some((flag, _)) = of_a_run.iter().find(|(_, set)| *set) {
         usage!("--{flag} is a setting of a run, and bench makes none: leave it out (--seconds says how long it times)");

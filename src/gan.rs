@@ -109,12 +109,45 @@ pub struct GanTerms {
     pub d_real: Tensor,
     /// Mean logit of generated images, before the discriminator's update.
     pub d_fake: Tensor,
+    /// Share of the images, real and generated alike, that the discriminator takes for what they are.
+    pub d_accuracy: Tensor,
+    /// Standard deviation of a pixel over the generated batch, over that of the real one: near 0, all are the same image.
+    pub diversity: Tensor,
+}
+
+/// Mean over pixels of the variance over the batch: x [B,C,H,W] -> scalar.
+fn spread(x: &Tensor) -> Result<Tensor> {
+    Ok((x - x.f_mean_dim(0, true, Kind::Float)?).f_square()?.f_mean(Kind::Float)?)
+}
+
+/// Spread of the generated images over that of the real ones, as standard deviations; 1 where the real ones are all alike, as
+/// in a batch of one.
+fn diversity(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
+    let real = spread(real)?;
+    let ratio = (spread(fake)? / real.f_clamp_min(1e-8)?).f_sqrt()?;
+    Ok(ratio.f_where_self(&real.f_gt(1e-8)?, &ratio.f_ones_like()?)?)
 }
 
 impl GanTerms {
     fn stacked(&self) -> Result<Tensor> {
-        let all = [&self.d_loss, &self.g_loss, &self.d_real, &self.d_fake];
-        Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [4]
+        let all = [&self.d_loss, &self.g_loss, &self.d_real, &self.d_fake, &self.d_accuracy, &self.diversity];
+        Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [6]
+    }
+
+    /// The losses, and what else follows from real and generated images [B,C,H,W] and the logits [B] of each.
+    fn new(losses: (Tensor, Tensor), images: (&Tensor, &Tensor), logits: (&Tensor, &Tensor)) -> Result<Self> {
+        let ((d_loss, g_loss), (real, fake)) = (losses, logits);
+        tch::no_grad(|| {
+            let right = real.f_gt(0.0)?.f_to_kind(Kind::Float)? + fake.f_le(0.0)?.f_to_kind(Kind::Float)?;
+            Ok(GanTerms {
+                d_loss,
+                g_loss,
+                d_real: real.f_mean(Kind::Float)?,
+                d_fake: fake.f_mean(Kind::Float)?,
+                d_accuracy: right.f_mean(Kind::Float)? * 0.5,
+                diversity: diversity(images.0, images.1)?,
+            })
+        })
     }
 }
 
@@ -171,12 +204,7 @@ impl Gan {
             ema.follow(step)?;
         }
         clock.lap(Phase::Optimizer);
-        Ok(GanTerms {
-            d_loss,
-            g_loss,
-            d_real: real_logits.f_mean(Kind::Float)?,
-            d_fake: fake_logits.f_mean(Kind::Float)?,
-        })
+        GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))
     }
 
     /// The optimizers: the discriminator's, the generator's.
@@ -214,22 +242,51 @@ impl Model for Gan {
             // its running ones are of the mixture and would judge both wrongly.
             let fake = self.shown().forward(&self.z(x, cx.noise)?, Mode::Eval)?;
             let (real_logits, fake_logits) = self.discriminator.both(x, &fake, Mode::Batch)?;
-            GanTerms {
-                d_loss: discriminator_loss(&real_logits, &fake_logits)?,
-                g_loss: self.spec.loss.generator_loss(&fake_logits)?,
-                d_real: real_logits.f_mean(Kind::Float)?,
-                d_fake: fake_logits.f_mean(Kind::Float)?,
-            }
-            .stacked()
+            let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
+            let g_loss = self.spec.loss.generator_loss(&fake_logits)?;
+            GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))?.stacked()
         })
     }
 
     fn scalars(&self) -> &'static [&'static str] {
-        &["d_loss", "g_loss", "d_real", "d_fake"]
+        &["d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "diversity"]
     }
 
     fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
         self.scalars().iter().copied().zip(values.iter().copied()).collect()
+    }
+
+    fn limits(&self) -> Vec<f64> {
+        // At chance the losses are ln 4 and ln 2; one player that wins clearly has the other's at some tens of nats.
+        vec![1000.0, 1000.0, f64::INFINITY, f64::INFINITY, f64::INFINITY, f64::INFINITY]
+    }
+
+    fn worries(&self, means: &[f64]) -> Vec<&'static str> {
+        let [.., accuracy, diversity] = means else { return Vec::new() };
+        let mut all = Vec::new();
+        if *accuracy > 0.995 {
+            all.push(
+                "the discriminator has won (it tells real from generated images more than 99.5 % of the time), and the generator \
+                 learns little from it; try a lower --lr, a smaller discriminator or a larger --batch-size",
+            );
+        }
+        if *diversity < 0.2 {
+            all.push(
+                "the generated images hardly differ from each other (their pixels vary less than a fifth as much as real ones): \
+                 the generator has collapsed to few images; try a lower --lr, a larger --batch-size or another --seed",
+            );
+        }
+        all
+    }
+
+    fn criterion(&self) -> Option<usize> {
+        // No loss of a game says how good its pictures are.
+        None
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.adam_g.set_lr(lr);
+        self.adam_d.set_lr(lr);
     }
 
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
@@ -274,5 +331,29 @@ impl Model for Gan {
         }
         self.adam_g.visit(v, "generator.step")?;
         self.adam_d.visit(v, "discriminator.step")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accuracy_and_diversity_are_what_their_names_say() {
+        let scalar = || Tensor::from(0f32);
+        let terms = |real: &[f32], fake: &[f32], images: (&Tensor, &Tensor)| {
+            let (real, fake) = (Tensor::from_slice(real), Tensor::from_slice(fake));
+            let terms = GanTerms::new((scalar(), scalar()), images, (&real, &fake)).unwrap();
+            (terms.d_accuracy.double_value(&[]), terms.diversity.double_value(&[]))
+        };
+        tch::manual_seed(1);
+        let real = Tensor::rand([64, 1, 5, 5], (Kind::Float, Device::Cpu));
+        let same = real.narrow(0, 0, 1).expand_as(&real);
+        let (accuracy, diversity) = terms(&[1.0, 2.0, -1.0, 3.0], &[-1.0, 0.5, -2.0, -3.0], (&real, &(&real * 0.5)));
+        assert_eq!(accuracy, 6.0 / 8.0);
+        assert!((diversity - 0.5).abs() < 1e-5, "{diversity}");
+        let (accuracy, diversity) = terms(&[1.0], &[-1.0], (&real, &same));
+        assert!(accuracy == 1.0 && diversity < 1e-3, "{accuracy}, {diversity}");
+        assert_eq!(terms(&[1.0], &[-1.0], (&same, &same)).1, 1.0, "real images that are all alike");
     }
 }

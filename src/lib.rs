@@ -18,7 +18,7 @@
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! leaves, importing nothing of the crate: seed, hash, clock, objectives, grid, plot
+//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, grid, plot
 //! ```
 
 #![warn(missing_docs)]
@@ -34,6 +34,7 @@ pub mod device;
 pub mod gan;
 pub mod grid;
 pub mod hash;
+pub mod health;
 pub mod model;
 pub mod native;
 pub mod nets;

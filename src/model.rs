@@ -40,6 +40,19 @@ pub trait Model {
     /// What is reported of those values: themselves and what follows from them (`elbo`).
     fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)>;
 
+    /// For each value the largest magnitude that training which works can have, far above that of a model which has learned
+    /// nothing; infinite for none.
+    fn limits(&self) -> Vec<f64>;
+
+    /// What is worrying if these means are those of many updates: a sentence each, which says what to try.
+    fn worries(&self, means: &[f64]) -> Vec<&'static str>;
+
+    /// Which of the values says how good a model is when it is held-out (less is better); none where none does.
+    fn criterion(&self) -> Option<usize>;
+
+    /// The optimizers' step size from now on.
+    fn set_lr(&mut self, lr: f64);
+
     /// Images of latents in evaluation mode: z [N,Z] -> [N,C,H,W] in [0,1].
     ///
     /// # Errors

@@ -112,6 +112,11 @@ impl Adam {
         Ok(())
     }
 
+    /// The step size from now on.
+    pub fn set_lr(&mut self, lr: f64) {
+        self.hyper.adam.lr = lr;
+    }
+
     /// The parameters, in the order of their names.
     pub fn params(&self) -> &[Tensor] {
         &self.params

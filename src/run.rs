@@ -1,7 +1,8 @@
 //! The run folder: its name, its files, the rows of metrics, and the signals that stop a run. Imports config's usage errors.
 
-use std::fs;
-use std::io::{ErrorKind, Write};
+use std::fs::{self, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,6 +20,34 @@ use crate::tune::Tuning;
 pub struct RunDir {
     root: PathBuf,
 }
+
+/// A run's folder taken by this process, while the value lives.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Lock {
+    /// Whether the folder is still the one that was taken.
+    ///
+    /// # Errors
+    /// When it has been removed or replaced.
+    pub fn check(&self) -> Result<()> {
+        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        match (fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(found), Ok(held)) if same(&found, &held) => Ok(()),
+            _ => bail!(
+                "{} is no longer there: the run's folder was removed or replaced while it trained",
+                self.path.display()
+            ),
+        }
+    }
+}
+
+const LOCK: &str = ".lock";
+const CONFIG: &str = "config.toml";
+const CONFIG_PART: &str = "config.toml.part";
 
 /// The `[run]` table of config.toml: what a run was made with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,16 +85,54 @@ impl RunDir {
         let root = match out {
             Some(out) => {
                 check_free(out)?;
+                make_folder(out)?;
                 out.to_owned()
             }
             None => next_numbered(Path::new("runs"), model, data)?,
         };
-        let run = RunDir { root };
-        for folder in [run.samples(), run.checkpoints()] {
-            fs::create_dir_all(&folder)
-                .with_context(|| format!("the folder {} could not be made", folder.display()))?;
+        Ok(RunDir { root })
+    }
+
+    /// Makes the folders below the run's where they are missing.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn make_folders(&self) -> Result<()> {
+        make_folder(&self.samples())?;
+        make_folder(&self.checkpoints())
+    }
+
+    /// Takes the run for this process alone. The system gives the lock back when the process ends, in whatever way.
+    ///
+    /// # Errors
+    /// When another process has it, or the lock's file cannot be opened.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path(LOCK);
+        let open = || fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = open().with_context(|| format!("{} could not be opened", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {
+                let write = || file.set_len(0).and_then(|()| write!(&file, "{}", std::process::id()));
+                write().with_context(|| format!("{} could not be written", path.display()))?;
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let _ = file.read_to_string(&mut owner);
+                bail!(
+                    "{} is in use by another ganvae (process {}): wait until it ends, or stop it first",
+                    self.root.display(),
+                    if owner.is_empty() { "of an unknown number" } else { &owner }
+                );
+            }
+            // As on some network file systems.
+            Err(TryLockError::Error(e)) => {
+                say(&format!(
+                    "warning: {} cannot be locked ({e}): see to it that no other ganvae uses it",
+                    path.display()
+                ));
+            }
         }
-        Ok(run)
+        Ok(Lock { path, file })
     }
 
     /// The folder of a run that exists.
@@ -76,7 +143,7 @@ impl RunDir {
         if !root.is_dir() {
             usage!("{}: no such folder; a run is a folder such as runs/0001-vae-digits", root.display());
         }
-        if !root.join("config.toml").is_file() {
+        if !root.join(CONFIG).is_file() {
             usage!("{} is not a run: it has no config.toml", root.display());
         }
         Ok(RunDir { root: root.to_owned() })
@@ -91,13 +158,20 @@ impl RunDir {
         struct File {
             run: RunInfo,
         }
-        let file = self.path("config.toml");
+        let file = self.path(CONFIG);
         let text = fs::read_to_string(&file).with_context(|| format!("{} could not be read", file.display()))?;
         let (model, settings) = Settings::from_toml(&text, &file)?;
         let model = model.with_context(|| format!("{} does not say which model it is of", file.display()))?;
         match toml::from_str::<File>(&text) {
             Ok(File { run }) => {
                 let sides = 1..=65_536;
+                if !(1..=1024).contains(&run.tuning.threads) {
+                    bail!(
+                        "{} says threads = {} in [run.tuning]: wanted 1 to 1024; it was edited",
+                        file.display(),
+                        run.tuning.threads
+                    );
+                }
                 if ![1, 3].contains(&run.channels) || !sides.contains(&run.height) || !sides.contains(&run.width) {
                     bail!(
                         "{} says images of {}x{}x{} in [run]: wanted 1 or 3 channels and sides from 1 to 65536; it was edited",
@@ -118,7 +192,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn write_config(&self, settings: &str, info: &RunInfo) -> Result<()> {
-        let (file, part) = (self.path("config.toml"), self.path("config.toml.part"));
+        let (file, part) = (self.path(CONFIG), self.path(CONFIG_PART));
         let run = toml::Table::from_iter([("run".to_owned(), toml::Value::try_from(info)?)]);
         let text = format!("{settings}\n{}", toml::to_string(&run)?);
         let write = || -> Result<()> {
@@ -173,8 +247,10 @@ pub fn check_free(out: &Path) -> Result<()> {
         usage!("--out is empty: name a folder, or leave it out for the next number under runs/");
     }
     match fs::read_dir(out) {
-        Ok(mut entries) => {
-            if entries.next().is_some() {
+        Ok(entries) => {
+            // A process that was killed before its run began leaves these.
+            let left = |name: std::ffi::OsString| name == LOCK || name == CONFIG_PART;
+            if entries.flatten().any(|entry| !left(entry.file_name())) {
                 usage!(
                     "--out {}: the folder is not empty; name another, or go on with `ganvae train --resume {}`",
                     out.display(),
@@ -186,6 +262,10 @@ pub fn check_free(out: &Path) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => usage!("--out {}: cannot be a run's folder ({e})", out.display()),
     }
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("the folder {} could not be made", path.display()))
 }
 
 /// `runs/0007-vae-mnist`: one above the highest number there; two processes at once get two numbers.
@@ -220,6 +300,8 @@ pub struct MetricsLog {
     path: PathBuf,
     file: fs::File,
     bytes: u64,
+    /// The length that was asked for when the file was opened, and the one that there was.
+    opened: (u64, u64),
 }
 
 impl MetricsLog {
@@ -244,8 +326,8 @@ impl MetricsLog {
             file.set_len(bytes)?;
             Ok((file, bytes))
         };
-        let (file, bytes) = open().with_context(|| format!("{} could not be opened", path.display()))?;
-        Ok(MetricsLog { path, file, bytes })
+        let (file, found) = open().with_context(|| format!("{} could not be opened", path.display()))?;
+        Ok(MetricsLog { path, file, bytes: found, opened: (bytes, found) })
     }
 
     /// Appends one row. A number that is not finite becomes `null`, since JSON has none.
@@ -258,6 +340,17 @@ impl MetricsLog {
         line.push(b'\n');
         self.file.write_all(&line).with_context(|| format!("{} could not be written", self.path.display()))?;
         self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Forgets the rows after the first `bytes`: their steps will be done again.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn cut(&mut self, bytes: u64) -> Result<()> {
+        let bytes = if bytes == self.opened.0 { self.opened.1 } else { bytes.min(self.bytes) };
+        self.file.set_len(bytes).with_context(|| format!("{} could not be cut", self.path.display()))?;
+        self.bytes = bytes;
         Ok(())
     }
 
@@ -338,6 +431,18 @@ mod tests {
     }
 
     #[test]
+    fn a_run_is_one_processs_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::create(Some(dir.path()), ModelKind::Vae, "digits").unwrap();
+        let lock = run.lock().unwrap();
+        let e = run.lock().unwrap_err().to_string();
+        assert!(e.contains(&format!("in use by another ganvae (process {})", std::process::id())), "{e}");
+        assert!(check_free(dir.path()).is_ok(), "a lock alone is no run");
+        drop(lock);
+        run.lock().unwrap();
+    }
+
+    #[test]
     fn rows_are_lines_and_a_resumed_log_forgets_later_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
@@ -353,6 +458,9 @@ mod tests {
         let mut log = MetricsLog::open(path.clone(), kept).unwrap();
         log.append(&row(100.0, 2.5)).unwrap();
         assert!(fs::read_to_string(&path).unwrap().ends_with("\n{\"step\":100,\"loss\":2.5}\n"));
+        log.cut(kept).unwrap();
+        log.append(&row(100.0, 3.0)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().last().unwrap(), "{\"step\":100,\"loss\":3}");
         // Rows were lost: whole lines stay, a torn one goes.
         fs::write(&path, "{\"step\":50}\n{\"st").unwrap();
         assert_eq!(MetricsLog::open(path.clone(), 1_000_000).unwrap().sync().unwrap(), 12);

@@ -38,7 +38,9 @@ impl Trained {
         let (kind, settings, info) = run.config()?;
         let config = config::resolve(kind, &settings.overlaid(over)?)?;
         let device = device::open(&config.settings)?;
-        let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
+        let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?.with_context(|| {
+            format!("{} has no checkpoint yet: go on with `ganvae train --resume {}`", root.display(), run.shown())
+        })?;
         state.check_model(kind)?;
         let shape = Shape { channels: info.channels, height: info.height, width: info.width };
         let per_epoch = setup::steps_per_epoch(info.train_images, config.batch_size);

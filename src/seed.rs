@@ -22,6 +22,8 @@ pub enum Stream {
     DigitsTrain = 6,
     /// The embedded digits' test split (step = index of the image).
     DigitsTest = 7,
+    /// Seeds of the noise after a divergence (step = times that the run has gone back).
+    Rollback = 8,
 }
 
 /// The seed of one stream at one step: a chain of SplitMix64 finalisers over the four numbers.

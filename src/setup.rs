@@ -33,6 +33,13 @@ pub fn steps_per_epoch(images: usize, batch_size: usize) -> u64 {
     images.div_ceil(batch_size) as u64
 }
 
+fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
+    match budget {
+        Budget::Epochs(n) => n.saturating_mul(per_epoch),
+        Budget::Steps(n) => n,
+    }
+}
+
 /// Everything that a step needs.
 pub struct Setup {
     /// Where the tensors are.
@@ -65,6 +72,7 @@ impl Setup {
     pub fn new(config: &Config, stored: Option<Tuning>) -> Result<Self> {
         let device = device::open(&config.settings)?;
         if device != Device::Cpu
+            && stored.is_none()
             && (config.plan.deterministic || config.plan.products.is_some() || config.plan.kernels.is_some())
         {
             usage!(
@@ -81,10 +89,7 @@ impl Setup {
         drop(source);
         let per_epoch = steps_per_epoch(train.len(), config.batch_size);
         let shape = train.shape();
-        let total = match config.budget {
-            Budget::Epochs(n) => n.saturating_mul(per_epoch),
-            Budget::Steps(n) => n,
-        };
+        let total = steps_of(config.budget, per_epoch);
         let fresh = || build(config, shape, per_epoch, device);
         let chosen = match stored {
             Some(tuning) => Chosen { tuning, origin: Origin::Stored },
@@ -101,6 +106,11 @@ impl Setup {
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
         Ok(Setup { device, data, data_sha256, train, test, model, chosen, per_epoch, total })
+    }
+
+    /// How many updates a budget is.
+    pub fn steps_of(&self, budget: Budget) -> u64 {
+        steps_of(budget, self.per_epoch)
     }
 
     /// Batch number `within` of an epoch whose images come in the order `indices` [N]: x [B,C,H,W] and B.

@@ -1,4 +1,4 @@
-//! Training: the loop. Imports setup, run, checkpoint, progress, plot, grid, config, device and seed.
+//! Training: the loop. Imports setup, run, checkpoint, progress, plot, grid, health, config, device and seed.
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,15 +6,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Best, State};
 use crate::clock::Clock;
 use crate::config::{self, Config, Settings, usage};
 use crate::device;
 use crate::grid;
+use crate::health::{self, Diverged, Watch};
 use crate::model::{Part, StepCx, Visit, noise};
 use crate::plot;
 use crate::progress::{self, Progress};
-use crate::run::{self, MetricsLog, RunDir, RunInfo, StopFlag};
+use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo, StopFlag};
 use crate::seed::{Stream, epoch_order, seed_for};
 use crate::setup::Setup;
 use crate::tune::Tuning;
@@ -48,27 +49,40 @@ pub fn train(config: &Config) -> Result<Outcome> {
     }
     let mut session = Session::build(config, None)?;
     let run = RunDir::create(out, config.model, &session.setup.data)?;
+    let lock = run.lock()?;
     run.write_config(&config.kept_toml()?, &session.info)?;
-    let preview = session.setup.train.spread(SAMPLES)?;
-    grid::draw(&preview, COLUMNS)?.save(&run.path("data.png"))?;
-    session.run(run, 0.0, 0)
+    let state = session.state(0.0, 0)?;
+    session.run(run, lock, state)
 }
 
-/// Goes on with a run where its newest whole checkpoint stands; `budget` may give it more steps or epochs.
+/// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
+/// change what does not change the run.
 ///
 /// # Errors
-/// As [`train`]; also when the run has no whole checkpoint, the data has changed, or there is nothing left to do.
-pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
+/// As [`train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or there
+/// is nothing left to do.
+pub fn resume(root: &Path, given: &Settings) -> Result<Outcome> {
+    if given.out.is_some() {
+        usage!("--out is for a new run: --resume goes on in {}", root.display());
+    }
     let run = RunDir::open(root)?;
-    let (model, settings, info) = run.config()?;
-    let mut settings = settings.overlaid(budget)?;
+    let lock = run.lock()?;
+    let (model, stored, info) = run.config()?;
+    config::refuse_changes(&stored, given)?;
+    let mut settings = stored.overlaid(given)?;
     // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
-    settings.tune = settings.tune.filter(|_| budget.threads.is_none());
+    settings.tune = settings.tune.filter(|_| given.threads.is_none());
     let config = config::resolve(model, &settings)?;
-    let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?;
-    state.check_model(model)?;
+    let found = checkpoint::newest_whole(&run.checkpoints())?;
+    if let Some((_, state)) = &found {
+        state.check_model(model)?;
+        config::refuse_edits(&state.settings, &config, &run.path("config.toml"))?;
+    }
     let mut tuning = info.tuning;
     tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
+    if config.plan.deterministic && tuning.threads > 1 && !tuning.forms.products.rounds_alike() {
+        usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
+    }
     let info = RunInfo { tuning, ..info };
     let mut session = Session::build(&config, Some(tuning))?;
     ensure!(
@@ -77,15 +91,33 @@ pub fn resume(root: &Path, budget: &Settings) -> Result<Outcome> {
         session.setup.data,
         root.display()
     );
-    if state.step >= session.setup.total {
-        usage!("{} has done all of its {} steps: give more with --epochs or --steps", root.display(), state.step);
+    let before = session.setup.steps_of(config::resolve(model, &stored)?.budget);
+    if session.setup.total < before {
+        usage!(
+            "--epochs and --steps may only grow: {} is a run of {before} steps, {} were asked for",
+            root.display(),
+            session.setup.total
+        );
     }
-    checkpoint::load(&dir, &[Part::Model, Part::Optimizer], &mut |v| session.visit(v))?;
-    session.step = state.step;
-    session.meter.images = state.meter_images;
+    let shown = root.display();
+    let state = match found {
+        Some((_, state)) if state.step >= session.setup.total && !state.epoch_due => {
+            checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
+            usage!("{shown} has done all of its {} steps: give more with --epochs or --steps", state.step);
+        }
+        Some((dir, state)) => {
+            session.restore(&dir, &state)?;
+            checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
+            progress::say(&format!("resuming {shown} at step {}", state.step));
+            state
+        }
+        None => {
+            progress::say(&format!("{shown} has no checkpoint yet: it starts from the beginning"));
+            session.state(0.0, 0)?
+        }
+    };
     run.write_config(&config.kept_toml()?, &info)?;
-    progress::say(&format!("resuming {} at step {}", root.display(), state.step));
-    session.run(run, state.wall_s, state.metrics_bytes)
+    session.run(run, lock, state)
 }
 
 /// Sums of the step's values since the last row of metrics, on the device.
@@ -129,11 +161,19 @@ struct Session<'a> {
     meter: Meter,
     clock: Clock,
     step: u64,
+    /// Whether an epoch has ended and what follows has not been done yet.
+    epoch_due: bool,
+    rollbacks: u32,
+    best: Option<Best>,
+    /// The held-out value of the model's criterion, and the step that it is of.
+    score: Option<Best>,
+    watch: Watch,
 }
 
 /// What the loop keeps beside the session: the folder, the clock, the bar.
 struct Recorder {
     run: RunDir,
+    lock: Lock,
     log: MetricsLog,
     progress: Progress,
     started: Instant,
@@ -146,6 +186,8 @@ struct Recorder {
     warned: bool,
     scores: String,
     picture: String,
+    /// Rows about divergences since the last checkpoint.
+    events: Vec<Vec<(String, f64)>>,
 }
 
 impl Recorder {
@@ -182,18 +224,59 @@ impl<'a> Session<'a> {
             setup,
             clock: Clock::off(),
             step: 0,
+            epoch_due: false,
+            rollbacks: 0,
+            best: None,
+            score: None,
+            watch: Watch::default(),
         })
     }
 
-    /// The loop: from `self.step` to `self.setup.total`, or until a signal.
-    fn run(&mut self, run: RunDir, wall_before: f64, metrics_bytes: u64) -> Result<Outcome> {
+    /// Where the run stands, for a checkpoint.
+    fn state(&self, wall_s: f64, metrics_bytes: u64) -> Result<State> {
+        Ok(State {
+            wall_s,
+            meter_images: self.meter.images,
+            metrics_bytes,
+            settings: self.config.fixed()?,
+            epoch_due: self.epoch_due,
+            rollbacks: self.rollbacks,
+            best: self.best,
+            ..State::new(self.config.model.to_string(), self.step)
+        })
+    }
+
+    /// Puts everything where the checkpoint `dir` with this state stood.
+    fn restore(&mut self, dir: &Path, state: &State) -> Result<()> {
+        checkpoint::load(dir, &[Part::Model, Part::Optimizer], &mut |v| self.visit(v))?;
+        self.step = state.step;
+        self.epoch_due = state.epoch_due;
+        self.meter.images = state.meter_images;
+        self.best = state.best;
+        self.rollbacks = self.rollbacks.max(state.rollbacks);
+        self.setup.model.set_lr(self.lr());
+        Ok(())
+    }
+
+    /// Adam's step size: halved each time that the run has gone back.
+    fn lr(&self) -> f64 {
+        self.config.hyper.adam.lr * 0.5f64.powi(self.rollbacks as i32)
+    }
+
+    /// The loop: from `state`, which is that of this session, to `self.setup.total`, or until a signal.
+    fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
+        run.make_folders()?;
+        if !run.path("data.png").exists() {
+            grid::draw(&self.setup.train.spread(SAMPLES)?, COLUMNS)?.save(&run.path("data.png"))?;
+        }
         let stop = StopFlag::listen().context("the handlers of SIGINT and SIGTERM could not be set")?;
         let mut rec = Recorder {
-            log: MetricsLog::open(run.path("metrics.jsonl"), metrics_bytes)?,
+            log: MetricsLog::open(run.path("metrics.jsonl"), state.metrics_bytes)?,
             progress: Progress::start(self.step, self.setup.total),
             run,
+            lock,
             started: Instant::now(),
-            wall_before,
+            wall_before: state.wall_s,
             first_step: self.step,
             interval: Instant::now(),
             interval_images: 0,
@@ -202,49 +285,106 @@ impl<'a> Session<'a> {
             warned: false,
             scores: String::new(),
             picture: String::new(),
+            events: Vec::new(),
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
+        if self.config.rollbacks > 0 && self.step == 0 {
+            // There must be something to go back to.
+            self.checkpoint(&mut rec)?;
+        }
         let mut order: Option<(u64, Tensor)> = None;
-        while self.step < self.setup.total {
-            let (epoch, within) = (self.step / self.setup.per_epoch, self.step % self.setup.per_epoch);
+        while self.step < self.setup.total || self.epoch_due {
+            let epoch = self.step / self.setup.per_epoch;
             if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
                 let indices = epoch_order(self.config.seed, epoch, self.setup.train.len());
                 order = Some((epoch, Tensor::f_from_slice(&indices)?.f_to_device(self.setup.device)?));
             }
-            if let Some((_, indices)) = &order {
-                rec.interval_images += self.one_step(indices, within)?;
-                rec.progress.advance(self.step);
-            }
-            let epoch_ends = self.step.is_multiple_of(self.setup.per_epoch);
-            let last = self.step == self.setup.total;
-            if self.step.is_multiple_of(self.config.log_every) || epoch_ends || last {
-                self.log_interval(&mut rec)?;
-            }
-            if epoch_ends || last {
-                self.epoch_end(&mut rec, last)?;
-            }
-            let due = match self.config.checkpoint_every {
-                None => epoch_ends,
-                Some(0) => false,
-                Some(n) => self.step.is_multiple_of(n),
-            };
-            let stopped = stop.signal();
-            if due || last || stopped.is_some() {
-                self.checkpoint(&rec)?;
-                rec.restart_clock();
-            }
-            if let (Some(signal), false) = (stopped, last) {
-                self.draw_curves(&mut rec);
-                rec.progress.finish();
-                let root = rec.run.shown();
-                let (step, total) = (self.step, self.setup.total);
-                progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
-                return Ok(Outcome::Stopped(signal));
+            let Some((_, indices)) = &order else { continue };
+            match self.advance(&mut rec, indices, &stop) {
+                Ok(None) => {}
+                Ok(Some(outcome)) => return Ok(outcome),
+                Err(e) => match e.downcast::<Diverged>()? {
+                    why if u64::from(self.rollbacks) < self.config.rollbacks => self.roll_back(&mut rec, &why)?,
+                    why => {
+                        let (after, or) = match self.rollbacks {
+                            0 => (String::new(), ", or --on-divergence rollback"),
+                            n => (format!(" after going back {n} times"), ""),
+                        };
+                        let kept = !checkpoint::list(&rec.run.checkpoints())?.is_empty();
+                        let whole = if kept { "; the checkpoints before it are whole" } else { "" };
+                        bail!("{why}, and stops{after}{whole}; try a lower --lr, --clip-norm 1{or}");
+                    }
+                },
             }
         }
         rec.progress.finish();
         Ok(Outcome::Done(self.summary(&rec)))
+    }
+
+    /// One update and all that is due after it: rows, scores, pictures, a checkpoint; an outcome when a signal has come.
+    fn advance(&mut self, rec: &mut Recorder, indices: &Tensor, stop: &StopFlag) -> Result<Option<Outcome>> {
+        // Else a signal came within the score of an epoch, which is made first of all.
+        if !self.epoch_due {
+            rec.interval_images += self.one_step(indices, self.step % self.setup.per_epoch)?;
+            rec.progress.advance(self.step);
+            self.epoch_due = self.step.is_multiple_of(self.setup.per_epoch) || self.step == self.setup.total;
+            if self.epoch_due || self.step.is_multiple_of(self.config.log_every) {
+                self.log_interval(rec)?;
+            }
+        }
+        let epoch_ends = self.step.is_multiple_of(self.setup.per_epoch);
+        let last = self.step == self.setup.total;
+        if self.epoch_due {
+            self.epoch_due = !self.epoch_end(rec, last, stop)?;
+        }
+        let due = match self.config.checkpoint_every {
+            None => epoch_ends,
+            Some(0) => false,
+            Some(n) => self.step.is_multiple_of(n),
+        };
+        let stopped = stop.signal();
+        if due || last || stopped.is_some() {
+            self.checkpoint(rec)?;
+            rec.restart_clock();
+        }
+        let Some(signal) = stopped.filter(|_| !last || self.epoch_due) else { return Ok(None) };
+        self.draw_curves(rec);
+        rec.progress.finish();
+        let root = rec.run.shown();
+        let (step, total) = (self.step, self.setup.total);
+        progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
+        Ok(Some(Outcome::Stopped(signal)))
+    }
+
+    /// Back to the newest checkpoint after a divergence: with fresh noise, half the step size, and a row that says so.
+    fn roll_back(&mut self, rec: &mut Recorder, why: &Diverged) -> Result<()> {
+        let diverged_at = self.step;
+        let Some((dir, state)) = checkpoint::newest_whole(&rec.run.checkpoints())? else {
+            bail!("{why}, and there is no checkpoint to go back to");
+        };
+        self.rollbacks += 1;
+        self.restore(&dir, &state)?;
+        self.watch.restart();
+        rec.first_step = rec.first_step.min(self.step);
+        rec.log.cut(state.metrics_bytes)?;
+        let mut row = self.row_head(rec);
+        row.push(("rollbacks".into(), self.rollbacks.into()));
+        row.push(("diverged_at".into(), diverged_at as f64));
+        row.push(("lr".into(), self.lr()));
+        rec.events.push(row);
+        for row in &rec.events {
+            rec.log.append(row)?;
+        }
+        rec.progress.say(&format!(
+            "warning: {why}: rolled back to step {} ({} of {}), with fresh noise and lr {:e}",
+            self.step,
+            self.rollbacks,
+            self.config.rollbacks,
+            self.lr()
+        ));
+        rec.restart_clock();
+        Ok(())
     }
 
     fn summary(&self, rec: &Recorder) -> String {
@@ -275,7 +415,11 @@ impl<'a> Session<'a> {
     /// One update on batch number `within` of the epoch's order; gives its number of images.
     fn one_step(&mut self, indices: &Tensor, within: u64) -> Result<i64> {
         let (x, count) = self.setup.batch(indices, within, self.config.batch_size)?;
-        let noise = seed_for(self.config.seed, 0, Stream::Noise, self.step);
+        let seed = match self.rollbacks {
+            0 => self.config.seed,
+            n => seed_for(self.config.seed, 0, Stream::Rollback, n.into()) as u64,
+        };
+        let noise = seed_for(seed, 0, Stream::Noise, self.step);
         let values = self.setup.model.step(&x, StepCx { noise, step: self.step, clock: &self.clock })?;
         self.meter.add(&values, count)?;
         self.step += 1;
@@ -289,13 +433,17 @@ impl<'a> Session<'a> {
         let values = self.setup.model.report(&means);
         let mut row = self.row_head(rec);
         row.push(("images_per_s".into(), images_per_s.round()));
-        row.push(("lr".into(), self.config.hyper.adam.lr));
+        row.push(("lr".into(), self.lr()));
         row.extend(values.iter().map(|(k, v)| ((*k).to_owned(), *v)));
         rec.log.append(&row)?;
         let done = (self.step - rec.first_step) as f64;
         let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.setup.total - self.step) as f64;
         let epoch = self.step as f64 / self.setup.per_epoch as f64;
         rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
+        let from = self.step.saturating_sub(self.meter.images.div_ceil(self.config.batch_size as u64));
+        for worry in self.watch.look(&self.setup.model.worries(&means), from, self.step) {
+            rec.progress.say(&format!("warning: {worry}"));
+        }
         self.meter.reset()?;
         if rec.drawn.elapsed().as_secs_f64() > REDRAW_S.max(30.0 * rec.draw_s) {
             self.draw_curves(rec);
@@ -304,7 +452,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The meter's means, or the end of the run when one is not finite.
+    /// The meter's means.
+    ///
+    /// # Errors
+    /// [`Diverged`], when one is not finite or beyond its limit.
     fn finite_means(&self) -> Result<Vec<f64>> {
         let means = self.meter.means()?;
         self.refuse_divergence("", &means)?;
@@ -312,16 +463,8 @@ impl<'a> Session<'a> {
     }
 
     fn refuse_divergence(&self, prefix: &str, means: &[f64]) -> Result<()> {
-        for (name, v) in self.setup.model.scalars().iter().zip(means) {
-            if !v.is_finite() {
-                bail!(
-                    "{prefix}{name} is {v} in the steps up to {}: training has diverged and stops; the checkpoints before it are whole; \
-                     try a lower --lr",
-                    self.step
-                );
-            }
-        }
-        Ok(())
+        let model = &self.setup.model;
+        Ok(health::check(prefix, model.scalars(), means, &model.limits(), self.step)?)
     }
 
     fn row_head(&self, rec: &Recorder) -> Vec<(String, f64)> {
@@ -335,13 +478,13 @@ impl<'a> Session<'a> {
         ]
     }
 
-    /// Held-out scores, pictures and curves, each when its interval is due.
-    fn epoch_end(&mut self, rec: &mut Recorder, last: bool) -> Result<()> {
+    /// Held-out scores, pictures and curves, each when its interval is due; false when a signal came before they were done.
+    fn epoch_end(&mut self, rec: &mut Recorder, last: bool, stop: &StopFlag) -> Result<bool> {
         let epoch = self.step / self.setup.per_epoch;
         let whole = self.step.is_multiple_of(self.setup.per_epoch);
         let due = |every: u64| last || (whole && every > 0 && epoch.is_multiple_of(every));
         if due(self.config.eval_every) {
-            let values = self.evaluate()?;
+            let Some(values) = self.evaluate(stop)? else { return Ok(false) };
             let mut row = self.row_head(rec);
             row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
             rec.log.append(&row)?;
@@ -359,13 +502,17 @@ impl<'a> Session<'a> {
             self.draw_curves(rec);
         }
         rec.restart_clock();
-        Ok(())
+        Ok(true)
     }
 
-    /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation.
-    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
+    /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation; none when a
+    /// signal came.
+    fn evaluate(&mut self, stop: &StopFlag) -> Result<Option<Vec<(&'static str, f64)>>> {
         let mut meter = Meter::new(self.setup.model.scalars().len(), self.setup.device);
         for (i, from) in (0..self.setup.test.len()).step_by(self.config.batch_size).enumerate() {
+            if stop.signal().is_some() {
+                return Ok(None);
+            }
             let x = self.setup.test.range(from, self.config.batch_size)?;
             let cx = StepCx {
                 noise: seed_for(self.config.seed, 0, Stream::Eval, i as u64),
@@ -376,7 +523,9 @@ impl<'a> Session<'a> {
         }
         let means = meter.means()?;
         self.refuse_divergence("test_", &means)?;
-        Ok(self.setup.model.report(&means))
+        let criterion = self.setup.model.criterion();
+        self.score = criterion.map(|of| Best { step: self.step, value: means[of] });
+        Ok(Some(self.setup.model.report(&means)))
     }
 
     fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
@@ -409,15 +558,21 @@ impl<'a> Session<'a> {
         rec.draw_s = began.elapsed().as_secs_f64();
     }
 
-    fn checkpoint(&mut self, rec: &Recorder) -> Result<()> {
+    fn checkpoint(&mut self, rec: &mut Recorder) -> Result<()> {
+        rec.lock.check()?;
         if self.meter.images > 0 {
             self.finite_means()?;
         }
         // The losses are of before the last update: what that one did to the weights shows here.
         self.visit(&mut AllFinite { step: self.step })?;
-        let state =
-            State::new(self.config.model.to_string(), self.step, rec.wall_s(), self.meter.images, rec.log.sync()?);
+        if let Some(score) = self.score.filter(|s| s.step == self.step)
+            && self.best.is_none_or(|best| score.value < best.value)
+        {
+            self.best = Some(score);
+        }
+        let state = self.state(rec.wall_s(), rec.log.sync()?)?;
         checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
+        rec.events.clear();
         Ok(())
     }
 
@@ -437,12 +592,10 @@ impl Visit for AllFinite {
         // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). Not in double:
         // that would copy the largest weights at twice their size. sync: at checkpoints only.
         let sum = t.f_sum(Kind::Float)?.f_double_value(&[])?;
-        ensure!(
-            sum.is_finite(),
-            "{name} is not finite after step {}: training has diverged and stops; the checkpoints before it are whole; try a \
-             lower --lr",
-            self.step
-        );
+        if !sum.is_finite() {
+            let step = self.step;
+            return Err(Diverged(format!("{name} is not finite after step {step}: training has diverged")).into());
+        }
         Ok(())
     }
 }
@@ -499,6 +652,16 @@ mod tests {
         fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
             vec![("mean", values[0])]
         }
+        fn limits(&self) -> Vec<f64> {
+            vec![f64::INFINITY]
+        }
+        fn worries(&self, _: &[f64]) -> Vec<&'static str> {
+            Vec::new()
+        }
+        fn criterion(&self) -> Option<usize> {
+            None
+        }
+        fn set_lr(&mut self, _: f64) {}
         fn decode(&self, z: &Tensor) -> Result<Tensor> {
             Ok(z.shallow_clone())
         }
@@ -547,7 +710,8 @@ mod tests {
         shown.sort_unstable();
         assert_eq!(shown, (0..200).collect::<Vec<u8>>());
         assert!((session.meter.means().unwrap()[0] - 99.5 / 255.0).abs() < 1e-6);
-        assert!((session.evaluate().unwrap()[0].1 - 64.5 / 255.0).abs() < 1e-6);
+        let score = session.evaluate(&StopFlag::listen().unwrap()).unwrap().unwrap();
+        assert!((score[0].1 - 64.5 / 255.0).abs() < 1e-6);
     }
 
     struct Shown<'a>(&'a mut Vec<u8>);

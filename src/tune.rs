@@ -60,8 +60,7 @@ impl Tuning {
 pub struct Plan {
     /// Whether keys that are not fixed are measured.
     pub measure: bool,
-    /// Whether every start must give the same bits. BLAS with several threads now and then rounds a product differently from
-    /// one start to the next (MKL 2024, seen in about one start in ten).
+    /// Whether every start must give the same bits ([`Products::rounds_alike`]).
     pub deterministic: bool,
     /// Fixed number of threads.
     pub threads: Option<u32>,
@@ -379,6 +378,16 @@ mod tests {
         fn report(&self, _: &[f64]) -> Vec<(&'static str, f64)> {
             Vec::new()
         }
+        fn limits(&self) -> Vec<f64> {
+            vec![f64::INFINITY]
+        }
+        fn worries(&self, _: &[f64]) -> Vec<&'static str> {
+            Vec::new()
+        }
+        fn criterion(&self) -> Option<usize> {
+            None
+        }
+        fn set_lr(&mut self, _: f64) {}
         fn decode(&self, z: &Tensor) -> Result<Tensor> {
             Ok(z.shallow_clone())
         }

@@ -158,6 +158,30 @@ impl Model for Vae {
         named
     }
 
+    fn limits(&self) -> Vec<f64> {
+        // A decoder that knows nothing gives every pixel one bit; the weight of the KL term may be large.
+        let limit = 100.0 * (self.spec.shape.numel() as f64 * std::f64::consts::LN_2 + self.spec.latent as f64);
+        vec![f64::INFINITY, limit, limit]
+    }
+
+    fn worries(&self, means: &[f64]) -> Vec<&'static str> {
+        match means {
+            [_, _, kl] if *kl < 0.05 => vec![
+                "the latents carry nothing (KL below 0.05 nats): the decoder ignores them; try --kl-warmup, a lower --beta or a \
+                 higher --lr",
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn criterion(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.adam.set_lr(lr);
+    }
+
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| Ok(self.decoder.forward(z, Mode::Eval)?.f_sigmoid_()?))
     }

@@ -30,6 +30,7 @@ const HEIGHTS: &[(&str, u32)] = &[
     ("objectives", 0),
     ("grid", 0),
     ("hash", 0),
+    ("health", 0),
     ("plot", 0),
     ("progress", 0),
 ];

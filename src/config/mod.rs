@@ -6,6 +6,7 @@
 mod presets;
 mod settings;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +21,7 @@ use crate::vae::VaeSpec;
 
 pub use presets::name as preset_name;
 pub(crate) use settings::usage;
-pub use settings::{ModelKind, Preset, Settings, Usage, Widths, one_line};
+pub use settings::{ModelKind, OnDivergence, Preset, Settings, Usage, Widths, one_line};
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct Config {
     pub eval_every: u64,
     /// Newest checkpoints that are kept.
     pub keep: usize,
+    /// Times that training may go back after a divergence; 0 for none.
+    pub rollbacks: u64,
     networks: Networks,
 }
 
@@ -110,6 +113,17 @@ impl Config {
         kept.to_toml()
     }
 
+    /// What must stay as it is for a run to go on as it began: values as TOML writes them, by key.
+    ///
+    /// # Errors
+    /// TOML's, on none of these types.
+    pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
+        let mut fixed = by_key(&self.settings)?;
+        fixed.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()) && key != "tune" && key != "out");
+        fixed.insert("model".into(), format!("\"{}\"", self.model));
+        Ok(fixed)
+    }
+
     /// The resolved settings as the text of a config file.
     ///
     /// # Errors
@@ -117,6 +131,82 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         let settings = toml::to_string(&self.settings).context("writing the settings as TOML")?;
         Ok(format!("model = \"{}\"\n{settings}", self.model))
+    }
+}
+
+/// Settings that may change while a run goes on: how far (upwards, which is checked by itself), where, on what, and what it
+/// writes. The images' own checksum says whether they are the same.
+const MAY_CHANGE: &[&str] = &[
+    "epochs",
+    "steps",
+    "device",
+    "threads",
+    "data",
+    "data-dir",
+    "log-every",
+    "checkpoint-every",
+    "sample-every",
+    "eval-every",
+    "keep",
+    "on-divergence",
+    "rollbacks",
+];
+
+fn by_key(settings: &Settings) -> Result<BTreeMap<String, String>> {
+    let table = toml::Table::try_from(settings).context("writing the settings as TOML")?;
+    Ok(table.into_iter().map(|(key, value)| (key, value.to_string())).collect())
+}
+
+/// `a in X, b in Y` for each key whose value differs; none where both are alike.
+fn differences(
+    before: &BTreeMap<String, String>,
+    (where_before, where_now): (&str, &str),
+    now: &BTreeMap<String, String>,
+) -> Option<String> {
+    let none = "nothing".to_owned();
+    let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let each: Vec<_> = keys
+        .into_iter()
+        .map(|key| (key, before.get(key).unwrap_or(&none), now.get(key).unwrap_or(&none)))
+        .filter(|(_, a, b)| a != b)
+        .map(|(key, a, b)| format!("{key} is {a} {where_before}, {b} {where_now}"))
+        .collect();
+    (!each.is_empty()).then(|| each.join("; "))
+}
+
+/// Refuses flags that would change what a run with these settings is.
+///
+/// # Errors
+/// [`Usage`], which lists each.
+pub fn refuse_changes(run: &Settings, given: &Settings) -> Result<()> {
+    let (mut before, mut asked) = (by_key(run)?, by_key(given)?);
+    asked.retain(|key, _| !MAY_CHANGE.contains(&key.as_str()));
+    before.retain(|key, _| asked.contains_key(key));
+    match differences(&before, ("in the run", "asked for"), &asked) {
+        None => Ok(()),
+        Some(list) => usage!("--resume cannot change what the run is: {list}; leave the flags out, or train a new run"),
+    }
+}
+
+/// Refuses settings in `file`, the config.toml of a run, that are not those (`before`) that its checkpoint was made with.
+///
+/// # Errors
+/// [`Usage`], which lists each difference.
+pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path) -> Result<()> {
+    let now_fixed = now.fixed()?;
+    // A setting that has come since the checkpoint was written had its default.
+    let mut filled = match now.settings.preset {
+        Some(preset) => by_key(&presets::preset(now.model, preset)?)?,
+        None => BTreeMap::new(),
+    };
+    filled.retain(|key, _| now_fixed.contains_key(key));
+    filled.extend(before.clone());
+    match differences(&filled, ("in the checkpoint", "in the file"), &now_fixed) {
+        None => Ok(()),
+        Some(list) => usage!(
+            "{} is not what the run began with: {list}; put it back, or train a new run with --config",
+            file.display()
+        ),
     }
 }
 
@@ -160,6 +250,10 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         sample_every: checked.whole("sample-every", s.sample_every, 0)?,
         eval_every: checked.whole("eval-every", s.eval_every, 0)?,
         keep: checked.whole("keep", s.keep.map(|k| k as u64), 1)? as usize,
+        rollbacks: match checked.set("on-divergence", s.on_divergence)? {
+            OnDivergence::Stop => 0,
+            OnDivergence::Rollback => checked.whole("rollbacks", s.rollbacks, 1)?,
+        },
         networks: networks(model, &checked)?,
         settings: s,
     };
@@ -186,8 +280,8 @@ fn plan(s: &Settings) -> Result<Plan> {
         }
         if plan.products.is_some_and(|p| !p.rounds_alike()) && plan.threads != Some(1) {
             usage!(
-                "--tune {text} contradicts --deterministic: with several threads only products=onednn and products=brgemm round alike \
-                 on every start (or add --threads 1)"
+                "--tune {text} contradicts --deterministic: with several threads products=blas does not round alike on every start: \
+                 leave it out, or add --threads 1"
             );
         }
         plan.measure = false;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{ModelKind, Preset, Settings, Widths, usage};
+use super::{ModelKind, OnDivergence, Preset, Settings, Widths, usage};
 use crate::nets::{Activation, Arch};
 use crate::objectives::GanLoss;
 
@@ -30,6 +30,8 @@ pub fn preset(model: ModelKind, preset: Preset) -> Result<Settings> {
         sample_every: Some(1),
         eval_every: Some(1),
         keep: Some(3),
+        on_divergence: Some(OnDivergence::Stop),
+        rollbacks: Some(3),
         ..Settings::default()
     };
     let common = match model {

@@ -62,6 +62,16 @@ pub enum Preset {
     Dcgan,
 }
 
+/// What to do when training has diverged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDivergence {
+    /// Stop; the checkpoints before stay.
+    Stop,
+    /// Go back to the newest checkpoint, with fresh noise and half the step size.
+    Rollback,
+}
+
 /// Whole numbers that TOML, JSON and floating point all keep.
 fn whole() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(0..=1 << 53)
@@ -213,9 +223,15 @@ pub struct Settings {
     /// Epochs between held-out scores; 0 for none but the last
     #[arg(long, value_name = "EPOCHS", help_heading = "Run", value_parser = whole())]
     pub eval_every: Option<u64>,
-    /// Newest checkpoints that are kept
+    /// Newest checkpoints that are kept; beside them stays the one with the best held-out loss (VAE)
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = count())]
     pub keep: Option<usize>,
+    /// What to do when a loss is no longer finite or explodes
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Run")]
+    pub on_divergence: Option<OnDivergence>,
+    /// How often --on-divergence rollback may go back
+    #[arg(long, value_name = "K", help_heading = "Run", value_parser = whole())]
+    pub rollbacks: Option<u64>,
 }
 
 impl Settings {

@@ -11,7 +11,8 @@ using ganvae::guarded;
 namespace {
 
 GANVAE_VECTOR void to_unit(const uint8_t* __restrict bytes, int64_t n, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(bytes[i]) / 255.0f;
+  // In double, the product rounds to the same float as the quotient for each of the 256 bytes, and takes a third of its time.
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(bytes[i] * (1.0 / 255.0));
 }
 
 void fetch(const uint8_t* bytes, int64_t n) {

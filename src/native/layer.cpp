@@ -54,9 +54,8 @@ std::pair<at::Tensor, at::Tensor> Saved::before_activation(const at::Tensor& gra
              gate_rows(in + from * c, ys + from * c, leak, n, c, out + from * c, s);
            }).first;
   } else {
-    const std::vector<float> zero(c, 0.0f);
-    sums = sums_over_rows(rows, c, [&](int64_t from, int64_t n, float* s, float* squares) {
-             sum_rows(in + from * c, zero.data(), n, c, s, squares);
+    sums = sums_over_rows(rows, c, [&](int64_t from, int64_t n, float* s, float*) {
+             add_rows(in + from * c, n, c, s);
            }).first;
   }
   if (!biased) return {g, {}};

@@ -211,6 +211,17 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_none_passes_every_layer() {
+        let x = Tensor::full([3, 4], f64::NAN, (Kind::Float, Device::Cpu));
+        for products in [Products::Blas, Products::Onednn, Products::Brgemm] {
+            for slope in [1.0, 0.0, 0.2] {
+                let y = linear(&x, &random(&[5, 4]), Some(&random(&[5])), slope, products).unwrap();
+                assert!(y.isnan().all().int64_value(&[]) == 1, "{products:?}, slope {slope}: {y}");
+            }
+        }
+    }
+
+    #[test]
     fn strided_convolutions_are_libtorchs() {
         tch::manual_seed(2);
         for (from, to, transposed) in

@@ -20,13 +20,12 @@ namespace {
 // As the Rust side numbers them.
 enum class Products : int32_t { blas, onednn, brgemm };
 
-// a [M,K], b [N,K], bias [N] or none -> a b^T + bias [M,N], by oneDNN, not recorded; `after` is "none" or "relu".
-at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,
-                          const char* after) {
+// a [M,K], b [N,K], bias [N] or none -> a b^T + bias [M,N], by oneDNN, not recorded.
+at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias) {
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
                         c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Op>();
-  return op.call(a, b, bias, after, c10::List<std::optional<at::Scalar>>(), "");
+  return op.call(a, b, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
 // A range cut into equal pieces, each a multiple of `unit` long.
@@ -145,7 +144,7 @@ void brgemm_weight_update(const at::Tensor& grad, const at::Tensor& input, const
 at::Tensor input_gradient(const at::Tensor& g, const at::Tensor& w, Products products) {
   switch (products) {
     case Products::onednn:
-      return onednn_product(g, w.t(), {}, "none");
+      return onednn_product(g, w.t(), {});
     case Products::brgemm:
       return brgemm_input_gradient(g, w);
     default:
@@ -156,7 +155,7 @@ at::Tensor input_gradient(const at::Tensor& g, const at::Tensor& w, Products pro
 at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x, Products products) {
   switch (products) {
     case Products::onednn:
-      return onednn_product(g.t(), x.t(), {}, "none");
+      return onednn_product(g.t(), x.t(), {});
     case Products::brgemm:
       return brgemm_weight_gradient(g, x);
     default:
@@ -174,8 +173,9 @@ struct Linear : Function<Linear> {
     at::Tensor y;
     switch (static_cast<Products>(products)) {
       case Products::onednn:
-        y = onednn_product(x, w, b, slope == 0 ? "relu" : "none");
-        if (slope != 0) activate(y, slope);
+        // Its own ReLU would turn NaN into 0, and hide a divergence.
+        y = onednn_product(x, w, b);
+        activate(y, slope);
         break;
       case Products::brgemm:
         y = brgemm_forward(x, w, b, slope);

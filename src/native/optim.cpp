@@ -30,11 +30,13 @@ struct Numbers {
 // What an update multiplies and adds, the same for every weight: keep = 1 - lr decay, rate = lr / (1 - beta1^t),
 // scale = 1 / sqrt(1 - beta2^t).
 struct Factors {
-  float beta1, beta2, rate, scale, eps, keep;
+  float beta2, rest1, rest2, rate, scale, eps, keep;
 
+  // 1 - beta in double: of a beta2 near 1 little would be left in float.
   Factors(const Numbers& c, double t)
-      : beta1(c.beta1),
-        beta2(c.beta2),
+      : beta2(c.beta2),
+        rest1(1 - c.beta1),
+        rest2(1 - c.beta2),
         rate(c.lr / (1 - std::pow(c.beta1, t))),
         scale(1 / std::sqrt(1 - std::pow(c.beta2, t))),
         eps(c.eps),
@@ -46,8 +48,8 @@ GANVAE_VECTOR void adam_rows(float* __restrict p, const float* __restrict g, flo
                              int64_t n, const Factors& f) {
   const Factors c = f;
   for (int64_t i = 0; i < n; ++i) {
-    m[i] += (1.0f - c.beta1) * (g[i] - m[i]);
-    v[i] = c.beta2 * v[i] + (1.0f - c.beta2) * g[i] * g[i];
+    m[i] += c.rest1 * (g[i] - m[i]);
+    v[i] = c.beta2 * v[i] + c.rest2 * g[i] * g[i];
     p[i] = c.keep * p[i] - c.rate * m[i] / (__builtin_sqrtf(v[i]) * c.scale + c.eps);
   }
 }
@@ -85,6 +87,8 @@ void adam(const at::Tensor& p, at::Tensor g, const at::Tensor& m, const at::Tens
   at::parallel_for(0, p.numel(), 1 << 15, [&](int64_t from, int64_t to) {
     adam_rows(ps + from, gs + from, ms + from, vs + from, to - from, f);
   });
+  // As an operation of libtorch's would: a backward pass that still wants the old weights must not get the new ones.
+  torch::autograd::impl::bump_version(p);
 }
 
 // Updates a parameter as soon as its gradient is complete, and frees the gradient.
@@ -145,6 +149,7 @@ std::optional<BlockUpdate> pending_update(const at::Tensor& w) {
     TORCH_CHECK(u.m.strides() == w.strides() && u.v.strides() == w.strides(), "the moments of a parameter ", w.sizes(),
                 " lie in memory otherwise than the parameter");
     *u.reached = true;
+    torch::autograd::impl::bump_version(w);
     const auto f = std::make_shared<const Factors>(u.numbers, *u.step.const_data_ptr<float>());
     float *p = w.mutable_data_ptr<float>(), *m = u.m.mutable_data_ptr<float>(), *v = u.v.mutable_data_ptr<float>();
     return [=](int64_t from, int64_t n, const float* g) { adam_rows(p + from, g, m + from, v + from, n, *f); };

@@ -94,7 +94,8 @@ pub fn fused_adam(
 /// The backward pass of the scalar `loss` to `params` and no further, each updated as by [`fused_adam`] the moment its gradient is
 /// complete: while it is still in the cache, and freed before the next one is made.
 ///
-/// Returns the seconds that went into the updates, and the first parameter, if any, that does not reach the loss (it stays as it
+/// Returns the seconds that went into updates by themselves (those made inside a layer's backward pass are part of that), and the
+/// first parameter, if any, that does not reach the loss (it stays as it
 /// was).
 ///
 /// # Errors

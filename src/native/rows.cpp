@@ -15,6 +15,13 @@ GANVAE_VECTOR void sum_rows(const float* __restrict x, const float* __restrict s
   }
 }
 
+// Adds the sums of rows x [R,C].
+GANVAE_VECTOR void add_rows(const float* __restrict x, int64_t rows, int64_t c, float* __restrict sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < c; ++k) sums[k] += x[r * c + k];
+  }
+}
+
 // out [R,C] = the gradient before an activation, from g [R,C] after it; adds its sums over rows.
 GANVAE_VECTOR void gate_rows(const float* __restrict g, const float* __restrict y, float slope, int64_t rows, int64_t c,
                              float* __restrict out, float* __restrict sums) {

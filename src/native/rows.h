@@ -22,6 +22,7 @@ namespace ganvae {
 [[gnu::always_inline]] inline float gate(float g, float y, float slope) { return y > 0 ? g : slope * g; }
 
 void sum_rows(const float* x, const float* shift, int64_t rows, int64_t c, float* sums, float* squares);
+void add_rows(const float* x, int64_t rows, int64_t c, float* sums);
 void gate_rows(const float* g, const float* y, float slope, int64_t rows, int64_t c, float* out, float* sums);
 void shift_rows(float* x, const float* bias, float slope, int64_t rows, int64_t c);
 void transpose(const float* in, int64_t rows, int64_t cols, int64_t stride, float* out, int64_t out_stride);
