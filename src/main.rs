@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use ganvae::{cli::Cli, commands, config, native, progress::say};
+use ganvae::{cli::Cli, commands, config, data, native, progress::say};
 
 fn main() -> ExitCode {
     native::keep_large_blocks();
@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     };
     // A panic is a bug of ours: still one sentence for whoever meets it, the place for whoever mends it.
     std::panic::set_hook(Box::new(|info| {
+        if data::folder::decoding() {
+            return;
+        }
         let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());

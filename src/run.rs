@@ -24,8 +24,10 @@ pub struct RunDir {
 /// A run's folder taken by this process, while the value lives.
 #[derive(Debug)]
 pub struct Lock {
-    path: PathBuf,
-    file: fs::File,
+    root: PathBuf,
+    /// Device and inode of the folder.
+    id: (u64, u64),
+    _file: fs::File,
 }
 
 impl Lock {
@@ -34,13 +36,9 @@ impl Lock {
     /// # Errors
     /// When it has been removed or replaced.
     pub fn check(&self) -> Result<()> {
-        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        match (fs::metadata(&self.path), self.file.metadata()) {
-            (Ok(found), Ok(held)) if same(&found, &held) => Ok(()),
-            _ => bail!(
-                "{} is no longer there: the run's folder was removed or replaced while it trained",
-                self.path.display()
-            ),
+        match fs::metadata(&self.root) {
+            Ok(found) if (found.dev(), found.ino()) == self.id => Ok(()),
+            _ => bail!("{} is no longer there: it was removed or replaced while the run trained", self.root.display()),
         }
     }
 }
@@ -132,7 +130,8 @@ impl RunDir {
                 ));
             }
         }
-        Ok(Lock { path, file })
+        let folder = fs::metadata(&self.root).with_context(|| format!("{} could not be read", self.root.display()))?;
+        Ok(Lock { root: self.root.clone(), id: (folder.dev(), folder.ino()), _file: file })
     }
 
     /// The folder of a run that exists.

@@ -163,7 +163,7 @@ fn differences(
     (where_before, where_now): (&str, &str),
     now: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let none = "nothing".to_owned();
+    let none = "not set".to_owned();
     let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
     let each: Vec<_> = keys
         .into_iter()

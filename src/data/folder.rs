@@ -2,8 +2,10 @@
 //!
 //! Imports `super::images`, and from `super::idx` only the allocation that fails with an error.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -271,10 +273,14 @@ fn open(path: &Path) -> Result<(impl ImageDecoder, Orientation)> {
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
     file.limits(limits);
-    let mut decoder = file.into_decoder().map_err(|e| broken(path, e))?;
+    let decoder = guarded(|| file.into_decoder()).ok_or_else(|| broken(path, "its decoder failed"))?;
+    let mut decoder = decoder.map_err(|e| broken(path, e))?;
     let bytes = decoder.total_bytes();
+    let (w, h) = decoder.dimensions();
+    if w == 0 || h == 0 {
+        return Err(broken(path, format_args!("it is {h}x{w} pixels large")));
+    }
     if bytes > MAX_BYTES {
-        let (w, h) = decoder.dimensions();
         return Err(broken(path, format_args!("its {h}x{w} pixels unpack to {bytes} bytes, more than {MAX_BYTES}")));
     }
     let orientation = decoder.orientation().map_err(|e| broken(path, e))?;
@@ -302,13 +308,32 @@ fn decode_all(split: Split, size: Option<(usize, usize)>, (c, h, w): (usize, usi
     Images::new([count, c, h, w], pixels, split.labels)
 }
 
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is within a picture's decoder, whose panics are an error of the picture's and need not be told as ours.
+pub fn decoding() -> bool {
+    DECODING.get()
+}
+
+/// What `decode` gives; none when it panics, as decoders of the `image` crate do on some damaged files.
+fn guarded<T>(decode: impl FnOnce() -> T) -> Option<T> {
+    DECODING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(decode));
+    DECODING.set(false);
+    result.ok()
+}
+
 /// Decodes one picture into its place, [C,H,W].
 fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, usize), out: &mut [u8]) -> Result<()> {
     if !ends(path).map_err(|e| broken(path, e))? {
         return Err(broken(path, "it is cut off"));
     }
     let (decoder, orientation) = open(path)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, e))?;
+    let mut picture = guarded(|| DynamicImage::from_decoder(decoder))
+        .ok_or_else(|| broken(path, "its decoder failed"))?
+        .map_err(|e| broken(path, e))?;
     picture.apply_orientation(orientation);
     if picture.color().has_alpha() {
         picture = on_black(picture);
@@ -320,7 +345,11 @@ fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, u
     let (height, width) = (picture.height() as usize, picture.width() as usize);
     if (height, width) != (h, w) {
         ensure!(size.is_some(), "{} changed its size while it was read: start again", path.display());
-        picture = picture.resize_to_fill(w as u32, h as u32, FilterType::Triangle);
+        // Cut to the wanted shape around the middle before it is scaled: the whole of a long thin picture would become gigabytes.
+        let (cut_h, cut_w) =
+            if width * h > height * w { (height, (height * w).div_ceil(h)) } else { ((width * h).div_ceil(w), width) };
+        let [x, y, cut_w, cut_h] = [(width - cut_w) / 2, (height - cut_h) / 2, cut_w, cut_h].map(|n| n as u32);
+        picture = picture.crop_imm(x, y, cut_w, cut_h).resize_exact(w as u32, h as u32, FilterType::Triangle);
     }
     let bytes = picture.as_bytes(); // [H,W,C]
     for (channel, plane) in out.chunks_exact_mut(h * w).enumerate() {
@@ -390,6 +419,25 @@ mod tests {
             assert!(text.contains(part), "`{part}` is not in: {text}");
         }
         assert!(!text.contains('\n'), "{text}");
+    }
+
+    /// Found by tests/fuzz.rs and its author.
+    #[test]
+    fn pictures_without_pixels_and_long_thin_ones() {
+        let dir = tempdir().unwrap();
+        for name in ["a.pbm", "b.pbm"] {
+            fs::write(dir.path().join(name), "P1 8 0\n").unwrap();
+        }
+        fails(&dir, &["a.pbm cannot be read as a picture (it is 0x8 pixels large)"]);
+        assert!(load_folder(dir.path(), Some((4, 4)), None).is_err());
+        let dir = tempdir().unwrap();
+        // Scaled as a whole to 512 rows, it would be 16 million pixels wide.
+        let thin: Vec<u8> = b"P5 32768 1 255\n".iter().copied().chain((0..32768).map(|x| (x / 256) as u8)).collect();
+        for name in ["a.pgm", "b.pgm"] {
+            fs::write(dir.path().join(name), &thin).unwrap();
+        }
+        let set = load_folder(dir.path(), Some((512, 512)), None).unwrap();
+        assert!(set.train.pixels.iter().all(|&v| v == 64 || v == 63), "the middle, {:?}", &set.train.pixels[..4]);
     }
 
     #[test]

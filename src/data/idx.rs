@@ -227,7 +227,7 @@ fn read(path: &Path, kind: Kind) -> Result<(Vec<usize>, Vec<u8>)> {
         let found = format!("sizes {sizes:?}, too much for a file of {len} bytes,");
         return Err(input.fault(4, found, "sizes that fit the data", AGAIN));
     };
-    let mut data = zeroed(first_len(&input, total))?;
+    let mut data = zeroed(first_len(&input, total)).with_context(|| input.path.display().to_string())?;
     let mut have = 0;
     loop {
         have += input.fill(&mut data[have..], start + have)?;
@@ -238,7 +238,7 @@ fn read(path: &Path, kind: Kind) -> Result<(Vec<usize>, Vec<u8>)> {
         if have == total {
             break;
         }
-        grow(&mut data, have.saturating_mul(2).min(total))?;
+        grow(&mut data, have.saturating_mul(2).min(total)).with_context(|| input.path.display().to_string())?;
     }
     input.end(start + total)?;
     Ok((sizes, data))
