@@ -339,6 +339,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_won_game_and_a_collapse_are_worrying_and_an_explosion_has_a_limit() {
+        let net = NetSpec {
+            arch: crate::nets::Arch::Mlp,
+            hidden: vec![2],
+            base_width: 1,
+            activation: crate::nets::Activation::Relu,
+            batch_norm: false,
+            init: crate::nets::Init::PyTorch,
+        };
+        let shape = Shape { channels: 1, height: 2, width: 3 };
+        let (generator, discriminator) = (net.clone(), net);
+        let spec = GanSpec { shape, latent: 2, generator, discriminator, loss: GanLoss::NonSaturating, ema: 0.0 };
+        let gan = Gan::new(spec, Hyper::default(), Device::Cpu).unwrap();
+        let worries = |accuracy, diversity| gan.worries(&[1.0, 1.0, 0.0, 0.0, accuracy, diversity]).join(" and ");
+        assert_eq!(worries(0.9, 0.7), "");
+        assert!(worries(0.999, 0.7).starts_with("the discriminator has won"));
+        assert!(worries(0.9, 0.05).contains("collapsed"));
+        assert!(worries(1.0, 0.0).contains(" and "), "both");
+        assert_eq!(gan.limits().len(), gan.scalars().len());
+        assert!(gan.limits()[1] < 1667.0, "seen in a run with --lr 0.02");
+    }
+
+    #[test]
     fn accuracy_and_diversity_are_what_their_names_say() {
         let scalar = || Tensor::from(0f32);
         let terms = |real: &[f32], fake: &[f32], images: (&Tensor, &Tensor)| {

@@ -245,6 +245,18 @@ mod tests {
     }
 
     #[test]
+    fn latents_that_carry_nothing_are_worrying_and_an_explosion_has_a_limit() {
+        let vae = vae(1.0, 0);
+        assert!(vae.worries(&[100.0, 99.0, 1.0]).is_empty());
+        assert!(vae.worries(&[100.0, 100.0, 0.01])[0].contains("carry nothing"));
+        let limits = vae.limits();
+        assert_eq!(limits.len(), vae.scalars().len());
+        let chance = 6.0 * std::f64::consts::LN_2;
+        assert!(limits[1] > 50.0 * chance && limits[1] < 1000.0 * chance);
+        assert_eq!(vae.scalars()[vae.criterion().unwrap()], "loss");
+    }
+
+    #[test]
     fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
         let mut warm = vae(2.0, 4);
         let x = Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu));

@@ -39,8 +39,8 @@ char* gv_gather_unit(at::Tensor** out, at::Tensor* images, at::Tensor* index) {
     for (int64_t i = 0; i < batch; ++i) {
       TORCH_CHECK_INDEX(at[i] >= 0 && at[i] < count, "image ", at[i], " of ", count);
     }
-    // A thread is worth waking for about 64 KB.
-    at::parallel_for(0, batch, std::max<int64_t>(1, 65536 / std::max<int64_t>(each, 1)), [&](int64_t from, int64_t to) {
+    // A thread is worth waking for about 8 KB, most of which come from far in memory.
+    at::parallel_for(0, batch, std::max<int64_t>(1, 8192 / std::max<int64_t>(each, 1)), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         // The next image lies anywhere: on its way from memory while this one is turned into floats.
         if (i + 1 < to) fetch(bytes + at[i + 1] * each, each);
