@@ -129,6 +129,26 @@ impl Picture {
     }
 }
 
+/// Rows of `columns` originals, each row followed by one of their reconstructions: both [N,C,H,W] -> [2N,C,H,W].
+///
+/// # Errors
+/// libtorch's, when the shapes differ.
+pub fn alternate(originals: &Tensor, images: &Tensor, columns: usize) -> Result<Tensor> {
+    let (n, columns) = (originals.size()[0], columns as i64);
+    let mut rows = Vec::new();
+    for from in (0..n).step_by(columns as usize) {
+        let count = columns.min(n - from);
+        for set in [originals, images] {
+            let row = set.f_narrow(0, from, count)?;
+            // A short last row is filled with black, so that the reconstructions still stand below their originals.
+            let mut size = row.size();
+            size[0] = columns - count;
+            rows.push(Tensor::f_cat(&[row, Tensor::f_zeros(&size, (Kind::Float, originals.device()))?], 0)?);
+        }
+    }
+    Ok(Tensor::f_cat(&rows, 0)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,5 +215,17 @@ mod tests {
         assert_eq!(back, p.rgb);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(p.save(Path::new("/nonexistent/a.png")).is_err());
+    }
+
+    #[test]
+    fn reconstructions_stand_below_their_originals() {
+        let originals = (Tensor::arange(11, (Kind::Float, Device::Cpu)) + 1.0).view([11, 1, 1, 1]);
+        let all = alternate(&originals, &(&originals + 100.0), 8).unwrap();
+        let values = Vec::<f32>::try_from(all.flatten(0, -1)).unwrap();
+        let mut want: Vec<f32> = (1..=8).chain(101..=108).chain(9..=11).map(|v| v as f32).collect();
+        want.extend([0.0; 5]);
+        want.extend([109.0, 110.0, 111.0]);
+        want.extend([0.0; 5]);
+        assert_eq!(values, want);
     }
 }

@@ -1,0 +1,218 @@
+//! Tests of folders of pictures. Imports its parent alone.
+
+use super::*;
+use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+use tempfile::{TempDir, tempdir};
+
+/// Writes a picture whose pixel (x, y) is (x, y, value), and makes the folders above it.
+fn put(dir: &TempDir, name: &str, (h, w): (u32, u32), value: u8) {
+    let path = dir.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let picture = RgbImage::from_fn(w, h, |x, y| Rgb([x as u8, y as u8, value]));
+    picture.save(path).unwrap();
+}
+
+fn load(dir: &TempDir) -> Result<Source> {
+    load_folder(dir.path(), None, None)
+}
+
+#[track_caller]
+fn fails(dir: &TempDir, parts: &[&str]) {
+    let text = format!("{:#}", load(dir).unwrap_err());
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    assert!(!text.contains('\n'), "{text}");
+}
+
+/// Found by tests/fuzz.rs and its author.
+#[test]
+fn pictures_without_pixels_and_long_thin_ones() {
+    let dir = tempdir().unwrap();
+    for name in ["a.pbm", "b.pbm"] {
+        fs::write(dir.path().join(name), "P1 8 0\n").unwrap();
+    }
+    fails(&dir, &["a.pbm cannot be read as a picture (it is 0x8 pixels large)"]);
+    assert!(load_folder(dir.path(), Some((4, 4)), None).is_err());
+    let dir = tempdir().unwrap();
+    // Scaled as a whole to 512 rows, it would be 16 million pixels wide.
+    let thin: Vec<u8> = b"P5 32768 1 255\n".iter().copied().chain((0..32768).map(|x| (x / 256) as u8)).collect();
+    for name in ["a.pgm", "b.pgm"] {
+        fs::write(dir.path().join(name), &thin).unwrap();
+    }
+    let set = load_folder(dir.path(), Some((512, 512)), None).unwrap();
+    assert!(set.train.pixels.iter().all(|&v| v == 64 || v == 63), "the middle, {:?}", &set.train.pixels[..4]);
+}
+
+#[test]
+fn classes_are_sorted_and_every_tenth_picture_is_held_out() {
+    let dir = tempdir().unwrap();
+    for i in 0..20 {
+        put(&dir, &format!("b/{i:02}.png"), (2, 3), i);
+    }
+    for i in 0..9 {
+        put(&dir, &format!("a/{i:02}.PNG"), (2, 3), 100 + i);
+    }
+    fs::write(dir.path().join("notes.txt"), "ignored").unwrap();
+    fs::write(dir.path().join("a/.hidden.png"), "ignored").unwrap();
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    let set = load(&dir).unwrap();
+    assert_eq!(set.classes, ["a", "b"]);
+    assert_eq!((set.train.count, set.test.count), (27, 2));
+    assert_eq!((set.train.channels, set.train.height, set.train.width), (3, 2, 3));
+    assert_eq!((set.train.labels[8], set.train.labels[9]), (0, 1));
+    assert_eq!(set.test.labels, [1, 1]);
+    // Planes of x, of y and of the number of the picture: 9 and 19 are the held-out ones.
+    let first = [0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 1, 1, 9, 9, 9, 9, 9, 9];
+    assert_eq!(set.test.pixels[..18], first);
+    assert_eq!(set.test.pixels[35], 19);
+    assert_eq!((set.train.pixels[17], set.train.pixels[9 * 18 + 17]), (100, 0));
+}
+
+#[test]
+fn train_and_test_folders_give_the_split() {
+    let dir = tempdir().unwrap();
+    for name in ["train/x/1.png", "train/y/1.png", "val/y/1.png"] {
+        put(&dir, name, (2, 2), 0);
+    }
+    let set = load(&dir).unwrap();
+    assert_eq!((set.train.labels, set.test.labels), (vec![0, 1], vec![1]));
+    put(&dir, "val/z/1.png", (2, 2), 0);
+    fails(&dir, &["val: class z is not in", "same classes"]);
+    put(&dir, "stray.png", (2, 2), 0);
+    fails(&dir, &["stray.png: next to the folder"]);
+    let dir = tempdir().unwrap();
+    put(&dir, "train/1.png", (2, 2), 0);
+    fails(&dir, &["a folder train but neither test nor val: add one"]);
+    put(&dir, "test/1.png", (2, 2), 0);
+    let set = load(&dir).unwrap();
+    assert_eq!((set.train.count, set.test.count, set.classes.len()), (1, 1, 0));
+    assert!(set.train.labels.is_empty() && set.test.labels.is_empty());
+}
+
+#[test]
+fn folders_without_usable_pictures_are_refused() {
+    let dir = tempdir().unwrap();
+    fails(&dir, &["holds no pictures", ".png, .jpg, .jpeg"]);
+    fs::write(dir.path().join("a.tiff"), "").unwrap();
+    fails(&dir, &["holds no pictures"]);
+    put(&dir, "one.png", (2, 2), 0);
+    fails(&dir, &["one.png is the only picture"]);
+    put(&dir, "class/two.png", (2, 2), 0);
+    fails(&dir, &["both directly (", "one.png) and in class folders (", "two.png)"]);
+    let dir = tempdir().unwrap();
+    for i in 0..257 {
+        put(&dir, &format!("{i}/1.png"), (1, 1), 0);
+    }
+    fails(&dir, &["has 257 class folders, at most 256"]);
+    let missing = dir.path().join("nowhere");
+    let text = format!("{:#}", load_folder(&missing, None, None).unwrap_err());
+    assert!(text.contains("nowhere cannot be read"), "{text}");
+    assert!(load_folder(dir.path(), None, Some(2)).is_err());
+    assert!(load_folder(dir.path(), Some((0, 4)), None).is_err());
+}
+
+#[test]
+fn broken_pictures_are_named() {
+    let dir = tempdir().unwrap();
+    put(&dir, "a.png", (8, 8), 0);
+    put(&dir, "b.png", (8, 8), 0);
+    let good = fs::read(dir.path().join("a.png")).unwrap();
+    fs::write(dir.path().join("c.png"), &good[..good.len() - 30]).unwrap();
+    fails(&dir, &["c.png cannot be read as a picture (", "replace it or delete it"]);
+    fs::write(dir.path().join("c.png"), "no picture at all").unwrap();
+    fails(&dir, &["c.png cannot be read as a picture ("]);
+    put(&dir, "d.jpg", (64, 64), 0);
+    let jpeg = fs::read(dir.path().join("d.jpg")).unwrap();
+    fs::remove_file(dir.path().join("d.jpg")).unwrap();
+    fs::write(dir.path().join("c.png"), &jpeg[..jpeg.len() - 40]).unwrap();
+    let size = Some((8, 8));
+    let text = load_folder(dir.path(), size, None).unwrap_err().to_string();
+    assert!(text.contains("c.png cannot be read as a picture (it is cut off)"), "{text}");
+    fs::write(dir.path().join("c.png"), &jpeg).unwrap();
+    assert!(load_folder(dir.path(), size, None).is_ok());
+    // A bomb: 30000 x 30000 pixels by its header.
+    let bomb = b"P6 30000 30000 255\n";
+    fs::write(dir.path().join("c.png"), bomb).unwrap();
+    fails(&dir, &["c.png cannot be read as a picture (", "30000x30000", "2700000000 bytes"]);
+    fs::write(dir.path().join("c.png"), b"P6 90000 1 255\n").unwrap();
+    fails(&dir, &["c.png cannot be read as a picture ("]);
+    // The content decides what a file is, not its extension.
+    fs::write(dir.path().join("c.jpg"), &good).unwrap();
+    fs::remove_file(dir.path().join("c.png")).unwrap();
+    assert_eq!(load(&dir).unwrap().train.count, 2);
+}
+
+#[test]
+fn an_odd_size_is_named_and_image_size_mends_it() {
+    let dir = tempdir().unwrap();
+    put(&dir, "a.png", (4, 6), 0);
+    put(&dir, "b.png", (8, 6), 0);
+    put(&dir, "c.png", (4, 12), 200);
+    fails(&dir, &["b.png is 8x6 pixels", "a.png, is 4x6", "--image-size HxW"]);
+    let set = load_folder(dir.path(), Some((4, 6)), Some(3)).unwrap();
+    assert_eq!((set.train.count, set.train.height, set.train.width), (2, 4, 6));
+    // c: 4x12 already covers 4x6, so columns 3 to 8 are kept as they are.
+    assert_eq!(set.test.pixels[..6], [3, 4, 5, 6, 7, 8]);
+    // b: rows 2 to 5 of 8.
+    let rows: Vec<u8> = (0..4).map(|y| set.train.pixels[72 + 24 + 6 * y]).collect();
+    assert_eq!(rows, [2, 3, 4, 5]);
+    // At half the size the third channel, the same everywhere, stays what it is.
+    let small = load_folder(dir.path(), Some((2, 3)), None).unwrap();
+    assert_eq!(small.test.pixels[12..], [200; 6]);
+    assert_eq!(small.test.channels, 3);
+}
+
+#[test]
+fn grey_alpha_and_sixteen_bits() {
+    let dir = tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    GrayImage::from_pixel(2, 2, Luma([77])).save(at("a.png")).unwrap();
+    let deep = ImageBuffer::<Luma<u16>, _>::from_pixel(2, 2, Luma([257 * 5]));
+    deep.save(at("b.png")).unwrap();
+    let set = load(&dir).unwrap();
+    assert_eq!((set.train.channels, set.train.pixels[0], set.test.pixels[0]), (1, 77, 5));
+    let rgb = load_folder(dir.path(), None, Some(3)).unwrap();
+    assert_eq!((rgb.train.channels, &rgb.train.pixels), (3, &vec![77; 12]));
+    let clear = RgbaImage::from_pixel(2, 2, Rgba([200, 100, 50, 128]));
+    clear.save(at("c.png")).unwrap();
+    let set = load(&dir).unwrap();
+    assert_eq!(set.train.channels, 3);
+    assert_eq!(set.test.pixels, [100, 100, 100, 100, 50, 50, 50, 50, 25, 25, 25, 25]);
+    let grey = load_folder(dir.path(), None, Some(1)).unwrap();
+    assert_eq!(grey.test.channels, 1);
+}
+
+#[test]
+fn exif_orientation_is_applied() {
+    let dir = tempdir().unwrap();
+    for name in ["a.jpg", "b.jpg"] {
+        let path = dir.path().join(name);
+        let picture = GrayImage::from_fn(16, 8, |x, _| Luma([if x < 8 { 255 } else { 0 }]));
+        picture.save(&path).unwrap();
+        // An APP1 segment right after the start marker: big-endian TIFF, one entry, orientation 6 (turn right).
+        let tiff = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.splice(2..2, tiff.iter().copied());
+        fs::write(&path, bytes).unwrap();
+    }
+    let set = load(&dir).unwrap();
+    assert_eq!((set.train.height, set.train.width), (16, 8));
+    assert!(set.train.pixels[0] > 200 && set.train.pixels[15 * 8] < 50);
+}
+
+#[test]
+fn the_real_cifar_pictures_load() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/cifar10-images");
+    if !dir.is_dir() {
+        eprintln!("SKIPPED: no {}", dir.display());
+        return;
+    }
+    let start = std::time::Instant::now();
+    let set = load_folder(&dir, None, None).unwrap();
+    eprintln!("4,000 pictures loaded in {:?}", start.elapsed());
+    assert_eq!((set.train.count, set.test.count), (3600, 400));
+    assert_eq!((set.train.channels, set.train.height, set.train.width), (3, 32, 32));
+    assert_eq!((set.classes.len(), set.classes[9].as_str()), (10, "truck"));
+    assert_eq!((set.train.labels[3599], set.test.labels[399]), (9, 9));
+}
