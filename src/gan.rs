@@ -8,7 +8,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::clock::{Clock, Phase};
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
-use crate::nets::{self, Forms, Mode, Net, NetSpec, Op, Shape, features, linear, synthesis};
+use crate::nets::{
+    self, Activation, Forms, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
+};
 use crate::objectives::{GanLoss, discriminator_loss};
 use crate::optim::{Adam, Ema, Hyper};
 
@@ -295,6 +297,47 @@ impl Model for Gan {
 
     fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
+    }
+
+    fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        Ok(None)
+    }
+
+    fn networks(&self) -> Vec<Network<'_>> {
+        let x = Port { name: "x", dims: self.spec.shape.dims().to_vec(), range: Some((0.0, 1.0)), about: "images" };
+        let z = Port { name: "z", dims: vec![self.spec.latent], range: None, about: "latents, from N(0, I)" };
+        let logits =
+            Port { name: "logits", dims: Vec::new(), range: None, about: "above 0 for images taken to be real" };
+        let mut judge = vec![("centre".to_owned(), Operation::Affine { scale: 2.0, shift: -1.0 })];
+        judge.extend(self.discriminator.net.operations());
+        vec![
+            Network {
+                name: "generator",
+                input: z,
+                trunk: self.shown().net.operations(),
+                outputs: vec![(
+                    x.clone(),
+                    vec![
+                        ("tanh".to_owned(), Operation::Activation(Activation::Tanh)),
+                        ("unit".to_owned(), Operation::Affine { scale: 0.5, shift: 0.5 }),
+                    ],
+                )],
+                live: Box::new(|z| Ok(vec![self.decode(z)?])),
+            },
+            Network {
+                name: "discriminator",
+                input: x,
+                trunk: judge,
+                outputs: vec![(
+                    logits,
+                    vec![
+                        ("out".to_owned(), Operation::Linear(&self.discriminator.out)),
+                        ("squeeze".to_owned(), Operation::Squeeze),
+                    ],
+                )],
+                live: Box::new(|x| Ok(vec![self.logits(x)?])),
+            },
+        ]
     }
 
     fn set_forms(&mut self, forms: Forms) -> Result<()> {

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::clock::Clock;
 use crate::native;
-use crate::nets::{Forms, Work};
+use crate::nets::{Forms, Network, Work};
 
 /// Where a step stands: everything random in it follows from `noise`.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +64,16 @@ pub trait Model {
     /// # Errors
     /// As [`Model::step`].
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>>;
+
+    /// The posterior of x [N,C,H,W] in [0,1] in evaluation mode: (mu [N,Z], logvar [N,Z]); none where a model has no encoder
+    /// (a GAN).
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn encode(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>>;
+
+    /// The networks that exports are of, in evaluation mode, of the averaged weights where the model keeps an average.
+    fn networks(&self) -> Vec<Network<'_>>;
 
     /// How the layers are to be computed from now on; results stay equal to rounding.
     ///

@@ -9,7 +9,9 @@ use tch::{Device, Tensor};
 use crate::clock::{Clock, Phase};
 use crate::model::{Model, StepCx, Visit, noise, visit_vars};
 use crate::native;
-use crate::nets::{self, Forms, Init, Mode, Net, NetSpec, Op, Shape, features, linear, synthesis};
+use crate::nets::{
+    self, Forms, Init, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
+};
 use crate::objectives::{bernoulli_nll, gaussian_kl};
 use crate::optim::{Adam, Hyper};
 
@@ -74,7 +76,7 @@ impl Vae {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn encode(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+    pub fn posterior(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
         let h = self.trunk.forward(x, mode)?; // [B,F]
         let mu = self.trunk.forms.linear(&h, &self.mu.ws, self.mu.bs.as_ref(), 1.0)?;
         let logvar = self.trunk.forms.linear(&h, &self.logvar.ws, self.logvar.bs.as_ref(), 1.0)?;
@@ -86,7 +88,7 @@ impl Vae {
     /// # Errors
     /// libtorch's.
     pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: f64, mode: Mode) -> Result<VaeLoss> {
-        let (mu, logvar) = self.encode(x, mode)?;
+        let (mu, logvar) = self.posterior(x, mode)?;
         if self.decoder.forms.own(x) {
             let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
             let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
@@ -187,8 +189,47 @@ impl Model for Vae {
     }
 
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let (mu, _) = tch::no_grad(|| self.encode(x, Mode::Eval))?;
+        let (mu, _) = tch::no_grad(|| self.posterior(x, Mode::Eval))?;
         self.decode(&mu).map(Some)
+    }
+
+    fn encode(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        tch::no_grad(|| self.posterior(x, Mode::Eval)).map(Some)
+    }
+
+    fn networks(&self) -> Vec<Network<'_>> {
+        let (shape, latent) = (self.spec.shape.dims().to_vec(), vec![self.spec.latent]);
+        let head = |name: &'static str, about, layer| {
+            let port = Port { name, dims: latent.clone(), range: None, about };
+            (port, vec![(name.to_owned(), Operation::Linear(layer))])
+        };
+        let x = Port { name: "x", dims: shape, range: Some((0.0, 1.0)), about: "images" };
+        let z = Port { name: "z", dims: latent.clone(), range: None, about: "latents, of the prior N(0, I)" };
+        vec![
+            Network {
+                name: "encoder",
+                input: x.clone(),
+                trunk: self.trunk.operations(),
+                outputs: vec![
+                    head("mu", "mean of q(z|x)", &self.mu),
+                    head("logvar", "logarithm of the variance of q(z|x)", &self.logvar),
+                ],
+                live: Box::new(|x| {
+                    let (mu, logvar) = tch::no_grad(|| self.posterior(x, Mode::Eval))?;
+                    Ok(vec![mu, logvar])
+                }),
+            },
+            Network {
+                name: "decoder",
+                input: z,
+                trunk: self.decoder.operations(),
+                outputs: vec![(
+                    Port { about: "means of the pixels", ..x },
+                    vec![("sigmoid".to_owned(), Operation::Sigmoid)],
+                )],
+                live: Box::new(|z| Ok(vec![self.decode(z)?])),
+            },
+        ]
     }
 
     fn set_forms(&mut self, forms: Forms) -> Result<()> {

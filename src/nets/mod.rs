@@ -7,6 +7,7 @@
 mod conv;
 mod forms;
 mod mlp;
+mod network;
 mod work;
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,7 @@ use tch::nn::{self, Path};
 
 use crate::native;
 pub use forms::{Forms, Kernels, Layout, Products};
+pub use network::{Live, Named, Network, Operation, Port};
 pub use work::{Op, Pass, Work, training};
 
 /// Shape of one image: C channels, H rows, W columns.
@@ -71,7 +73,7 @@ pub enum Activation {
 }
 
 /// Slope of [`Activation::LeakyRelu`].
-const LEAK: f64 = 0.2;
+pub const LEAK: f64 = 0.2;
 
 impl Activation {
     /// Slope for x ≤ 0 of those that are straight on both sides.
@@ -169,9 +171,10 @@ impl Layer {
     }
 }
 
-/// Weight of a batch in the running statistics, and what is added to the variance: PyTorch's.
-const BN_MOMENTUM: f64 = 0.1;
-const BN_EPS: f64 = 1e-5;
+/// Weight of a batch in the running statistics of batch normalisation: PyTorch's.
+pub const BN_MOMENTUM: f64 = 0.1;
+/// Added to the variance by batch normalisation: PyTorch's.
+pub const BN_EPS: f64 = 1e-5;
 
 /// Where batch normalisation takes its statistics from; no other layer cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
