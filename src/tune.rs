@@ -394,6 +394,12 @@ mod tests {
         fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
             Ok(None)
         }
+        fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+            Ok(None)
+        }
+        fn networks(&self) -> Vec<crate::nets::Network<'_>> {
+            Vec::new()
+        }
         fn set_forms(&mut self, forms: Forms) -> Result<()> {
             self.0 = forms;
             Ok(())

@@ -37,6 +37,12 @@ impl Model for Witness {
     fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
     }
+    fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        Ok(None)
+    }
+    fn networks(&self) -> Vec<crate::nets::Network<'_>> {
+        Vec::new()
+    }
     fn set_forms(&mut self, _: crate::nets::Forms) -> Result<()> {
         Ok(())
     }
