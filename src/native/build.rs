@@ -20,6 +20,7 @@ const SHIM: &[&str] = &[
     "src/native/optim.cpp",
     "src/native/random.cpp",
     "src/native/rows.cpp",
+    "src/native/script.cpp",
 ];
 const HEADERS: &[&str] = &["src/native/guard.h", "src/native/layer.h", "src/native/optim.h", "src/native/rows.h"];
 

@@ -9,6 +9,7 @@ mod layers;
 mod loss;
 mod optim;
 mod random;
+mod script;
 
 use std::ffi::{CStr, c_char};
 
@@ -23,6 +24,7 @@ pub use layers::{
 pub use loss::{bernoulli_bound, gaussian_draw};
 pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{randn, seeded};
+pub use script::{Part, save_script, script_description, script_tensors};
 
 type Handle = *mut torch_sys::C_tensor;
 

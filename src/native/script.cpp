@@ -1,0 +1,79 @@
+// TorchScript modules: written from source text with real sub-modules, parameters and buffers, and read back.
+
+#include <caffe2/serialize/inline_container.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <cstring>
+
+#include "guard.h"
+
+using ganvae::guarded;
+using torch::jit::Module;
+
+namespace {
+
+// Where the description lies among a module's extra files.
+constexpr char kDescription[] = "ganvae.json";
+
+// A module without anything in it yet, in evaluation mode.
+Module fresh(const std::string& name, const std::shared_ptr<torch::jit::CompilationUnit>& unit) {
+  Module module("__torch__.ganvae." + name, unit, /*shouldMangle=*/true);
+  // What `train()` and `eval()` set, in C++ as in Python.
+  module.register_attribute("training", c10::BoolType::get(), false);
+  return module;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Writes a module of class `name`: sub-modules `parts` with their own methods, the tensors under `keys` (PART.NAME), of which
+// `parameters` says which are trained, the methods of the whole, and a description of it.
+char* gv_script_save(const char* file, const char* name, const char* description, const char* methods, size_t parts,
+                     const char* const* part_names, const char* const* part_kinds, const char* const* part_methods,
+                     size_t tensors, const char* const* keys, at::Tensor* const* values, const bool* parameters) {
+  return guarded([&] {
+    auto unit = std::make_shared<torch::jit::CompilationUnit>();
+    Module whole = fresh(name, unit);
+    for (size_t i = 0; i < parts; ++i) {
+      Module part = fresh(part_kinds[i], unit);
+      const std::string prefix = std::string(part_names[i]) + ".";
+      for (size_t j = 0; j < tensors; ++j) {
+        if (std::strncmp(keys[j], prefix.c_str(), prefix.size()) != 0) continue;
+        // A copy of its own, so that the file holds each tensor once, dense, on the CPU.
+        at::Tensor copy = values[j]->detach().to(at::kCPU, at::kFloat, false, true, at::MemoryFormat::Contiguous);
+        copy.set_requires_grad(parameters[j]);
+        part.register_parameter(keys[j] + prefix.size(), copy, /*is_buffer=*/!parameters[j]);
+      }
+      part.define(part_methods[i]);
+      whole.register_module(part_names[i], part);
+    }
+    whole.define(methods);
+    whole.save(file, {{kDescription, description}});
+  });
+}
+
+// The description in a module's file, to be freed by the caller; null where there is none.
+char* gv_script_description(const char* file, char** out) {
+  return guarded([&] {
+    *out = nullptr;
+    caffe2::serialize::PyTorchStreamReader reader{std::string(file)};
+    const std::string record = std::string("extra/") + kDescription;
+    if (!reader.hasRecord(record)) return;
+    auto [data, size] = reader.getRecord(record);
+    *out = ::strndup(static_cast<const char*>(data.get()), size);
+  });
+}
+
+// Tells `each` every parameter and buffer of a module's file, on the CPU; the tensor's handle is the callee's own.
+char* gv_script_tensors(const char* file, void* context,
+                        void (*each)(void* context, const char* key, at::Tensor* value, bool parameter)) {
+  return guarded([&] {
+    Module module = torch::jit::load(file, at::kCPU);
+    for (const auto& p : module.named_parameters()) each(context, p.name.c_str(), new at::Tensor(p.value.detach()), true);
+    for (const auto& b : module.named_buffers()) each(context, b.name.c_str(), new at::Tensor(b.value.detach()), false);
+  });
+}
+
+}  // extern "C"
