@@ -1,4 +1,5 @@
-//! Checkpoints: all state of a run in a folder that is either complete or not there. Imports model, hash and progress (to warn).
+//! Checkpoints: all state of a run in a folder that is either complete or not there. Imports model, weights, hash and progress
+//! (to warn).
 //!
 //! `checkpoints/step-00000469/` holds model.safetensors (weights, buffers, averages), optimizer.safetensors (moments,
 //! counters), state.json (where the run stands, and the checksums of the other two) and state.sha256 (its own). It is written
@@ -11,13 +12,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::hash;
 use crate::model::{Part, Visit};
 use crate::progress;
+use crate::weights::{self, sync};
 
 /// Version of the layout described above.
 const FORMAT: u32 = 2;
@@ -135,7 +136,7 @@ pub fn save(
         fs::create_dir(&part)?;
         for (kind, tensors) in [(Part::Model, gather.model), (Part::Optimizer, gather.optimizer)] {
             let file = part.join(file_name(kind));
-            write_tensors(&file, tensors)?;
+            weights::write(&file, tensors)?;
             state.files.insert(file_name(kind).to_owned(), sum(&file)?);
         }
         let text = serde_json::to_vec_pretty(&state)?;
@@ -329,7 +330,7 @@ pub fn load(dir: &Path, parts: &[Part], visit: &mut dyn FnMut(&mut dyn Visit) ->
         let differences = compare(live, &stored);
         ensure!(differences.is_empty(), "{} does not fit this model: {}", file.display(), differences.join("; "));
         for (name, t) in live {
-            pending.push((t.shallow_clone(), tensor_of(&stored.tensor(name)?)?));
+            pending.push((t.shallow_clone(), weights::tensor_of(&stored.tensor(name)?)?));
         }
     }
     tch::no_grad(|| {
@@ -349,7 +350,7 @@ fn compare(live: &[(String, Tensor)], stored: &SafeTensors) -> Vec<String> {
                 let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
                 if shape != t.size() {
                     differences.push(format!("{name} has shape {shape:?}, wanted {:?}", t.size()));
-                } else if dtype(t.kind()).ok() != Some(view.dtype()) {
+                } else if weights::dtype(t.kind()).ok() != Some(view.dtype()) {
                     differences.push(format!("{name} has type {:?}, wanted {:?}", view.dtype(), t.kind()));
                 }
             }
@@ -388,52 +389,6 @@ impl Visit for Gather {
     }
 }
 
-/// Writes tensors as safetensors, synced, lending their own memory to the writer: on the CPU nothing is copied.
-fn write_tensors(file: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
-    let mut held = Vec::with_capacity(tensors.len());
-    for (name, t) in tensors {
-        held.push((name, t.detach().f_to_device(Device::Cpu)?.f_contiguous()?));
-    }
-    let mut views = Vec::with_capacity(held.len());
-    for (name, t) in &held {
-        let shape = t.size().iter().map(|&d| d as usize).collect();
-        views.push((name, TensorView::new(dtype(t.kind())?, shape, bytes_of(t))?));
-    }
-    safetensors::serialize_to_file(views, None, file)?;
-    sync(file)
-}
-
-/// The memory of a contiguous tensor on the CPU.
-fn bytes_of(t: &Tensor) -> &[u8] {
-    let bytes = t.numel() * t.kind().elt_size_in_bytes();
-    // SAFETY: `write_tensors` made the tensor contiguous and moved it to the CPU, where `data_ptr` is the start of exactly
-    // `bytes` bytes that live as long as the tensor; a slice may not start at null, which an empty tensor's memory may.
-    match bytes {
-        0 => &[],
-        _ => unsafe { std::slice::from_raw_parts(t.data_ptr() as *const u8, bytes) },
-    }
-}
-
-fn dtype(kind: Kind) -> Result<Dtype> {
-    Ok(match kind {
-        Kind::Float => Dtype::F32,
-        Kind::Double => Dtype::F64,
-        Kind::Int64 => Dtype::I64,
-        other => bail!("state of type {other:?} has no place in a checkpoint"),
-    })
-}
-
-fn tensor_of(view: &TensorView) -> Result<Tensor> {
-    let kind = match view.dtype() {
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::I64 => Kind::Int64,
-        other => bail!("a tensor of type {other:?} has no place in a checkpoint"),
-    };
-    let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
-    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
-}
-
 fn sum(file: &Path) -> Result<FileSum> {
     let (bytes, sha256) = hash::sha256_file(file)?;
     Ok(FileSum { bytes, sha256 })
@@ -442,11 +397,6 @@ fn sum(file: &Path) -> Result<FileSum> {
 fn write_synced(file: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(file, bytes)?;
     sync(file)
-}
-
-/// Waits until a file or folder is on the disk.
-fn sync(path: &Path) -> Result<()> {
-    Ok(fs::File::open(path)?.sync_all()?)
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {

@@ -1,10 +1,11 @@
-//! The command line and nothing else: no other file knows argv. Imports config for the settings that are flags.
+//! The command line and nothing else: no other file knows argv. Imports config and export for what are flags.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ModelKind, Settings};
+use crate::export::Format;
 
 /// Train GANs and VAEs on images: curves, sample grids and weights by themselves, no Python.
 #[derive(Debug, Parser)]
@@ -22,6 +23,8 @@ pub enum Command {
     Train(Box<Train>),
     /// Draw new images from a trained run
     Sample(Sample),
+    /// Write a trained run's networks as TorchScript, safetensors and ONNX
+    Export(Export),
     /// Time the real training step, part by part, beside the limit of its products and convolutions
     Bench(Box<Bench>),
     /// Draw loss curves; several runs share one chart
@@ -71,6 +74,26 @@ pub struct Sample {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// `ganvae export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// A run's folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Which files are written of each network
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT,...",
+        value_delimiter = ',',
+        default_value = "torchscript,safetensors,onnx"
+    )]
+    pub format: Vec<Format>,
+    /// Their folder [default: export/ in the run]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// `ganvae bench`.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::bench;
-use crate::cli::{Bench, Cli, Command, Data, Plot, Sample, Train};
+use crate::cli::{Bench, Cli, Command, Data, Export, Plot, Sample, Train};
 use crate::config::{self, Settings, Usage, one_line, usage};
 use crate::data;
+use crate::export;
 use crate::plot;
 use crate::run::RunDir;
 use crate::sample;
@@ -22,6 +23,7 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Train(args) => run_train(&args),
         Command::Sample(args) => run_sample(&args),
+        Command::Export(args) => run_export(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Plot(args) => run_plot(&args),
         Command::Data(args) => run_data(&args),
@@ -103,10 +105,24 @@ fn run_sample(args: &Sample) -> Result<u8> {
     Ok(0)
 }
 
+fn run_export(args: &Export) -> Result<u8> {
+    // The CPU's float32 is what the files are compared with, wherever the run was trained.
+    let over = Settings { device: Some("cpu".into()), ..Settings::default() };
+    let (trained, origin) = sample::Trained::open(&args.run, &over)?;
+    let out = args.out.clone().unwrap_or_else(|| args.run.join("export"));
+    for written in export::export(&trained.model.networks(), &origin, &args.format, &out)? {
+        let largest = written.differences.iter().copied().fold(0.0, f64::max);
+        let off = if largest == 0.0 { "exact".to_owned() } else { format!("off by {largest:.1e} at the most") };
+        print(&format!("{}  {off}\n", written.path.display()))?;
+    }
+    Ok(0)
+}
+
 fn run_bench(args: &Bench) -> Result<u8> {
     let s = &args.settings;
     let of_a_run = [
         ("out", s.out.is_some()),
+        ("init-from", s.init_from.is_some()),
         ("epochs", s.epochs.is_some()),
         ("steps", s.steps.is_some()),
         ("log-every", s.log_every.is_some()),

@@ -286,6 +286,11 @@ impl Model for Gan {
         None
     }
 
+    fn end_training(&mut self) {
+        self.adam_g.forget();
+        self.adam_d.forget();
+    }
+
     fn set_lr(&mut self, lr: f64) {
         self.adam_g.set_lr(lr);
         self.adam_d.set_lr(lr);

@@ -9,6 +9,7 @@
 //! train       the loop                       bench  timing
 //! setup       device, data and model, put together
 //! run         the run folder                    checkpoint  state on disk     progress  what a person sees
+//! export      modules for other programs        init        weights from other programs
 //! data        where images come from            device      which device
 //! config      settings, presets, checks
 //! tune        which form of a step is the fastest here
@@ -18,7 +19,7 @@
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, grid, plot
+//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, grid, plot
 //! ```
 
 #![warn(missing_docs)]
@@ -31,10 +32,12 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod export;
 pub mod gan;
 pub mod grid;
 pub mod hash;
 pub mod health;
+pub mod init;
 pub mod model;
 pub mod native;
 pub mod nets;
@@ -49,3 +52,4 @@ pub mod setup;
 pub mod train;
 pub mod tune;
 pub mod vae;
+pub mod weights;

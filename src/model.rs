@@ -50,6 +50,9 @@ pub trait Model {
     /// Which of the values says how good a model is when it is held-out (less is better); none where none does.
     fn criterion(&self) -> Option<usize>;
 
+    /// Training is over: lets go of what only further updates need, which fail from now on.
+    fn end_training(&mut self);
+
     /// The optimizers' step size from now on.
     fn set_lr(&mut self, lr: f64);
 

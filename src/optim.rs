@@ -1,6 +1,6 @@
 //! Adam with its own visible state, and moving averages of weights. Imports model, native, clock.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
@@ -112,6 +112,11 @@ impl Adam {
         Ok(())
     }
 
+    /// Frees the moments; updates and [`Adam::visit`] fail from now on.
+    pub fn forget(&mut self) {
+        (self.exp_avgs, self.exp_avg_sqs) = (Vec::new(), Vec::new());
+    }
+
     /// The step size from now on.
     pub fn set_lr(&mut self, lr: f64) {
         self.hyper.adam.lr = lr;
@@ -130,8 +135,9 @@ impl Adam {
     /// Shows `v` the moments, and the counter under `step_name`.
     ///
     /// # Errors
-    /// The visitor's.
+    /// The visitor's; when the moments have been let go.
     pub fn visit(&self, v: &mut dyn Visit, step_name: &str) -> Result<()> {
+        ensure!(self.exp_avgs.len() == self.names.len(), "the optimizer's moments were let go when training ended");
         for (i, name) in self.names.iter().enumerate() {
             v.tensor(Part::Optimizer, &format!("{name}.exp_avg"), &self.exp_avgs[i])?;
             v.tensor(Part::Optimizer, &format!("{name}.exp_avg_sq"), &self.exp_avg_sqs[i])?;

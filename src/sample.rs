@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 use crate::checkpoint;
 use crate::config::{self, Settings, usage};
 use crate::device;
+use crate::export::Origin;
 use crate::grid;
 use crate::model::{Model, Part, noise};
 use crate::nets::Shape;
@@ -33,7 +34,7 @@ impl Trained {
     ///
     /// # Errors
     /// When it is no run, or has no whole checkpoint.
-    pub fn open(root: &Path, over: &Settings) -> Result<Self> {
+    pub fn open(root: &Path, over: &Settings) -> Result<(Self, Origin)> {
         let run = RunDir::open(root)?;
         let (kind, settings, info) = run.config()?;
         let config = config::resolve(kind, &settings.overlaid(over)?)?;
@@ -46,11 +47,12 @@ impl Trained {
         let per_epoch = setup::steps_per_epoch(info.train_images, config.batch_size);
         let mut model = setup::build(&config, shape, per_epoch, device)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
+        model.end_training();
         if device == Device::Cpu {
             let threads = config.settings.threads.unwrap_or(info.tuning.threads);
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
-        Ok(Trained { model, device })
+        Ok((Trained { model, device }, Origin::new(&config, state.step)))
     }
 
     /// `count` images of the prior: [N,C,H,W] in [0,1] on the CPU; the same for the same seed, and the first n of more.
@@ -93,7 +95,7 @@ pub fn sample(root: &Path, count: i64, seed: u64, out: Option<&Path>, over: &Set
     if extension.is_none() && std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
         usage!("--out {}: the folder is not empty, and its files could be overwritten: name another", out.display());
     }
-    let images = Trained::open(root, over)?.sample(count, seed)?;
+    let images = Trained::open(root, over)?.0.sample(count, seed)?;
     match extension.as_deref() {
         Some("png") => {
             let size = images.size();

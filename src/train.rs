@@ -4,15 +4,19 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Best, State};
 use crate::clock::Clock;
 use crate::config::{self, Config, Settings, usage};
 use crate::device;
+use crate::export;
 use crate::grid;
 use crate::health::{self, Diverged, Watch};
+use crate::init::init_from;
 use crate::model::{Part, StepCx, Visit, noise};
+use crate::native;
 use crate::plot;
 use crate::progress::{self, Progress};
 use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo, StopFlag};
@@ -48,6 +52,7 @@ pub fn train(config: &Config) -> Result<Outcome> {
         run::check_free(out)?;
     }
     let mut session = Session::build(config, None)?;
+    session.init()?;
     let run = RunDir::create(out, config.model, &session.setup.data)?;
     let lock = run.lock()?;
     run.write_config(&config.kept_toml()?, &session.info)?;
@@ -113,6 +118,7 @@ pub fn resume(root: &Path, given: &Settings) -> Result<Outcome> {
         }
         None => {
             progress::say(&format!("{shown} has no checkpoint yet: it starts from the beginning"));
+            session.init()?;
             session.state(0.0, 0)?
         }
     };
@@ -232,6 +238,15 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// The weights that `--init-from` names, in place of fresh ones.
+    fn init(&mut self) -> Result<()> {
+        if let Some(path) = &self.config.settings.init_from {
+            let taken = init_from(self.setup.model.as_mut(), path)?;
+            progress::say(&format!("{}: {taken}", path.display()));
+        }
+        Ok(())
+    }
+
     /// Where the run stands, for a checkpoint.
     fn state(&self, wall_s: f64, metrics_bytes: u64) -> Result<State> {
         Ok(State {
@@ -319,6 +334,7 @@ impl<'a> Session<'a> {
             }
         }
         rec.progress.finish();
+        self.export(&rec)?;
         Ok(Outcome::Done(self.summary(&rec)))
     }
 
@@ -387,6 +403,24 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// The networks for other programs, in every format.
+    fn export(&mut self, rec: &Recorder) -> Result<()> {
+        let origin = export::Origin::new(self.config, self.step);
+        let dir = rec.run.path("export");
+        // Room for the copies that are compared: the run holds no more memory at its end than in a step.
+        self.setup.model.end_training();
+        native::release_free_memory();
+        export::export(&self.setup.model.networks(), &origin, export::Format::value_variants(), &dir).with_context(
+            || {
+                format!(
+                    "training is done and its checkpoint whole, but the export failed; mend it, then: ganvae export {}",
+                    rec.run.shown()
+                )
+            },
+        )?;
+        Ok(())
+    }
+
     fn summary(&self, rec: &Recorder) -> String {
         let root = rec.run.shown();
         let mut text = format!("{}\ncurves   {root}/loss.png\nsamples  {root}/samples/{}\n", rec.scores, rec.picture);
@@ -394,6 +428,7 @@ impl<'a> Session<'a> {
             text.push_str(&format!("recons   {root}/reconstructions/{}\n", rec.picture));
         }
         text.push_str(&format!("weights  {root}/checkpoints/step-{:08}/model.safetensors\n", self.step));
+        text.push_str(&format!("exports  {root}/export (TorchScript, safetensors, ONNX)\n"));
         text.push_str(&format!("more     ganvae sample {root}\n"));
         text
     }

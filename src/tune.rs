@@ -394,6 +394,7 @@ mod tests {
         fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
             Ok(None)
         }
+        fn end_training(&mut self) {}
         fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
             Ok(None)
         }

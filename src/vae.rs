@@ -180,6 +180,10 @@ impl Model for Vae {
         Some(0)
     }
 
+    fn end_training(&mut self) {
+        self.adam.forget();
+    }
+
     fn set_lr(&mut self, lr: f64) {
         self.adam.set_lr(lr);
     }

@@ -1006,11 +1006,12 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 /// What is reserved for a frame on the word of its own header, before that is compared with the picture's. WebP: one of
-/// 16383x16383 pixels in 3/2 bytes, and partitions of up to 16 MiB each. GIF: up to the reader's limit.
+/// 16383x16383 pixels in 3/2 bytes, and partitions of up to 16 MiB each. GIF: up to the reader's limit of four bytes
+/// for each pixel, and its place in the palette beside them.
 fn frame(head: &[u8]) -> usize {
     match head {
         [b'R', b'I', b'F', b'F', ..] => 3 * (1 << 27) + (128 << 20),
-        [b'G', b'I', b'F', ..] => 256 << 20,
+        [b'G', b'I', b'F', ..] => (256 << 20) / 4 * 5,
         _ => 0,
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of checkpoints on a disk. Imports its parent alone.
 
 use super::*;
+use tch::{Device, Kind};
 
 fn state(step: u64) -> State {
     State::new("vae".into(), step)

@@ -107,8 +107,8 @@ impl Config {
         if let Some(data) = self.settings.data.as_deref().filter(|d| Path::new(d).is_dir()) {
             kept.settings.data = Some(full(Path::new(data))?.to_string_lossy().into_owned());
         }
-        if let Some(dir) = &self.settings.data_dir {
-            kept.settings.data_dir = Some(full(dir)?);
+        for path in [&mut kept.settings.data_dir, &mut kept.settings.init_from].into_iter().flatten() {
+            *path = full(path)?;
         }
         kept.to_toml()
     }

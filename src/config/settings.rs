@@ -146,6 +146,9 @@ pub struct Settings {
     #[arg(long, value_name = "DECAY", help_heading = "Objective")]
     pub ema: Option<f64>,
 
+    /// Start from these weights, by key: a .safetensors or TorchScript .pt file, a folder of exports, or a run
+    #[arg(long, value_name = "PATH", help_heading = "Training")]
+    pub init_from: Option<PathBuf>,
     /// Passes over the training images
     #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Training", value_parser = whole())]
     pub epochs: Option<u64>,

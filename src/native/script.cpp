@@ -41,10 +41,10 @@ char* gv_script_save(const char* file, const char* name, const char* description
       const std::string prefix = std::string(part_names[i]) + ".";
       for (size_t j = 0; j < tensors; ++j) {
         if (std::strncmp(keys[j], prefix.c_str(), prefix.size()) != 0) continue;
-        // A copy of its own, so that the file holds each tensor once, dense, on the CPU.
-        at::Tensor copy = values[j]->detach().to(at::kCPU, at::kFloat, false, true, at::MemoryFormat::Contiguous);
-        copy.set_requires_grad(parameters[j]);
-        part.register_parameter(keys[j] + prefix.size(), copy, /*is_buffer=*/!parameters[j]);
+        // Dense and on the CPU, as everyone expects; what is so already is not copied.
+        at::Tensor value = values[j]->detach().to(at::kCPU, at::kFloat).contiguous();
+        value.set_requires_grad(parameters[j]);
+        part.register_parameter(keys[j] + prefix.size(), value, /*is_buffer=*/!parameters[j]);
       }
       part.define(part_methods[i]);
       whole.register_module(part_names[i], part);

@@ -18,7 +18,7 @@ use tch::nn::{self, Path};
 
 use crate::native;
 pub use forms::{Forms, Kernels, Layout, Products};
-pub use network::{Live, Named, Network, Operation, Port};
+pub use network::{Live, NETWORKS, Named, Network, Operation, Port};
 pub use work::{Op, Pass, Work, training};
 
 /// Shape of one image: C channels, H rows, W columns.

@@ -6,6 +6,9 @@ use tch::nn;
 
 use super::{Activation, Layer, Net};
 
+/// Names of networks: the first part of a model's keys, and the names of exported files.
+pub const NETWORKS: [&str; 4] = ["encoder", "decoder", "generator", "discriminator"];
+
 /// One operation on a batch, of a closed set that every export format knows; all in evaluation mode.
 #[derive(Debug)]
 pub enum Operation<'a> {
@@ -57,7 +60,7 @@ pub type Live<'a> = Box<dyn Fn(&Tensor) -> Result<Vec<Tensor>> + 'a>;
 
 /// One network of a model.
 pub struct Network<'a> {
-    /// `encoder`, `decoder`, `generator` or `discriminator`.
+    /// One of [`NETWORKS`].
     pub name: &'static str,
     /// What it takes.
     pub input: Port,

@@ -37,6 +37,7 @@ impl Model for Witness {
     fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
     }
+    fn end_training(&mut self) {}
     fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         Ok(None)
     }

@@ -1,0 +1,241 @@
+//! Exports in the programs that they are made for: Python's torch and onnxruntime, C++ libtorch, and back in Rust.
+//!
+//! `scripts/check_exports.py` and `scripts/check_onnx.py` are what Python does with them; `tests/cpp/run_module.cpp` is a program of somebody else's.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use ganvae::config::{self, ModelKind, Preset, Settings};
+use ganvae::export::{self, Format, Origin};
+use ganvae::init::init_from;
+use ganvae::model::{Model, Part, Visit};
+use ganvae::nets::Shape;
+use ganvae::setup;
+use tch::{CModule, Device, IValue, Kind, Tensor};
+
+/// Batch sizes of the fixed inputs.
+const BATCHES: [i64; 3] = [1, 5, 64];
+
+struct Case {
+    name: String,
+    kind: ModelKind,
+    settings: Settings,
+    shape: Shape,
+    model: Box<dyn Model>,
+    origin: Origin,
+}
+
+fn build(kind: ModelKind, settings: &Settings, shape: Shape) -> Result<(Box<dyn Model>, Origin)> {
+    let config = config::resolve(kind, settings)?;
+    let mut model = setup::build(&config, shape, 10, Device::Cpu)?;
+    model.visit(&mut Scramble)?;
+    Ok((model, Origin::new(&config, 3)))
+}
+
+/// Gives batch normalisation statistics that a mistake would show in.
+struct Scramble;
+
+impl Visit for Scramble {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        if name.contains("running_") {
+            let seed = name.bytes().map(i64::from).sum();
+            let noise = ganvae::native::randn(seed, &t.size())?;
+            tch::no_grad(|| t.shallow_clone().copy_(&if name.ends_with("var") { noise.exp() } else { noise }));
+        }
+        Ok(())
+    }
+}
+
+/// Every preset on grey digits and, of each architecture, one on colour pictures.
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for kind in [ModelKind::Vae, ModelKind::Gan] {
+        for preset in Preset::value_variants() {
+            for (channels, side) in [(1, 28), (3, 32)] {
+                let settings = Settings { preset: Some(*preset), ..Settings::default() };
+                let shape = Shape { channels, height: side, width: side };
+                // A preset is of one kind of model, or of both.
+                let Ok((model, origin)) = build(kind, &settings, shape) else { continue };
+                let name = format!("{kind}-{}-{channels}", config::preset_name(*preset));
+                // The article's networks on colour pictures are 0.2 GB more of the same.
+                if !(channels == 3 && name.contains("article")) {
+                    all.push(Case { name, kind, settings, shape, model, origin });
+                }
+            }
+        }
+    }
+    assert!(all.len() >= 8, "only {} presets were built", all.len());
+    all
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Python with torch, onnx and onnxruntime; none, said aloud, where there is not.
+fn python() -> Option<PathBuf> {
+    let ours = root().join(".venv/bin/python");
+    let python = if ours.exists() { ours } else { "python3".into() };
+    let found = Command::new(&python).args(["-c", "import torch, onnx, onnxruntime, safetensors"]).output();
+    if found.as_ref().is_ok_and(|o| o.status.success()) {
+        return Some(python);
+    }
+    eprintln!("SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)");
+    None
+}
+
+fn run_script(python: &Path, script: &str, command: &str, folders: &[PathBuf]) {
+    let mut run = Command::new(python);
+    run.arg(root().join("scripts").join(script)).args((!command.is_empty()).then_some(command)).args(folders);
+    let out = run.output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{script} {command}: {text}");
+    println!("{text}");
+}
+
+/// Inputs and the live networks' outputs, for others to compare with.
+fn write_expected(model: &dyn Model, file: &Path) -> Result<()> {
+    let mut all = Vec::new();
+    for network in model.networks() {
+        for batch in BATCHES {
+            let x = export::example(&network.input, batch)?;
+            for ((port, _), y) in network.outputs.iter().zip((network.live)(&x)?) {
+                all.push((format!("{}.{batch}.{}", network.name, port.name), y));
+            }
+            all.push((format!("{}.{batch}.input", network.name), x));
+        }
+    }
+    ganvae::weights::write(file, all)
+}
+
+#[test]
+fn python_loads_runs_converts_and_trains_every_export() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut folders = Vec::new();
+    for case in cases() {
+        let out = dir.path().join(&case.name);
+        export::export(&case.model.networks(), &case.origin, Format::value_variants(), &out).unwrap();
+        write_expected(case.model.as_ref(), &out.join("expected.safetensors")).unwrap();
+        folders.push(out);
+    }
+    run_script(&python, "check_exports.py", "check", &folders);
+    run_script(&python, "check_onnx.py", "", &folders);
+}
+
+#[test]
+fn weights_go_to_pytorch_and_back_without_losing_a_bit() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let formats = [Format::Torchscript, Format::Safetensors];
+    let cases: Vec<_> = cases().into_iter().filter(|c| !c.name.contains("article")).collect();
+    let folders: Vec<_> = cases.iter().map(|c| dir.path().join(&c.name)).collect();
+    for (case, folder) in cases.iter().zip(&folders) {
+        export::export(&case.model.networks(), &case.origin, &formats, folder).unwrap();
+    }
+    // Python changes every number, and writes both kinds of file.
+    run_script(&python, "check_exports.py", "change", &folders);
+    for extension in ["safetensors", "pt"] {
+        for (case, folder) in cases.iter().zip(&folders) {
+            let (from, back) = (folder.join(extension), folder.join("back"));
+            std::fs::create_dir_all(&from).unwrap();
+            for network in case.model.networks() {
+                let file = format!("{}.{extension}", network.name);
+                std::fs::copy(folder.join("changed").join(&file), from.join(&file)).unwrap();
+            }
+            let (mut fresh, origin) = build(case.kind, &case.settings, case.shape).unwrap();
+            let taken = init_from(fresh.as_mut(), &from).unwrap();
+            assert!(taken.missing.is_empty() && taken.unused.is_empty(), "{}: {taken}", case.name);
+            export::export(&fresh.networks(), &origin, &formats, &back).unwrap();
+        }
+        run_script(&python, "check_exports.py", "same", &folders);
+    }
+}
+
+/// Every Python block of the README, as a reader would paste it, beside a run that was trained as it says.
+#[test]
+fn the_readmes_snippets_run() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let blocks: Vec<&str> = readme.split("```python\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 3 && blocks.iter().all(|b| b.trim().lines().count() <= 3), "{blocks:?}");
+    for extension in ["pt", "safetensors", "onnx"] {
+        assert!(blocks.iter().any(|b| b.contains(&format!(".{extension}\""))), "no snippet loads a .{extension}");
+    }
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let trained = Command::new(env!("CARGO_BIN_EXE_ganvae"))
+        .args(["train", "vae", "--train-limit", "64", "--test-limit", "16", "--steps", "2", "--threads", "1"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    for block in blocks {
+        let out = Command::new(&python).arg("-c").arg(block).current_dir(dir.path()).output().unwrap();
+        assert!(out.status.success(), "{block}\n{}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+/// Largest difference, relative to the largest value.
+fn off(got: &Tensor, want: &Tensor) -> f64 {
+    assert_eq!(got.size(), want.size());
+    (got - want).abs().max().double_value(&[]) / want.abs().max().double_value(&[]).max(1.0)
+}
+
+#[test]
+fn cpp_and_rust_run_every_module() {
+    let dir = tempfile::tempdir().unwrap();
+    let lib = PathBuf::from(env!("GANVAE_LIBTORCH_LIB"));
+    let include = lib.parent().unwrap().join("include");
+    let program = dir.path().join("run_module");
+    let built = Command::new("g++")
+        .args(["-std=c++17", "-O0", "-D_GLIBCXX_USE_CXX11_ABI=1", "-Wl,--no-as-needed", "-o"])
+        .arg(&program)
+        .arg(root().join("tests/cpp/run_module.cpp"))
+        .arg("-I")
+        .arg(&include)
+        .arg("-I")
+        .arg(include.join("torch/csrc/api/include"))
+        .arg("-L")
+        .arg(&lib)
+        .args(["-ltorch_cpu", "-lc10"])
+        .arg(format!("-Wl,-rpath,{}", lib.display()))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    for case in cases() {
+        let out = dir.path().join(&case.name);
+        export::export(&case.model.networks(), &case.origin, &[Format::Torchscript], &out).unwrap();
+        for network in case.model.networks() {
+            let module = out.join(format!("{}.pt", network.name));
+            let x = export::example(&network.input, 3).unwrap();
+            let want = (network.live)(&x).unwrap();
+
+            let rust = CModule::load(&module).unwrap();
+            assert_eq!(
+                rust.named_parameters().unwrap().len(),
+                network.tensors().iter().filter(|(.., parameter)| *parameter).count(),
+                "{} has its parameters",
+                case.name
+            );
+            let got = match rust.forward_is(&[IValue::Tensor(x.shallow_clone())]).unwrap() {
+                IValue::Tensor(t) => vec![t],
+                IValue::Tuple(all) => all.into_iter().map(|v| Tensor::try_from(v).unwrap()).collect(),
+                other => panic!("{other:?}"),
+            };
+            let (input, prefix) = (dir.path().join("x.pt"), dir.path().join("y"));
+            x.save(&input).unwrap();
+            let ran = Command::new(&program).arg(&module).arg(&input).arg(&prefix).output().unwrap();
+            assert!(ran.status.success(), "{}: {}", case.name, String::from_utf8_lossy(&ran.stderr));
+            assert_eq!(got.len(), want.len());
+            for (i, (want, got)) in want.iter().zip(&got).enumerate() {
+                assert!(off(got, want) < 1e-5, "{}.{} in Rust", case.name, network.name);
+                let cpp = Tensor::load(format!("{}{i}.pt", prefix.display())).unwrap();
+                assert!(off(&cpp, want) < 1e-5, "{}.{} in C++", case.name, network.name);
+                assert_eq!(cpp.kind(), Kind::Float);
+            }
+        }
+        std::fs::remove_dir_all(out).unwrap();
+    }
+}
