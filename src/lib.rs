@@ -5,11 +5,12 @@
 //! ```text
 //! main        parse, run, print the error, exit code
 //! commands    each command carried out          cli  the command line
-//! sample      a trained run put to use
+//! generate  walk  latents   images from latents, and latents from images
+//! trained     a run or an export put to use
 //! train       the loop                       bench  timing
 //! setup       device, data and model, put together
 //! run         the run folder                    checkpoint  state on disk     progress  what a person sees
-//! data        where images come from            device      which device
+//! data        where images come from            output  where they go           device      which device
 //! config      settings, presets, checks
 //! tune        which form of a step is the fastest here
 //! vae  gan    one update of each model
@@ -18,7 +19,9 @@
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, grid, plot
+//! timelapse   training as an animation          film  npy   files of many pictures
+//!
+//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, grid, part, plot
 //! ```
 
 #![warn(missing_docs)]
@@ -31,21 +34,29 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod film;
 pub mod gan;
+pub mod generate;
 pub mod grid;
 pub mod hash;
 pub mod health;
+pub mod latents;
 pub mod model;
 pub mod native;
 pub mod nets;
+pub mod npy;
 pub mod objectives;
 pub mod optim;
+pub mod output;
+pub mod part;
 pub mod plot;
 pub mod progress;
 pub mod run;
-pub mod sample;
 pub mod seed;
 pub mod setup;
+pub mod timelapse;
 pub mod train;
+pub mod trained;
 pub mod tune;
 pub mod vae;
+pub mod walk;
