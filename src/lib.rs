@@ -23,6 +23,34 @@
 //!
 //! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, grid, part, plot
 //! ```
+//!
+//! # From a program of your own
+//!
+//! A run, or what was exported of one, opened and put to use:
+//!
+//! ```
+//! # fn main() -> anyhow::Result<()> {
+//! use ganvae::{config::Settings, grid, trained::Trained};
+//! # let dir = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&dir)?;
+//! # let (train_limit, test_limit, device) = (Some(64), Some(16), Some("cpu".to_owned()));
+//! # let tiny = Settings { steps: Some(2), train_limit, test_limit, device, ..Settings::default() };
+//! # ganvae::train::train(&ganvae::config::resolve(ganvae::config::ModelKind::Vae, &tiny)?)?;
+//!
+//! let trained = Trained::open("runs/0001-vae-digits", &Settings::default())?;
+//! let images = trained.sample(64, 0)?; // [64,C,H,W] in [0,1]; 0 is the seed
+//! grid::draw(&images, 8)?.save("samples.png".as_ref())?;
+//!
+//! let (mu, _logvar) = trained.encode(&images)?; // [64,Z]
+//! let again = trained.decode(&mu)?; // [64,C,H,W]
+//! # assert_eq!(again.size(), [64, 1, 28, 28]);
+//! # assert!(std::fs::metadata("samples.png")?.len() > 1000);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `Settings { device: Some("cuda".into()), ..Settings::default() }` does it on a GPU. Training is [`config::resolve`] and
+//! [`train::train`].
 
 #![warn(missing_docs)]
 

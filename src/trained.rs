@@ -24,10 +24,7 @@ use crate::tune::Tuning;
 /// bits of an image do not depend on how many others were asked for (products round differently at other sizes).
 pub const BATCH: i64 = 64;
 
-/// A trained model in evaluation mode.
-///
-/// # Examples
-/// See the [crate's own](crate#from-a-program-of-your-own).
+/// A trained model in evaluation mode; the [crate's example](crate#from-a-program-of-your-own) opens one.
 pub struct Trained {
     root: PathBuf,
     device: Device,
@@ -69,7 +66,8 @@ impl Trained {
     ///
     /// # Errors
     /// [`crate::config::Usage`] when `path` is none of these; when a run has no whole checkpoint, or a module cannot be read.
-    pub fn open(path: &Path, over: &Settings) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, over: &Settings) -> Result<Self> {
+        let path = path.as_ref();
         let modules = ["decoder.pt", "generator.pt", "encoder.pt"].map(|name| path.join(name));
         if is_run(path) {
             return Trained::open_run(path, over);

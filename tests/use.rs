@@ -222,7 +222,7 @@ fn traversals_move_one_dimension_and_name_it() {
     assert!(effect.windows(2).all(|w| w[0] >= w[1]), "the strongest first: {effect:?}");
     // Against the library: row 0 is decoded from a latent that is 0 but for that dimension.
     let settings = ganvae::config::Settings { device: Some("cpu".into()), ..Default::default() };
-    let trained = ganvae::trained::Trained::open(&trained().join("v"), &settings).unwrap();
+    let trained = ganvae::trained::Trained::open(trained().join("v"), &settings).unwrap();
     let z = Tensor::zeros([1, 12], (Kind::Float, tch::Device::Cpu));
     let _ = z.get(0).get(dims[0] as i64).fill_(-3.0);
     assert_eq!(trained.decode(&z).unwrap().get(0), rows.get(0).get(0));
@@ -275,7 +275,7 @@ fn latents_are_arrays_with_labels_beside_them() {
     // mu decoded is the reconstruction.
     good(d, &["reconstruct", "../v", "--count", "100", "--out", "r.npy"]);
     let trained = ganvae::trained::Trained::open(
-        &trained().join("v"),
+        trained().join("v"),
         &ganvae::config::Settings { device: Some("cpu".into()), ..Default::default() },
     );
     assert_eq!(trained.unwrap().decode(&mu).unwrap(), array(d, "r.npy"));
