@@ -1,4 +1,5 @@
-//! The command line and nothing else: no other file knows argv. Imports config and export for what are flags.
+//! The command line and nothing else: no other file knows argv. Imports config for the settings that are flags, export, latents
+//! and walk for their choices.
 
 use std::path::PathBuf;
 
@@ -6,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ModelKind, Settings};
 use crate::export::Format;
+use crate::latents::{Projection, Split};
+use crate::walk::Mode;
 
 /// Train GANs and VAEs on images: curves, sample grids and weights by themselves, no Python.
 #[derive(Debug, Parser)]
@@ -25,9 +28,17 @@ pub enum Command {
     Sample(Sample),
     /// Write a trained run's networks as TorchScript, safetensors and ONNX
     Export(Export),
+    /// Draw images above what a VAE makes of them
+    Reconstruct(Reconstruct),
+    /// Draw paths from one image to another through the latent space
+    Interpolate(Interpolate),
+    /// Draw what each dimension of the latent does to an image
+    Traverse(Traverse),
+    /// Write the latents of images as NumPy arrays
+    Encode(Encode),
     /// Time the real training step, part by part, beside the limit of its products and convolutions
     Bench(Box<Bench>),
-    /// Draw loss curves; several runs share one chart
+    /// Draw loss curves (several runs share one chart), a picture of the latents, or training as an animation
     Plot(Plot),
     /// Say what a data set holds, and draw a preview of it
     Data(Data),
@@ -59,18 +70,29 @@ pub struct Train {
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub struct Sample {
-    /// A run's folder
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
+    /// What is used.
+    #[command(flatten)]
+    pub of: Trained,
     /// Number of images
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub count: i64,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Keep each number of z within -T and T: less varied, cleaner images the smaller T is (0.01 to 10)
+    #[arg(long, value_name = "T")]
+    pub truncation: Option<f64>,
     /// A .png for one grid, a .npy for the numbers, or a folder for a picture each [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
+}
+
+/// A trained model, and where it computes.
+#[derive(Debug, Args)]
+pub struct Trained {
+    /// A run's folder, or exported modules: the folder with decoder.pt or generator.pt, or such a file
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -93,6 +115,110 @@ pub struct Export {
     pub format: Vec<Format>,
     /// Their folder [default: export/ in the run]
     #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// Real images.
+#[derive(Debug, Args)]
+pub struct Given {
+    /// Images as `train --data` names them; pictures of a folder are brought to the model's size [default: the run's]
+    #[arg(long, value_name = "SPEC")]
+    pub data: Option<String>,
+    /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The images that were trained on, or the held-out ones
+    #[arg(long, value_enum, default_value_t = Split::Test)]
+    pub split: Split,
+}
+
+/// `ganvae reconstruct`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Reconstruct {
+    /// What is used.
+    #[command(flatten)]
+    pub of: Trained,
+    /// Of which images.
+    #[command(flatten)]
+    pub given: Given,
+    /// Number of images, evenly spread over the set
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub count: usize,
+    /// A .png for a grid, rows of images above their reconstructions; the reconstructions alone: a .npy, or a folder for a
+    /// picture each [default: in the run's reconstructions/]
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+}
+
+/// `ganvae interpolate`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Interpolate {
+    /// What is used.
+    #[command(flatten)]
+    pub of: Trained,
+    /// Number of paths, each a row of the grid
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub rows: i64,
+    /// Images of a path, both ends included [default: 10; 30 for an animation]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<i64>,
+    /// The way between two ends
+    #[arg(long, value_enum, default_value_t = Mode::Spherical)]
+    pub mode: Mode,
+    /// Row r goes from image 2r to image 2r + 1 of `ganvae sample` with this seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// VAE: from one held-out image of this set to another of a different class; --seed chooses which
+    #[arg(long, value_name = "SPEC")]
+    pub data: Option<String>,
+    /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// A .png for one grid, a .gif or .apng for an animation there and back, a .npy for the numbers (row by row), or a folder
+    /// for a picture each [default: in the run's samples/]
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+}
+
+/// `ganvae traverse`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Traverse {
+    /// What is used.
+    #[command(flatten)]
+    pub of: Trained,
+    /// Rows: the dimensions that change the image most, the strongest first
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub dims: i64,
+    /// A dimension goes from -RANGE to RANGE; the prior's standard deviation is 1
+    #[arg(long, default_value_t = 3.0)]
+    pub range: f64,
+    /// Images of a row, both ends included [default: 10; 30 for an animation]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<i64>,
+    /// Start from the first image of `ganvae sample` with this seed [default: from the prior's mean]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// A .png for one grid, a .gif or .apng for an animation there and back, a .npy for the numbers (row by row), or a folder
+    /// for a picture each [default: in the run's samples/]
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+}
+
+/// `ganvae encode`.
+#[derive(Debug, Args)]
+pub struct Encode {
+    /// What is used.
+    #[command(flatten)]
+    pub of: Trained,
+    /// Of which images.
+    #[command(flatten)]
+    pub given: Given,
+    /// The means of the latents, [N,Z]; beside them X.logvar.npy and, where there are classes, X.labels.npy [default:
+    /// latents.npy in the run]
+    #[arg(long, value_name = "X.npy")]
     pub out: Option<PathBuf>,
 }
 
@@ -120,9 +246,27 @@ pub struct Plot {
     /// Folders of runs
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
-    /// A .png or .svg [default: loss.png in the run, or curves.png for several]
+    /// A VAE's latents of held-out images in two dimensions, a colour for each class
+    #[arg(long, conflicts_with = "progress")]
+    pub latent: bool,
+    /// The run's sample pictures one after another, as a .gif or .apng
+    #[arg(long)]
+    pub progress: bool,
+    /// A .png or .svg [default: loss.png in the run, or curves.png for several; latent.png; samples/progress.gif]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// --latent: the two dimensions that vary most, or the principal components
+    #[arg(long, value_enum, value_name = "HOW", requires = "latent")]
+    pub projection: Option<Projection>,
+    /// --latent: other images than the run's
+    #[arg(long, value_name = "SPEC", requires = "latent")]
+    pub data: Option<String>,
+    /// --latent: where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    #[arg(long, value_name = "DIR", requires = "latent")]
+    pub data_dir: Option<PathBuf>,
+    /// --latent: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, requires = "latent")]
+    pub device: Option<String>,
 }
 
 /// `ganvae data`.

@@ -3,17 +3,23 @@
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::bench;
-use crate::cli::{Bench, Cli, Command, Data, Export, Plot, Sample, Train};
+use crate::cli::{Bench, Cli, Command, Data, Encode, Export, Interpolate, Plot, Reconstruct, Sample, Train, Traverse};
 use crate::config::{self, Settings, Usage, one_line, usage};
 use crate::data;
 use crate::export;
+use crate::film;
+use crate::generate::{self, Samples};
+use crate::latents::{self, Given, Projection, Split};
 use crate::plot;
 use crate::run::RunDir;
-use crate::sample;
+use crate::setup;
+use crate::timelapse;
 use crate::train::{self, Outcome};
+use crate::trained::Trained;
+use crate::walk::{self, Interpolation, Traversal};
 
 /// Runs one command and gives the exit code: 0 done, 130 or 143 after a signal.
 ///
@@ -24,6 +30,10 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Train(args) => run_train(&args),
         Command::Sample(args) => run_sample(&args),
         Command::Export(args) => run_export(&args),
+        Command::Reconstruct(args) => run_reconstruct(&args),
+        Command::Interpolate(args) => run_interpolate(&args),
+        Command::Traverse(args) => run_traverse(&args),
+        Command::Encode(args) => run_encode(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Plot(args) => run_plot(&args),
         Command::Data(args) => run_data(&args),
@@ -98,19 +108,71 @@ fn run_train(args: &Train) -> Result<u8> {
     })
 }
 
+fn on(device: &str) -> Settings {
+    Settings { device: Some(device.to_owned()), ..Settings::default() }
+}
+
+fn print_path(path: &Path) -> Result<u8> {
+    print(&format!("{}\n", path.display()))?;
+    Ok(0)
+}
+
 fn run_sample(args: &Sample) -> Result<u8> {
-    let over = Settings { device: Some(args.device.clone()), ..Settings::default() };
-    let out = sample::sample(&args.run, args.count, args.seed, args.out.as_deref(), &over)?;
-    print(&format!("{}\n", out.display()))?;
+    let ask = Samples { count: args.count, seed: args.seed, truncation: args.truncation, out: args.out.as_deref() };
+    print_path(&generate::sample(&args.of.run, ask, &on(&args.of.device))?)
+}
+
+fn given(args: &crate::cli::Given) -> Given<'_> {
+    Given { data: args.data.as_deref(), data_dir: args.data_dir.as_deref(), split: args.split }
+}
+
+fn run_reconstruct(args: &Reconstruct) -> Result<u8> {
+    let (out, over) = (args.out.as_deref(), on(&args.of.device));
+    print_path(&latents::reconstruct(&args.of.run, given(&args.given), args.count, out, &over)?)
+}
+
+fn run_interpolate(args: &Interpolate) -> Result<u8> {
+    let ask = Interpolation {
+        rows: args.rows,
+        steps: args.steps,
+        mode: args.mode,
+        seed: args.seed,
+        data: args.data.as_deref(),
+        data_dir: args.data_dir.as_deref(),
+        out: args.out.as_deref(),
+    };
+    print_path(&walk::interpolate(&args.of.run, ask, &on(&args.of.device))?)
+}
+
+fn run_traverse(args: &Traverse) -> Result<u8> {
+    let Traverse { of, dims, range, steps, seed, out } = args;
+    let ask = Traversal { dims: *dims, range: *range, steps: *steps, seed: *seed, out: out.as_deref() };
+    let (out, dims) = walk::traverse(&of.run, ask, &on(&of.device))?;
+    let dims: Vec<_> = dims.iter().map(usize::to_string).collect();
+    print(&format!("{}\ndimensions {}\n", out.display(), dims.join(" ")))?;
+    Ok(0)
+}
+
+fn run_encode(args: &Encode) -> Result<u8> {
+    let files = latents::encode(&args.of.run, given(&args.given), args.out.as_deref(), &on(&args.of.device))?;
+    let lines: Vec<_> = files.iter().map(|f| format!("{}\n", f.display())).collect();
+    print(&lines.concat())?;
     Ok(0)
 }
 
 fn run_export(args: &Export) -> Result<u8> {
     // The CPU's float32 is what the files are compared with, wherever the run was trained.
     let over = Settings { device: Some("cpu".into()), ..Settings::default() };
-    let (trained, origin) = sample::Trained::open(&args.run, &over)?;
+    let trained = Trained::open(&args.run, &over)?;
+    let (Some((config, step)), Some(networks)) = (trained.origin(), trained.networks()) else {
+        usage!(
+            "{}: these are exports already; wanted a run's folder, such as runs/0001-vae-digits",
+            args.run.display()
+        );
+    };
+    let origin = export::Origin::new(config, step);
     let out = args.out.clone().unwrap_or_else(|| args.run.join("export"));
-    for written in export::export(&trained.model.networks(), &origin, &args.format, &out)? {
+    for written in export::export(&networks, &origin, &args.format, &out)? {
         let largest = written.differences.iter().copied().fold(0.0, f64::max);
         let off = if largest == 0.0 { "exact".to_owned() } else { format!("off by {largest:.1e} at the most") };
         print(&format!("{}  {off}\n", written.path.display()))?;
@@ -145,6 +207,13 @@ fn run_bench(args: &Bench) -> Result<u8> {
 }
 
 fn run_plot(args: &Plot) -> Result<u8> {
+    if args.latent || args.progress {
+        let [root] = args.runs.as_slice() else {
+            let flag = if args.latent { "latent" } else { "progress" };
+            usage!("--{flag} draws one run at a time, {} were named", args.runs.len());
+        };
+        return if args.latent { plot_latent(root, args) } else { plot_progress(root, args) };
+    }
     let mut all = Vec::new();
     for root in &args.runs {
         let run = RunDir::open(root)?;
@@ -159,8 +228,33 @@ fn run_plot(args: &Plot) -> Result<u8> {
         [(name, metrics)] => plot::draw_run(metrics, name, &out)?,
         several => plot::draw_runs(several, &out)?,
     }
-    print(&format!("{}\n", out.display()))?;
-    Ok(0)
+    print_path(&out)
+}
+
+fn plot_latent(root: &Path, args: &Plot) -> Result<u8> {
+    let given = Given { data: args.data.as_deref(), data_dir: args.data_dir.as_deref(), split: Split::Test };
+    let projection = args.projection.unwrap_or(Projection::Active);
+    let over = on(args.device.as_deref().unwrap_or("auto"));
+    print_path(&latents::draw(root, given, projection, (&name_of(root), args.out.as_deref()), &over)?)
+}
+
+fn plot_progress(root: &Path, args: &Plot) -> Result<u8> {
+    let run = RunDir::open(root)?;
+    let (model, settings, info) = run.config()?;
+    let batch_size = config::resolve(model, &settings)?.batch_size;
+    let out = args.out.clone().unwrap_or_else(|| run.samples().join("progress.gif"));
+    if film::Kind::of(&out).is_none() {
+        usage!("--out {}: training becomes an animation, a .gif or a .apng", out.display());
+    }
+    let per_epoch = setup::steps_per_epoch(info.train_images, batch_size);
+    if !timelapse::draw(&run.samples(), per_epoch, &out)? {
+        bail!(
+            "{} has fewer than two sample pictures, which make no animation: train on with `ganvae train --resume {}`",
+            run.samples().display(),
+            run.shown()
+        );
+    }
+    print_path(&out)
 }
 
 /// A run's name: the last part of its path, also of `.` and `runs/x/`.

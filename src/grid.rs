@@ -71,31 +71,42 @@ pub fn draw(images: &Tensor, columns: usize) -> Result<Picture> {
     Ok(Picture { width, height, rgb })
 }
 
-/// One image [1,C,H,W] as it is: no frame, no enlargement.
+/// Each of the images [N,C,H,W] as it is: no frame, no enlargement.
 ///
 /// # Errors
 /// As [`draw`].
-pub fn single(image: &Tensor) -> Result<Picture> {
-    let size = image.size();
+pub fn singles(images: &Tensor) -> Result<Vec<Picture>> {
+    let size = images.size();
     ensure!(
-        size.len() == 4 && size[0] == 1 && (size[1] == 1 || size[1] == 3),
-        "a single picture takes [1,C,H,W] with C of 1 or 3, found {size:?}"
+        size.len() == 4 && size.iter().all(|n| *n > 0) && (size[1] == 1 || size[1] == 3),
+        "single pictures take [N,C,H,W] with C of 1 or 3, found {size:?}"
     );
-    Ok(Picture { width: size[3] as usize, height: size[2] as usize, rgb: rgb_tiles(image, 1)? })
+    let (width, height) = (size[3] as usize, size[2] as usize);
+    let tiles = rgb_tiles(images, 1)?;
+    Ok(tiles.chunks_exact(width * height * 3).map(|rgb| Picture { width, height, rgb: rgb.to_vec() }).collect())
 }
 
-/// [N,C,H,W] -> N enlarged tiles of H·W RGB pixels, one after another.
-fn rgb_tiles(images: &Tensor, scale: usize) -> Result<Vec<u8>> {
+/// Images [N,C,H,W] of floats in [0,1] as bytes on the CPU, a quarter of the memory and the same picture; values outside are
+/// clipped, bytes stay as they are.
+///
+/// # Errors
+/// libtorch's.
+pub fn bytes(images: &Tensor) -> Result<Tensor> {
     let bytes = if images.kind() == Kind::Uint8 {
         images.shallow_clone()
     } else {
         let unit = images.detach().to_kind(Kind::Float).f_nan_to_num(0.0, 1.0, 0.0)?;
         (unit.f_clamp(0.0, 1.0)? * 255.0).f_round()?.to_kind(Kind::Uint8)
     };
+    Ok(bytes.f_to_device(Device::Cpu)?)
+}
+
+/// [N,C,H,W] -> N enlarged tiles of H·W RGB pixels, one after another.
+fn rgb_tiles(images: &Tensor, scale: usize) -> Result<Vec<u8>> {
+    let bytes = bytes(images)?;
     let s = scale as i64;
     let size = bytes.size();
     let rgb = bytes
-        .to_device(Device::Cpu)
         .f_expand([size[0], 3, size[2], size[3]], false)?
         .f_permute([0, 2, 3, 1])? // [N,H,W,3]
         .f_repeat_interleave_self_int(s, 1, None)?
@@ -143,7 +154,8 @@ pub fn alternate(originals: &Tensor, images: &Tensor, columns: usize) -> Result<
             // A short last row is filled with black, so that the reconstructions still stand below their originals.
             let mut size = row.size();
             size[0] = columns - count;
-            rows.push(Tensor::f_cat(&[row, Tensor::f_zeros(&size, (Kind::Float, originals.device()))?], 0)?);
+            let black = Tensor::f_zeros(&size, (row.kind(), row.device()))?;
+            rows.push(Tensor::f_cat(&[row, black], 0)?);
         }
     }
     Ok(Tensor::f_cat(&rows, 0)?)
@@ -188,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn single_pictures_are_the_images_pixel_by_pixel() {
+        let images = Tensor::from_slice(&[0.0f32, 1.0, 0.2, 0.4, 0.6, 0.8, 0.1, 0.36]).view([2, 1, 2, 2]);
+        let all = singles(&images).unwrap();
+        assert_eq!(all.len(), 2);
+        assert_eq!((all[1].width, all[1].height), (2, 2));
+        let greys: Vec<u8> = all[1].rgb.chunks(3).map(|p| p[0]).collect();
+        assert_eq!(greys, [153, 204, 26, 92]);
+        assert_eq!(singles(&bytes(&images).unwrap()).unwrap(), all, "bytes are the same picture");
+        assert!(singles(&Tensor::zeros([1, 2, 4, 4], (Kind::Float, Device::Cpu))).is_err());
+    }
+
+    #[test]
     fn columns_make_it_about_square() {
         assert_eq!(columns_for(64, 28, 28), 8);
         assert_eq!(columns_for(10, 28, 28), 3);
@@ -221,6 +245,8 @@ mod tests {
     fn reconstructions_stand_below_their_originals() {
         let originals = (Tensor::arange(11, (Kind::Float, Device::Cpu)) + 1.0).view([11, 1, 1, 1]);
         let all = alternate(&originals, &(&originals + 100.0), 8).unwrap();
+        let bytes = alternate(&originals.to_kind(Kind::Uint8), &originals.to_kind(Kind::Uint8), 8).unwrap();
+        assert_eq!(bytes.kind(), Kind::Uint8, "as floats, bytes would be far too bright");
         let values = Vec::<f32>::try_from(all.flatten(0, -1)).unwrap();
         let mut want: Vec<f32> = (1..=8).chain(101..=108).chain(9..=11).map(|v| v as f32).collect();
         want.extend([0.0; 5]);

@@ -5,12 +5,13 @@
 //! ```text
 //! main        parse, run, print the error, exit code
 //! commands    each command carried out          cli  the command line
-//! sample      a trained run put to use
+//! generate  walk  latents   images from latents, and latents from images
+//! trained     a run or an export put to use
 //! train       the loop                       bench  timing
 //! setup       device, data and model, put together
 //! run         the run folder                    checkpoint  state on disk     progress  what a person sees
 //! export      modules for other programs        init        weights from other programs
-//! data        where images come from            device      which device
+//! data        where images come from            output  where they go           device      which device
 //! config      settings, presets, checks
 //! tune        which form of a step is the fastest here
 //! vae  gan    one update of each model
@@ -19,8 +20,38 @@
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, grid, plot
+//! timelapse   training as an animation          film  npy   files of many pictures
+//!
+//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, grid, part, plot
 //! ```
+//!
+//! # From a program of your own
+//!
+//! A run, or what was exported of one, opened and put to use:
+//!
+//! ```
+//! # fn main() -> anyhow::Result<()> {
+//! use ganvae::{config::Settings, grid, trained::Trained};
+//! # let dir = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&dir)?;
+//! # let (train_limit, test_limit, device) = (Some(64), Some(16), Some("cpu".to_owned()));
+//! # let tiny = Settings { steps: Some(2), train_limit, test_limit, device, ..Settings::default() };
+//! # ganvae::train::train(&ganvae::config::resolve(ganvae::config::ModelKind::Vae, &tiny)?)?;
+//!
+//! let trained = Trained::open("runs/0001-vae-digits", &Settings::default())?;
+//! let images = trained.sample(64, 0)?; // [64,C,H,W] in [0,1]; 0 is the seed
+//! grid::draw(&images, 8)?.save("samples.png".as_ref())?;
+//!
+//! let (mu, _logvar) = trained.encode(&images)?; // [64,Z]
+//! let again = trained.decode(&mu)?; // [64,C,H,W]
+//! # assert_eq!(again.size(), [64, 1, 28, 28]);
+//! # assert!(std::fs::metadata("samples.png")?.len() > 1000);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `Settings { device: Some("cuda".into()), ..Settings::default() }` does it on a GPU. Training is [`config::resolve`] and
+//! [`train::train`].
 
 #![warn(missing_docs)]
 
@@ -33,23 +64,31 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod export;
+pub mod film;
 pub mod gan;
+pub mod generate;
 pub mod grid;
 pub mod hash;
 pub mod health;
 pub mod init;
+pub mod latents;
 pub mod model;
 pub mod native;
 pub mod nets;
+pub mod npy;
 pub mod objectives;
 pub mod optim;
+pub mod output;
+pub mod part;
 pub mod plot;
 pub mod progress;
 pub mod run;
-pub mod sample;
 pub mod seed;
 pub mod setup;
+pub mod timelapse;
 pub mod train;
+pub mod trained;
 pub mod tune;
 pub mod vae;
+pub mod walk;
 pub mod weights;

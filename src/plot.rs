@@ -1,11 +1,13 @@
-//! Loss curves: reads a run's `metrics.jsonl` and draws it as PNG or SVG.
+//! Loss curves and latents: reads a run's `metrics.jsonl`, or takes points, and draws them as PNG or SVG.
 //! A leaf: it imports no other module of the crate but its own parts in `plot/`, and no tch.
 
 mod canvas;
 mod chart;
 mod scale;
+mod scatter;
 
 use anyhow::{Context, Result, bail};
+use canvas::Drawing;
 use chart::{Entry, Figure, Layer, Level, Panel, Style};
 use plotters::style::{BLACK, RGBColor, WHITE};
 use scale::{Pt, grouped};
@@ -13,7 +15,9 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Width and height of every chart in pixels.
+pub use scatter::Scatter;
+
+/// Width and height of every chart of curves in pixels.
 pub const SIZE: (u32, u32) = (1200, 800);
 
 // The palette of Okabe and Ito (2008), which colour-blind readers can tell apart, without its yellow
@@ -186,7 +190,7 @@ pub fn draw_run(metrics: &Metrics, title: &str, out: &Path) -> Result<()> {
     };
     let title = title.to_string();
     let legend = Vec::new();
-    write_figure(figure(title, note, legend, rows, &[metrics]), out)
+    write(&figure(title, note, legend, rows, &[metrics]), SIZE, out)
 }
 
 /// Draws several runs on one chart, each in its colour: training (smoothed) as a thin line, held-out values as
@@ -231,13 +235,30 @@ pub fn draw_runs(runs: &[(String, Metrics)], out: &Path) -> Result<()> {
     }
     let all: Vec<&Metrics> = runs.iter().map(|r| &r.1).collect();
     let title = format!("{} runs", runs.len());
-    write_figure(figure(title, String::new(), legend, rows, &all), out)
+    write(&figure(title, String::new(), legend, rows, &all), SIZE, out)
 }
 
-/// Colours come round after seven runs, darker, then paler.
+/// Draws points in the plane.
+///
+/// # Errors
+/// As [`draw_run`].
+pub fn draw_scatter(scatter: &Scatter, out: &Path) -> Result<()> {
+    write(scatter, scatter::SIZE, out)
+}
+
+/// A number with commas between thousands, as charts write it.
+pub fn thousands(n: usize) -> String {
+    grouped(n as f64, 0)
+}
+
 fn run_color(i: usize) -> RGBColor {
-    let base = RUN_COLORS[i % RUN_COLORS.len()];
-    match (i / RUN_COLORS.len()) % 3 {
+    shade(&RUN_COLORS, i)
+}
+
+/// Colour number `i`: colours come round darker, then paler.
+fn shade(colors: &[RGBColor], i: usize) -> RGBColor {
+    let base = colors[i % colors.len()];
+    match (i / colors.len()) % 3 {
         0 => base,
         1 => mean(base, RGBColor(40, 40, 40)),
         _ => mean(base, WHITE),
@@ -384,7 +405,7 @@ fn figure(title: String, note: String, legend: Vec<Entry>, rows: Vec<Vec<Panel>>
 }
 
 /// Draws in memory, writes to a neighbouring file and renames it, so that a viewer never sees half a chart.
-fn write_figure(figure: Figure, out: &Path) -> Result<()> {
+fn write(drawing: &impl Drawing, size: (u32, u32), out: &Path) -> Result<()> {
     let extension = out.extension().map(|e| e.to_string_lossy().to_lowercase());
     let svg = match extension.as_deref() {
         Some("png") => false,
@@ -398,8 +419,8 @@ fn write_figure(figure: Figure, out: &Path) -> Result<()> {
         ),
     };
     let bytes = match svg {
-        true => canvas::svg(SIZE, |canvas| canvas.draw(&figure))?,
-        false => canvas::png(SIZE, |canvas| canvas.draw(&figure))?,
+        true => canvas::svg(size, |canvas| drawing.on(canvas))?,
+        false => canvas::png(size, |canvas| drawing.on(canvas))?,
     };
     let mut name = std::ffi::OsString::from(".");
     name.push(out.file_name().unwrap_or_default());

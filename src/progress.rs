@@ -2,6 +2,7 @@
 //! Leaf: imports no other module of the crate.
 
 use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -78,6 +79,62 @@ impl Progress {
 
     /// Takes the bar away.
     pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Seconds between two lines of a [`Tally`] in a pipe, and before the first.
+const LINE_S: f64 = 10.0;
+
+/// The progress of a job that makes many of one thing: a bar in a terminal, a line every ten seconds in a pipe, nothing for
+/// one that takes less.
+#[derive(Debug)]
+pub struct Tally {
+    bar: Option<ProgressBar>,
+    what: &'static str,
+    done: u64,
+    total: u64,
+    started: Instant,
+    said: Instant,
+}
+
+impl Tally {
+    /// A job of `total` things; `what` says what happens to them (`images written`).
+    pub fn start(what: &'static str, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total);
+            let template = "{bar:20.cyan/white.dim} {percent:>3}% {human_pos} of {human_len} {msg}, ETA {eta}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━━─"));
+            }
+            bar.set_message(what);
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        });
+        Tally { bar, what, done: 0, total, started: Instant::now(), said: Instant::now() }
+    }
+
+    /// `n` more are done.
+    pub fn advance(&mut self, n: u64) {
+        self.done += n;
+        match &self.bar {
+            Some(bar) => bar.set_position(self.done),
+            None if self.said.elapsed().as_secs_f64() >= LINE_S => {
+                let left = self.total.saturating_sub(self.done);
+                let eta_s = self.started.elapsed().as_secs_f64() / self.done as f64 * left as f64;
+                say(&format!("{} of {} {}  ETA {}", self.done, self.total, self.what, clock(eta_s)));
+                self.said = Instant::now();
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Tally {
+    /// Takes the bar away, on an error too: the sentence must not stand behind it.
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

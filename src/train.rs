@@ -22,6 +22,7 @@ use crate::progress::{self, Progress};
 use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo, StopFlag};
 use crate::seed::{Stream, epoch_order, seed_for};
 use crate::setup::Setup;
+use crate::timelapse;
 use crate::tune::Tuning;
 
 /// Images in a sample grid.
@@ -427,10 +428,24 @@ impl<'a> Session<'a> {
         if rec.run.reconstructions().is_dir() {
             text.push_str(&format!("recons   {root}/reconstructions/{}\n", rec.picture));
         }
+        text.push_str(&self.timelapse(rec));
         text.push_str(&format!("weights  {root}/checkpoints/step-{:08}/model.safetensors\n", self.step));
         text.push_str(&format!("exports  {root}/export (TorchScript, safetensors, ONNX)\n"));
         text.push_str(&format!("more     ganvae sample {root}\n"));
         text
+    }
+
+    /// Draws training as an animation; the line that says where, of a run with more than one picture.
+    fn timelapse(&self, rec: &Recorder) -> String {
+        let out = rec.run.samples().join("progress.gif");
+        match timelapse::draw(&rec.run.samples(), self.setup.per_epoch, &out) {
+            Ok(true) => format!("progress {}/samples/progress.gif\n", rec.run.shown()),
+            Ok(false) => String::new(),
+            Err(e) => {
+                progress::say(&format!("warning: {e:#}"));
+                String::new()
+            }
+        }
     }
 
     fn headline(&self, rec: &Recorder) -> String {

@@ -84,7 +84,8 @@ fn python() -> Option<PathBuf> {
         return Some(python);
     }
     // Not by eprintln: the test runner keeps what passing tests say to itself.
-    let text = "SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)\n";
+    let text =
+        "SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)\n";
     std::io::stderr().write_all(text.as_bytes()).unwrap();
     None
 }

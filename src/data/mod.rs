@@ -37,8 +37,7 @@ pub fn open(s: &Settings) -> Result<Source> {
     let spec = s.data.as_deref().unwrap_or("digits");
     let (train, test) = (s.train_limit.unwrap_or(usize::MAX), s.test_limit.unwrap_or(usize::MAX));
     let path = Path::new(spec);
-    let resizable = path.is_dir() && !idx::is_idx_folder(path) && !cifar::is_cifar(path);
-    if !resizable && (s.image_size.is_some() || s.channels.is_some()) {
+    if !resizable(spec) && (s.image_size.is_some() || s.channels.is_some()) {
         usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
     }
     let mut source = if let Some(seed) = digits_seed(spec)? {
@@ -78,6 +77,12 @@ pub fn open(s: &Settings) -> Result<Source> {
         source.test.count
     );
     Ok(source)
+}
+
+/// Whether `--data SPEC` is a folder of pictures, which can be brought to any size.
+pub fn resizable(spec: &str) -> bool {
+    let path = Path::new(spec);
+    path.is_dir() && !idx::is_idx_folder(path) && !cifar::is_cifar(path)
 }
 
 /// The seed of `digits` (0) or `digits:SEED`; none for another SPEC.

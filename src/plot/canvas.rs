@@ -48,6 +48,11 @@ pub(super) struct Stroke {
     pub dash: Option<(f64, f64)>,
 }
 
+/// What can be drawn on a canvas of either kind.
+pub(super) trait Drawing {
+    fn on<DB: DrawingBackend>(&self, canvas: &Canvas<DB>) -> Result<()>;
+}
+
 /// A drawing on white. Positions are in pixels, x to the right and y downwards.
 pub(super) struct Canvas<DB: DrawingBackend> {
     area: DrawingArea<DB, Shift>,
@@ -133,7 +138,13 @@ impl<DB: DrawingBackend> Canvas<DB> {
         self.put(&Rectangle::new([crisp(from), crisp(to)], color.filled()))
     }
 
-    pub(super) fn disc(&self, (x, y): Pt, radius: f64, color: RGBColor) -> Result<()> {
+    pub(super) fn disc(&self, at: Pt, radius: f64, color: RGBColor) -> Result<()> {
+        self.faint_disc(at, radius, color, 1.0)
+    }
+
+    /// A disc through which what lies below is seen: `alpha` is its opacity from 0 to 1.
+    pub(super) fn faint_disc(&self, (x, y): Pt, radius: f64, color: RGBColor, alpha: f64) -> Result<()> {
+        let color = color.mix(alpha);
         self.put(&Circle::new((unit(x), unit(y)), unit(radius - self.habits.edge / UNIT), color.filled()))
     }
 

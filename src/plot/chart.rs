@@ -1,21 +1,21 @@
 //! Panels with axes, ranges, legends and curves that never leave their frame.
 //! Private to `plot`; imports only its canvas and scale, no other module of the crate (and no tch).
 
-use super::canvas::{Canvas, Stroke, text_width};
+use super::canvas::{Canvas, Drawing, Stroke, text_width};
 use super::scale::{Pt, tick_texts, ticks};
 use anyhow::Result;
 use plotters::backend::DrawingBackend;
 use plotters::style::text_anchor::HPos;
 use plotters::style::{RGBColor, WHITE};
 
-const INK: RGBColor = RGBColor(38, 38, 38);
-const GREY: RGBColor = RGBColor(110, 110, 110);
-const GRID: RGBColor = RGBColor(232, 232, 232);
-const FRAME: RGBColor = RGBColor(160, 160, 160);
+pub(super) const INK: RGBColor = RGBColor(38, 38, 38);
+pub(super) const GREY: RGBColor = RGBColor(110, 110, 110);
+pub(super) const GRID: RGBColor = RGBColor(232, 232, 232);
+pub(super) const FRAME: RGBColor = RGBColor(160, 160, 160);
 
-const TITLE_SIZE: f64 = 19.0;
-const LABEL_SIZE: f64 = 14.0;
-const TICK_SIZE: f64 = 13.0;
+pub(super) const TITLE_SIZE: f64 = 19.0;
+pub(super) const LABEL_SIZE: f64 = 14.0;
+pub(super) const TICK_SIZE: f64 = 13.0;
 const LEGEND_ROW: f64 = 22.0;
 /// Length of the line drawn before a legend text, and the gaps after it and after the text.
 const SAMPLE: f64 = 26.0;
@@ -112,9 +112,15 @@ struct Area {
     y1: f64,
 }
 
+impl Drawing for Figure {
+    fn on<DB: DrawingBackend>(&self, canvas: &Canvas<DB>) -> Result<()> {
+        canvas.draw(self)
+    }
+}
+
 impl<DB: DrawingBackend> Canvas<DB> {
     /// Draws the whole picture.
-    pub(super) fn draw(&self, figure: &Figure) -> Result<()> {
+    fn draw(&self, figure: &Figure) -> Result<()> {
         let (width, height) = self.size;
         let margin = 20.0;
         let note_width = text_width(&figure.note, LABEL_SIZE);
@@ -272,7 +278,7 @@ impl<DB: DrawingBackend> Canvas<DB> {
     }
 
     /// A level or upright line one pixel wide, on whole pixels so that it stays sharp.
-    fn crisp_line(&self, from: Pt, to: Pt, color: RGBColor) -> Result<()> {
+    pub(super) fn crisp_line(&self, from: Pt, to: Pt, color: RGBColor) -> Result<()> {
         let (x0, y0) = (from.0.floor(), from.1.floor());
         let (x1, y1) = (to.0.floor() + 1.0, to.1.floor() + 1.0);
         self.rect((x0, y0), (x1, y1), color)
@@ -388,7 +394,7 @@ fn legend_rows(entries: &[Entry], width: f64) -> Vec<Vec<(f64, Entry)>> {
 }
 
 /// Takes letters out of the middle of a text until it fits: the ends of names tell runs apart.
-fn shorten(text: &str, size: f64, width: f64) -> String {
+pub(super) fn shorten(text: &str, size: f64, width: f64) -> String {
     if text_width(text, size) <= width {
         return text.to_string();
     }

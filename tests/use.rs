@@ -1,0 +1,449 @@
+//! A trained model put to use from outside: every command on a small VAE and a small GAN, twice, and what wrong uses are told.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use image::AnimationDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::png::PngDecoder;
+use tch::{Kind, Tensor};
+
+fn ganvae(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ganvae"))
+        .args(args)
+        .current_dir(dir)
+        .env("HOME", dir.join("home"))
+        .env_remove("XDG_CACHE_HOME")
+        .env_remove("GANVAE_DATA")
+        .env("GANVAE_MIRROR", "http://127.0.0.1:9") // the discard port: no download in a test
+        .output()
+        .unwrap()
+}
+
+/// Runs a command that must end well; gives its stdout.
+fn good(dir: &Path, args: &[&str]) -> String {
+    let out = ganvae(dir, args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Runs a command that must be refused with exit code 2 in one sentence that has these parts, and leave nothing behind.
+fn refused(dir: &Path, args: &[&str], parts: &[&str]) {
+    let before = listing(dir);
+    let out = ganvae(dir, args);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
+    assert!(said.starts_with("error: ") && said.trim_end().lines().count() == 1, "{args:?}: {said}");
+    assert!(!said.contains("panicked") && !said.contains("ganvae failed"), "{args:?}: {said}");
+    for part in parts {
+        assert!(said.contains(part), "{args:?}: {part:?} is not in {said}");
+    }
+    assert!(out.stdout.is_empty());
+    assert_eq!(listing(dir), before, "{args:?} left something behind");
+}
+
+fn listing(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.extend(listing(&path));
+        }
+        all.push(path);
+    }
+    all.sort();
+    all
+}
+
+/// Settings that make a run of a second or two.
+const SHORT: &[&str] =
+    &["--train-limit", "300", "--test-limit", "100", "--epochs", "3", "--device", "cpu", "--deterministic"];
+
+fn train(dir: &Path, model: &str, more: &[&str]) -> String {
+    good(dir, &[&["train", model], SHORT, more].concat())
+}
+
+/// A folder with the runs `v` (a VAE) and `g` (a GAN), trained once for all tests, which only add files to it.
+fn trained() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("use-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        train(&dir, "vae", &["--encoder-hidden", "32", "--decoder-hidden", "32", "--latent", "12", "--out", "v"]);
+        train(&dir, "gan", &["--base-width", "4", "--ema", "0.9", "--out", "g"]);
+        dir
+    })
+}
+
+/// A fresh folder from which the runs are `../v` and `../g`.
+fn place() -> tempfile::TempDir {
+    tempfile::tempdir_in(trained()).unwrap()
+}
+
+fn array(dir: &Path, file: &str) -> Tensor {
+    Tensor::read_npy(dir.join(file)).unwrap()
+}
+
+/// The bytes of a file, or of all files of a folder.
+fn bytes(path: &Path) -> Vec<u8> {
+    if path.is_dir() {
+        listing(path).iter().flat_map(|p| fs::read(p).unwrap()).collect()
+    } else {
+        fs::read(path).unwrap()
+    }
+}
+
+#[test]
+fn every_command_gives_the_same_bytes_for_a_seed_and_others_for_another() {
+    let dir = place();
+    let d = dir.path();
+    let mut number = 0;
+    let mut outputs = |args: &[&str], ending: &str| {
+        number += 1;
+        let out = format!("{number}{ending}");
+        let said = good(d, &[args, &["--out", &out]].concat());
+        assert_eq!(said.lines().next(), Some(&*out), "{args:?}");
+        bytes(&d.join(out))
+    };
+    for run in ["../v", "../g"] {
+        for (command, more) in [
+            ("sample", vec!["--count", "70"]),
+            ("sample", vec!["--count", "5", "--truncation", "0.7"]),
+            ("interpolate", vec!["--rows", "3", "--steps", "4"]),
+            ("interpolate", vec!["--rows", "2", "--mode", "linear"]),
+            ("traverse", vec!["--dims", "3", "--steps", "5"]),
+        ] {
+            for ending in [".png", ".npy", "", ".gif", ".apng"] {
+                // A sample does not move; the writers are the same for every model.
+                if command == "sample" && [".gif", ".apng"].contains(&ending) || run == "../g" && ending != ".npy" {
+                    continue;
+                }
+                let base = [&[command, run], &more[..]].concat();
+                let of = |seed: &'static str| [&base[..], &["--seed", seed]].concat();
+                let first = outputs(&of("1"), ending);
+                assert!(first == outputs(&of("1"), ending), "{base:?} {ending} again");
+                assert!(first != outputs(&of("2"), ending), "{base:?} {ending} with another seed");
+            }
+        }
+    }
+    for base in [&["reconstruct", "../v"][..], &["plot", "--latent", "../v"]] {
+        assert!(outputs(base, ".png") == outputs(base, ".png"), "{base:?}");
+    }
+    assert!(outputs(&["encode", "../v"], ".npy") == outputs(&["encode", "../v"], ".npy"));
+}
+
+#[test]
+fn samples_of_all_kinds_are_the_same_images() {
+    let dir = place();
+    let d = dir.path();
+    for args in [&["--out", "a.npy"][..], &["--out", "single"], &["--out", "a.png"]] {
+        good(d, &[&["sample", "../v", "--count", "70"], args].concat());
+    }
+    let all = array(d, "a.npy");
+    assert_eq!((all.size(), all.kind()), (vec![70, 1, 28, 28], Kind::Float));
+    for i in [0, 64, 69] {
+        let picture = image::open(d.join(format!("single/{i:06}.png"))).unwrap().to_luma8();
+        let want = Vec::<f32>::try_from(all.get(i).flatten(0, -1)).unwrap();
+        let near = picture.iter().zip(want).all(|(p, v)| (f32::from(*p) - v * 255.0).abs() <= 0.5001);
+        assert!(near, "image {i}");
+    }
+    assert_eq!(fs::read_dir(d.join("single")).unwrap().count(), 70);
+    // 70 tiles in 8 columns and 9 rows of 56 pixels with gaps of 2.
+    assert_eq!(image::open(d.join("a.png")).unwrap().to_rgb8().dimensions(), (466, 524));
+    good(d, &["sample", "../v", "--count", "3", "--truncation", "10", "--out", "wide.npy"]);
+    let off = (array(d, "wide.npy") - all.narrow(0, 0, 3)).abs().max().double_value(&[]);
+    assert!(off < 1e-4, "hardly truncated: {off}");
+    good(d, &["sample", "../v", "--count", "70", "--truncation", "0.01", "--out", "narrow.npy"]);
+    let spread = |t: &Tensor| t.std_dim(&[0i64][..], false, false).max().double_value(&[]);
+    assert!(spread(&array(d, "narrow.npy")) < 0.02 * spread(&all), "all but one image");
+}
+
+#[test]
+fn paths_run_from_sample_to_sample() {
+    let dir = place();
+    let d = dir.path();
+    for run in ["../v", "../g"] {
+        good(d, &["sample", run, "--count", "6", "--seed", "7", "--out", "s.npy"]);
+        let samples = array(d, "s.npy");
+        for mode in ["spherical", "linear"] {
+            let args = ["interpolate", run, "--rows", "3", "--steps", "30", "--seed", "7", "--mode", mode];
+            good(d, &[&args[..], &["--out", "i.npy"]].concat());
+            let rows = array(d, "i.npy").view([3, 30, 1, 28, 28]);
+            for row in 0..3 {
+                assert_eq!(rows.get(row).get(0), samples.get(2 * row), "{run} {mode}: the first end, bit for bit");
+                assert_eq!(rows.get(row).get(29), samples.get(2 * row + 1), "{run} {mode}: the other end");
+            }
+            // No step is a jump: none as large as a third of the whole way.
+            let step = (rows.slice(1, 1, 30, 1) - rows.slice(1, 0, 29, 1)).abs().mean(Kind::Float).double_value(&[]);
+            let way = (rows.select(1, 29) - rows.select(1, 0)).abs().mean(Kind::Float).double_value(&[]);
+            assert!(step > 0.0 && step < way / 3.0, "{step} of {way}");
+        }
+    }
+}
+
+#[test]
+fn paths_between_real_images_end_at_their_reconstructions() {
+    let dir = place();
+    let d = dir.path();
+    let args = ["interpolate", "../v", "--data", "digits:5", "--rows", "2", "--steps", "3"];
+    good(d, &[&args[..], &["--out", "i.npy"]].concat());
+    good(d, &["reconstruct", "../v", "--data", "digits:5", "--count", "10000", "--out", "all.npy"]);
+    let (rows, all) = (array(d, "i.npy"), array(d, "all.npy"));
+    for end in [0, 2, 3, 5] {
+        let off = (&all - rows.get(end)).abs().amax([1, 2, 3], false).min().double_value(&[]);
+        assert_eq!(off, 0.0, "image {end} is the reconstruction of a held-out image");
+    }
+}
+
+#[test]
+fn traversals_move_one_dimension_and_name_it() {
+    let dir = place();
+    let d = dir.path();
+    let said = good(d, &["traverse", "../v", "--dims", "4", "--steps", "5", "--out", "t.npy"]);
+    let dims: Vec<usize> = said
+        .lines()
+        .nth(1)
+        .unwrap()
+        .strip_prefix("dimensions ")
+        .unwrap()
+        .split(' ')
+        .map(|n| n.parse().unwrap())
+        .collect();
+    assert!(dims.len() == 4 && dims.iter().all(|n| *n < 12), "{said}");
+    let rows = array(d, "t.npy").view([4, 5, 1, 28, 28]);
+    // The middle step of every row is the image of the prior's mean.
+    for row in 1..4 {
+        assert_eq!(rows.get(row).get(2), rows.get(0).get(2));
+    }
+    let effect: Vec<f64> =
+        (0..4).map(|r| rows.get(r).var_dim(&[0i64][..], false, false).sum(Kind::Double).double_value(&[])).collect();
+    assert!(effect.windows(2).all(|w| w[0] >= w[1]), "the strongest first: {effect:?}");
+    // Against the library: row 0 is decoded from a latent that is 0 but for that dimension.
+    let settings = ganvae::config::Settings { device: Some("cpu".into()), ..Default::default() };
+    let trained = ganvae::trained::Trained::open(trained().join("v"), &settings).unwrap();
+    let z = Tensor::zeros([1, 12], (Kind::Float, tch::Device::Cpu));
+    let _ = z.get(0).get(dims[0] as i64).fill_(-3.0);
+    assert_eq!(trained.decode(&z).unwrap().get(0), rows.get(0).get(0));
+    let all = good(d, &["traverse", "../v", "--dims", "50", "--out", "all.png"]);
+    let mut dims: Vec<usize> = all.split_whitespace().skip(2).map(|n| n.parse().unwrap()).collect();
+    dims.sort_unstable();
+    assert_eq!(dims, (0..12).collect::<Vec<_>>(), "no more rows than dimensions, each once");
+    good(d, &["sample", "../g", "--count", "1", "--seed", "3", "--out", "s.npy"]);
+    good(d, &["traverse", "../g", "--seed", "3", "--range", "1e-9", "--dims", "1", "--steps", "2", "--out", "g.npy"]);
+    assert_ne!(
+        array(d, "g.npy").get(0),
+        array(d, "s.npy").get(0),
+        "its dimension is near 0, the others as in the sample"
+    );
+}
+
+#[test]
+fn reconstructions_are_those_that_training_drew() {
+    let dir = place();
+    let d = dir.path();
+    good(d, &["reconstruct", "../v", "--out", "r.png"]);
+    let drawn = |file: &Path| image::open(file).unwrap().to_rgb8();
+    let (ours, theirs) = (drawn(&d.join("r.png")), drawn(&d.join("../v/reconstructions/epoch-0003.png")));
+    assert_eq!(ours.dimensions(), theirs.dimensions());
+    // Rows of originals to the last bit; of reconstructions to rounding, because the batch is another.
+    assert!(ours.iter().zip(theirs.iter()).all(|(a, b)| a.abs_diff(*b) <= 1));
+    good(d, &["reconstruct", "../v", "--split", "train", "--count", "9", "--out", "r.npy"]);
+    assert_eq!(array(d, "r.npy").size(), [9, 1, 28, 28]);
+    good(d, &["reconstruct", "../v", "--count", "1000", "--out", "all"]);
+    assert_eq!(fs::read_dir(d.join("all")).unwrap().count(), 100, "no more than there are");
+}
+
+#[test]
+fn latents_are_arrays_with_labels_beside_them() {
+    let dir = place();
+    let d = dir.path();
+    assert_eq!(good(d, &["encode", "../v", "--out", "z.npy"]), "z.npy\nz.logvar.npy\nz.labels.npy\n");
+    let (mu, logvar, labels) = (array(d, "z.npy"), array(d, "z.logvar.npy"), array(d, "z.labels.npy"));
+    assert_eq!((mu.size(), logvar.size(), labels.size()), (vec![100, 12], vec![100, 12], vec![100]));
+    assert_eq!((mu.kind(), labels.kind()), (Kind::Float, Kind::Int64));
+    let settings =
+        ganvae::config::Settings { train_limit: Some(1), test_limit: Some(100), ..ganvae::config::Settings::default() };
+    let source = ganvae::data::open(&settings).unwrap();
+    let want: Vec<i64> = source.test.labels.iter().map(|l| i64::from(*l)).collect();
+    assert_eq!(Vec::<i64>::try_from(labels).unwrap(), want);
+    // The same images among others: the same bits.
+    good(d, &["encode", "../v", "--data", "digits", "--out", "all.npy"]);
+    assert_eq!(array(d, "all.npy").size(), [10_000, 12]);
+    assert_eq!(array(d, "all.npy").narrow(0, 0, 100), mu);
+    // mu decoded is the reconstruction.
+    good(d, &["reconstruct", "../v", "--count", "100", "--out", "r.npy"]);
+    let trained = ganvae::trained::Trained::open(
+        trained().join("v"),
+        &ganvae::config::Settings { device: Some("cpu".into()), ..Default::default() },
+    );
+    assert_eq!(trained.unwrap().decode(&mu).unwrap(), array(d, "r.npy"));
+    numpy_loads(d);
+}
+
+fn numpy_loads(d: &Path) {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    let check = "import numpy as np\n\
+        z, v, l = (np.load(n, mmap_mode='r') for n in ('z.npy', 'z.logvar.npy', 'z.labels.npy'))\n\
+        assert z.shape == v.shape == (100, 12) and z.dtype == v.dtype == np.float32\n\
+        assert l.shape == (100,) and l.dtype == np.int64 and np.isfinite(z).all() and 0 <= l.min() <= l.max() <= 9\n\
+        print('good')\n";
+    let out = Command::new(python).args(["-c", check]).current_dir(d).output();
+    match out {
+        Ok(out) if String::from_utf8_lossy(&out.stderr).contains("No module named 'numpy'") => {
+            eprintln!("SKIPPED: numpy is not installed");
+        }
+        Ok(out) => assert_eq!(out.stdout, b"good\n", "{}", String::from_utf8_lossy(&out.stderr)),
+        Err(e) => eprintln!("SKIPPED: no Python in .venv ({e})"),
+    }
+}
+
+/// Sizes and delays in ms of an animation's frames.
+fn frames(path: &Path) -> Vec<((u32, u32), u32)> {
+    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
+    let frames = match path.extension().unwrap().to_str() {
+        Some("gif") => GifDecoder::new(file).unwrap().into_frames(),
+        _ => PngDecoder::new(file).unwrap().apng().unwrap().into_frames(),
+    };
+    let ms = |f: &image::Frame| f.delay().numer_denom_ms().0 / f.delay().numer_denom_ms().1;
+    frames.collect_frames().unwrap().iter().map(|f| (f.buffer().dimensions(), ms(f))).collect()
+}
+
+#[test]
+fn animations_have_a_frame_for_each_step_there_and_back() {
+    let dir = place();
+    let d = dir.path();
+    good(d, &["interpolate", "../v", "--out", "a.gif"]);
+    let all = frames(&d.join("a.gif"));
+    // Eight rows in four columns; 30 steps there, 28 back.
+    assert_eq!((all.len(), all[0].0), (58, (4 * 58 + 2, 2 * 58 + 2)));
+    assert!(all.iter().enumerate().all(|(i, f)| f.1 == if i == 0 || i == 29 { 500 } else { 80 }), "{all:?}");
+    good(d, &["traverse", "../g", "--dims", "3", "--steps", "4", "--out", "a.apng"]);
+    assert_eq!(frames(&d.join("a.apng")).len(), 6);
+}
+
+#[test]
+fn training_leaves_an_animation_of_itself() {
+    let dir = place();
+    let d = dir.path();
+    let shown = |file: &Path| frames(file).iter().map(|f| f.1).collect::<Vec<_>>();
+    let own = trained().join("v/samples/progress.gif");
+    assert_eq!(shown(&own), [500, 500, 2500]);
+    good(d, &["plot", "--progress", "../v", "--out", "p.gif"]);
+    assert!(bytes(&d.join("p.gif")) == bytes(&own));
+    good(d, &["plot", "--progress", "../g", "--out", "p.apng"]);
+    assert_eq!(shown(&d.join("p.apng")).len(), 3);
+    let said = train(d, "vae", &["--epochs", "1", "--encoder-hidden", "8", "--decoder-hidden", "8", "--out", "one"]);
+    assert!(!d.join("one/samples/progress.gif").exists() && !said.contains("progress"), "one picture does not move");
+    let out = ganvae(d, &["plot", "--progress", "one"]);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && error.contains("fewer than two"), "{error}");
+    // An animation that cannot be made is no reason to lose a run.
+    fs::create_dir(d.join("one/samples/progress.gif.part")).unwrap();
+    let out = ganvae(d, &["train", "--resume", "one", "--epochs", "2"]);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && error.contains("warning: the animation one/samples/progress.gif"), "{error}");
+}
+
+#[test]
+fn a_picture_of_latents_names_its_classes() {
+    let dir = place();
+    let d = dir.path();
+    assert_eq!(good(d, &["plot", "--latent", "../v", "--out", "l.svg"]), "l.svg\n");
+    let svg = fs::read_to_string(d.join("l.svg")).unwrap();
+    for part in
+        ["v: latents of 100 held-out images of digits", "dimensions active", "variance of mu", "circles: 1, 2, 3"]
+    {
+        assert!(svg.contains(part), "{part}");
+    }
+    for class in 0..10 {
+        assert!(svg.contains(&format!("\n{class}\n")), "class {class} is in the legend");
+    }
+    // A dot for each image, and one for each class.
+    assert_eq!(svg.matches("<circle").count(), 110);
+    good(d, &["plot", "--latent", "../v", "--projection", "pca", "--data", "digits:3", "--out", "l.png"]);
+    let picture = image::open(d.join("l.png")).unwrap().to_rgb8();
+    assert_eq!(picture.dimensions(), (1000, 800));
+    let of_class_2 = picture.pixels().filter(|p| p.0 == [189, 31, 1]).count();
+    assert!(of_class_2 > 60, "its dot in the legend is whole: {of_class_2} pixels");
+}
+
+#[test]
+fn pictures_of_a_folder_are_brought_to_the_models_size() {
+    let dir = place();
+    let d = dir.path();
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(d.join("pictures").join(class)).unwrap();
+        for i in 0..20u32 {
+            let pixel = |x, y| image::Rgb([(x * 9 + i) as u8, (y * 7) as u8, 99]);
+            image::RgbImage::from_fn(40, 32, pixel).save(d.join(format!("pictures/{class}/{i:02}.png"))).unwrap();
+        }
+    }
+    good(d, &["encode", "../v", "--data", "pictures", "--split", "train", "--out", "z.npy"]);
+    let labels = Vec::<i64>::try_from(array(d, "z.labels.npy")).unwrap();
+    assert!(labels.contains(&0) && labels.contains(&1) && array(d, "z.npy").size() == [labels.len() as i64, 12]);
+    // Another way round there is no bringing: digits have one size.
+    let small = ["--data", "pictures", "--image-size", "16x12", "--latent", "1", "--encoder-hidden", "8"];
+    train(d, "vae", &[&small[..], &["--decoder-hidden", "8", "--out", "small"]].concat());
+    refused(d, &["reconstruct", "small", "--data", "digits"], &["--data digits", "1x28x28", "3x16x12"]);
+    refused(d, &["plot", "--latent", "small"], &["one dimension"]);
+    good(d, &["reconstruct", "small"]);
+}
+
+#[test]
+fn wrong_uses_get_one_sentence() {
+    let dir = place();
+    let d = dir.path();
+    fs::create_dir(d.join("full")).unwrap();
+    fs::write(d.join("full/x"), "").unwrap();
+    fs::write(d.join("x.pt"), "").unwrap();
+    for command in ["sample", "reconstruct", "interpolate", "traverse", "encode"] {
+        refused(d, &[command, "nowhere"], &["nowhere", "no such file", "wanted a run's folder"]);
+        refused(d, &[command, "full"], &["full", "not a run"]);
+        refused(d, &[command, "../v", "--out", "a.jpg"], &["--out a.jpg"]);
+        refused(d, &[command, "../v", "--device", "tpu"], &["--device tpu"]);
+        if command != "encode" {
+            refused(d, &[command, "../v", "--out", "full"], &["--out full", "not empty"]);
+        }
+    }
+    for args in [&["reconstruct"][..], &["encode"], &["plot", "--latent"], &["interpolate", "--data", "digits"]] {
+        refused(d, &[args, &["../g"]].concat(), &["../g is a GAN, which has no encoder"]);
+    }
+    for (args, parts) in [
+        (&["sample", "../v", "--count", "0"][..], &["--count 0", "from 1"][..]),
+        (&["sample", "../v", "--count", "10001"], &["10001 images", "too many for one grid"]),
+        (&["sample", "../v", "--out", "a.gif"], &["--out a.gif", "wanted a .png"]),
+        (&["sample", "../g", "--truncation", "0"], &["--truncation 0", "0.01 to 10"]),
+        (&["sample", "../g", "--truncation", "-1"], &["--truncation -1"]),
+        (&["sample", "../g", "--truncation", "nan"], &["--truncation NaN"]),
+        (&["reconstruct", "../v", "--count", "0"], &["--count 0"]),
+        (&["reconstruct", "../v", "--count", "9000"], &["18000 images"]),
+        (&["reconstruct", "../v", "--split", "validation"], &["validation", "train, test"]),
+        (&["reconstruct", "../v", "--data", "mnits"], &["--data mnits", "mnist"]),
+        (&["interpolate", "../v", "--rows", "0"], &["--rows 0"]),
+        (&["interpolate", "../v", "--steps", "1"], &["--steps 1", "from 2"]),
+        (&["interpolate", "../v", "--mode", "cubic"], &["cubic", "spherical"]),
+        (&["interpolate", "../v", "--rows", "1000", "--steps", "1000"], &["1000000 images"]),
+        (&["interpolate", "../v", "--rows", "500", "--out", "a.gif"], &["15000 images"]),
+        (&["traverse", "../v", "--dims", "0"], &["--dims 0"]),
+        (&["traverse", "../v", "--range", "0"], &["--range 0"]),
+        (&["traverse", "../v", "--range", "nan"], &["--range NaN"]),
+        (&["encode", "../v", "--out", "z"], &["--out z", ".npy"]),
+        (&["plot", "--latent", "../v", "../g"], &["--latent", "one run"]),
+        (&["plot", "--progress", "../v", "../g"], &["--progress", "one run"]),
+        (&["plot", "--progress", "../v", "--out", "p.png"], &["--out p.png", ".gif"]),
+        (&["plot", "--latent", "../v", "--out", "p.gif"], &["--out p.gif", ".svg"]),
+        (&["plot", "--latent", "--progress", "../v"], &["--progress"]),
+        (&["plot", "../v", "--projection", "pca"], &["--latent"]),
+    ] {
+        refused(d, args, parts);
+    }
+    let out = ganvae(d, &["sample", "x.pt"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.contains("x.pt is no TorchScript module"), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    // What fails on the way leaves nothing half-done.
+    let out = ganvae(d, &["sample", "../v", "--out", "/nonexistent/a.npy"]);
+    assert_eq!(out.status.code(), Some(1));
+}
