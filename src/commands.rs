@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::bench;
-use crate::cli::{Bench, Cli, Command, Data, Plot, Sample, Train};
+use crate::cli::{Bench, Cli, Command, Data, Doctor, Plot, Sample, Train};
 use crate::config::{self, Settings, Usage, one_line, usage};
 use crate::data;
+use crate::doctor;
 use crate::plot;
 use crate::run::RunDir;
 use crate::sample;
+use crate::selfcheck;
 use crate::train::{self, Outcome};
 
 /// Runs one command and gives the exit code: 0 done, 130 or 143 after a signal.
@@ -25,6 +27,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Bench(args) => run_bench(&args),
         Command::Plot(args) => run_plot(&args),
         Command::Data(args) => run_data(&args),
+        Command::Doctor(args) => run_doctor(&args),
     }
 }
 
@@ -151,6 +154,19 @@ fn run_plot(args: &Plot) -> Result<u8> {
 fn name_of(root: &Path) -> String {
     let full = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     full.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned())
+}
+
+fn run_doctor(args: &Doctor) -> Result<u8> {
+    let report = doctor::examine(args.device.as_deref())?;
+    if !args.json {
+        print(&report.text)?;
+    }
+    let (Some(device), true) = (&args.device, args.check && report.works) else { return Ok(u8::from(!report.works)) };
+    let checks = selfcheck::examine(device, args.quick)?;
+    for check in &checks {
+        print(&if args.json { format!("{}\n", check.json()) } else { check.line() })?;
+    }
+    Ok(u8::from(checks.iter().any(|c| c.passed == Some(false))))
 }
 
 fn run_data(args: &Data) -> Result<u8> {

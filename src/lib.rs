@@ -5,8 +5,10 @@
 //! ```text
 //! main        parse, run, print the error, exit code
 //! commands    each command carried out          cli  the command line
-//! sample      a trained run put to use
+//! sample      a trained run put to use        doctor  what is found, what is missing
 //! train       the loop                       bench  timing
+//! selfcheck   whether a device trains as it must
+//! stepper     one update after another
 //! setup       device, data and model, put together
 //! run         the run folder                    checkpoint  state on disk     progress  what a person sees
 //! data        where images come from            device      which device
@@ -31,6 +33,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod doctor;
 pub mod gan;
 pub mod grid;
 pub mod hash;
@@ -45,7 +48,9 @@ pub mod progress;
 pub mod run;
 pub mod sample;
 pub mod seed;
+pub mod selfcheck;
 pub mod setup;
+pub mod stepper;
 pub mod train;
 pub mod tune;
 pub mod vae;
