@@ -156,18 +156,8 @@ fn libraries(page: &mut Page, folder: &Path) {
 
 /// Whether a library is part of CUDA, not of the system or libtorch's CPU half.
 fn is_cuda(name: &str) -> bool {
-    let others = [
-        "libtorch_cpu",
-        "libc10.so",
-        "libc.so",
-        "libm.so",
-        "libdl",
-        "librt",
-        "libpthread",
-        "libstdc++",
-        "libgcc",
-        "ld-",
-    ];
+    let others =
+        ["libtorch", "libc10", "libc.so", "libm.so", "libdl", "librt", "libpthread", "libstdc++", "libgcc", "ld-"];
     !others.iter().any(|o| name.starts_with(o))
 }
 
@@ -262,8 +252,10 @@ mod tests {
 
     #[test]
     fn libraries_of_the_system_are_not_cudas() {
-        assert!(is_cuda("libcublas.so.13") && is_cuda("libc10_cuda.so") && is_cuda("libtorch_nvshmem.so"));
-        assert!(!is_cuda("libc.so.6") && !is_cuda("libtorch_cpu.so") && !is_cuda("libc10.so"));
+        assert!(is_cuda("libcublas.so.13") && is_cuda("libnccl.so.2"));
+        assert!(
+            !is_cuda("libc.so.6") && !is_cuda("libc10_cuda.so") && !is_cuda("libtorch_cpu.so") && !is_cuda("libc10.so")
+        );
         assert_eq!(short("libcublas.so.13"), "cublas");
     }
 }

@@ -112,6 +112,8 @@ impl Case<'_> {
             deterministic: Some(true),
             tune: (!cuda).then(|| "off,kernels=libtorch,threads=1,products=blas".into()),
             base_width: conv.then_some(16),
+            // Else a gradient that is nothing but rounding moves its weight by a whole step, this way or that.
+            adam_eps: Some(1e-4),
             kl_warmup: vae.then_some(8.0),
             ema: gan.then_some(0.9),
             encoder_hidden: if vae { hidden("64") } else { None },

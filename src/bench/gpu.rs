@@ -50,6 +50,7 @@ impl Steps<'_> {
 /// Those of training.
 pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f64) -> Result<Timed> {
     let cuda = native::cuda()?;
+    cuda.reset_peak(index)?;
     let (device, precision) = (setup.device, setup.chosen.tuning.forms.precision);
     let mut stepper = Stepper::new(Way::on(device, config.cuda_graph), device, config.seed, config.batch_size)?;
     let meter = Meter::new(setup.model.scalars().len(), device);
