@@ -1,5 +1,8 @@
-//! Timing of the real training step, and of what it cannot do without. Imports setup, config, model, nets, native, clock,
+//! Timing of the real training step, and of what it cannot do without. Imports setup, stepper, config, model, nets, native, clock,
 //! progress and seed.
+
+mod gpu;
+mod limit;
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -9,11 +12,10 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::clock::{Clock, PHASES, Phase};
-use crate::config::{self, ModelKind, Settings, usage};
+use crate::config::{self, Config, ModelKind, Settings};
 use crate::device;
 use crate::model::StepCx;
-use crate::native;
-use crate::nets::{Op, Pass, Work};
+use crate::nets::{Precision, Work};
 use crate::progress::say;
 use crate::seed::{Stream, epoch_order, seed_for};
 use crate::setup::Setup;
@@ -35,22 +37,72 @@ pub struct Report {
     limit_ms: f64,
     gflop: f64,
     peak_rss_mb: Option<f64>,
+    gpu: Option<Gpu>,
+}
+
+/// What is said of a GPU beside.
+#[derive(Clone, Debug)]
+struct Gpu {
+    name: String,
+    precision: Precision,
+    /// Whether a step is one launch.
+    captured: bool,
+    /// Most memory that libtorch took from the driver.
+    peak_mb: f64,
+    /// Share of the time in which the device waited for the next step.
+    gap: f64,
+}
+
+/// Steps that were timed.
+struct Timed {
+    steps: u64,
+    seconds: f64,
+    phases_ms: [f64; 4],
+    step_ms: (f64, f64),
+    peak_rss_mb: Option<f64>,
+    gpu: Option<Gpu>,
 }
 
 /// Trains for `seconds` without a run folder and times it.
 ///
 /// # Errors
-/// Those of training; [`crate::config::Usage`] for a GPU, which needs a clock of its own.
+/// Those of training.
 pub fn bench(model: ModelKind, settings: &Settings, seconds: f64) -> Result<Report> {
     // Long enough that tuning pays.
     let long = Settings { steps: Some(1 << 53), ..Settings::default() };
     let config = config::resolve(model, &settings.overlaid(&long)?)?;
     let mut setup = Setup::new(&config, None)?;
-    if setup.device != Device::Cpu {
-        usage!("bench on {} is not there yet: use --device cpu", device::name(setup.device));
-    }
     say(&setup.chosen.to_string());
-    let indices = Tensor::f_from_slice(&epoch_order(config.seed, 0, setup.train.len()))?.f_to_device(setup.device)?;
+    let timed = match setup.device {
+        Device::Cuda(index) => gpu::time(&mut setup, &config, index, seconds)?,
+        _ => time(&mut setup, &config, seconds)?,
+    };
+    let batch = config.batch_size.min(setup.train.len());
+    let work = setup.model.work(batch as i64);
+    let kind = match timed.gpu.as_ref().map(|gpu| gpu.precision) {
+        Some(Precision::Bf16) => Kind::BFloat16,
+        _ => Kind::Float,
+    };
+    Ok(Report {
+        model,
+        preset: config.settings.preset.map_or_else(String::new, config::preset_name),
+        device: device::name(setup.device),
+        tuning: setup.chosen.tuning.to_string(),
+        batch_size: batch,
+        steps: timed.steps,
+        seconds: timed.seconds,
+        phases_ms: timed.phases_ms,
+        step_ms: timed.step_ms,
+        limit_ms: limit::limit_ms(&work, (kind, setup.device)).context("timing the products alone")?,
+        gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
+        peak_rss_mb: timed.peak_rss_mb,
+        gpu: timed.gpu,
+    })
+}
+
+/// Steps on the CPU, by its own clock.
+fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
+    let indices = Tensor::f_from_slice(&epoch_order(config.seed, 0, setup.train.len()))?;
     // Whole batches only: all steps do the same work.
     let whole = (setup.train.len() / config.batch_size).max(1) as u64;
     let mut step = 0;
@@ -60,7 +112,7 @@ pub fn bench(model: ModelKind, settings: &Settings, seconds: f64) -> Result<Repo
         let (x, _) = setup.batch(&indices, step % whole, config.batch_size)?;
         clock.lap(Phase::Data);
         let noise = seed_for(config.seed, 0, Stream::Noise, step);
-        let values = setup.model.step(&x, StepCx { noise, step, clock });
+        let values = setup.model.step(&x, StepCx::host(noise, step, clock));
         step += 1;
         values
     };
@@ -76,26 +128,22 @@ pub fn bench(model: ModelKind, settings: &Settings, seconds: f64) -> Result<Repo
         times.push((now - last) * 1e3);
         last = now;
     }
-    // Before the limit: its tensors are not the training's.
-    let peak_rss_mb = peak_rss_mb();
     let steps = times.len() as u64;
-    times.sort_by(f64::total_cmp);
-    let batch = config.batch_size.min(setup.train.len());
-    let work = setup.model.work(batch as i64);
-    Ok(Report {
-        model,
-        preset: config.settings.preset.map_or_else(String::new, config::preset_name),
-        device: device::name(setup.device),
-        tuning: setup.chosen.tuning.to_string(),
-        batch_size: batch,
+    Ok(Timed {
         steps,
         seconds: last,
         phases_ms: PHASES.map(|(phase, _)| clock.seconds(phase) / steps as f64 * 1e3),
-        step_ms: (times[times.len() / 2], times[times.len() * 9 / 10]),
-        limit_ms: limit_ms(&work).context("timing the products alone")?,
-        gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
-        peak_rss_mb,
+        step_ms: spread(times),
+        // Before the limit: its tensors are not the training's.
+        peak_rss_mb: peak_rss_mb(),
+        gpu: None,
     })
+}
+
+/// Median and ninth decile.
+fn spread(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 9 / 10])
 }
 
 impl Report {
@@ -122,7 +170,11 @@ impl Report {
             "steps_per_s": round(self.steps_per_s()),
             "images_per_s": round(self.steps_per_s() * self.batch_size as f64),
             "peak_rss_mb": self.peak_rss_mb.map(f64::round),
-            "peak_gpu_mb": Value::Null,
+            "peak_gpu_mb": self.gpu.as_ref().map(|gpu| gpu.peak_mb.round()),
+            "gpu": self.gpu.as_ref().map(|gpu| gpu.name.clone()),
+            "precision": config::preset_name(self.gpu.as_ref().map_or(Precision::Fp32, |gpu| gpu.precision)),
+            "captured": self.gpu.as_ref().map(|gpu| gpu.captured),
+            "launch_gap": self.gpu.as_ref().map(|gpu| round(gpu.gap)),
             "limit_ms": round(self.limit_ms),
             "gflop": round(self.gflop),
             "ms": ms,
@@ -132,13 +184,20 @@ impl Report {
     /// A table for people.
     pub fn table(&self) -> String {
         let step = 1e3 / self.steps_per_s();
+        let tuning = match &self.gpu {
+            None => self.tuning.clone(),
+            Some(gpu) => {
+                let how = if gpu.captured { "one launch a step" } else { "operation by operation" };
+                format!("{}, {}, {how}", gpu.name, config::preset_name(gpu.precision))
+            }
+        };
         let mut text = format!(
             "{} {}, batch {}, {} ({})\n{:.2} steps/s, {:.0} images/s over {} steps\n\n             ms a step   share\n",
             self.preset,
             self.model,
             self.batch_size,
             self.device,
-            self.tuning,
+            tuning,
             self.steps_per_s(),
             self.steps_per_s() * self.batch_size as f64,
             self.steps
@@ -154,6 +213,13 @@ impl Report {
             self.gflop / self.limit_ms * 1e3,
             step / self.limit_ms
         ));
+        if let Some(gpu) = &self.gpu {
+            text.push_str(&format!("waiting    {:>11.3}   between steps, {:.1} %\n", gpu.gap * step, gpu.gap * 100.0));
+            text.push_str(
+                "parts of a step are those of steps that run operation by operation, waiting after each part\n",
+            );
+            text.push_str(&format!("GPU memory {:>11.0} MB\n", gpu.peak_mb));
+        }
         if let Some(mb) = self.peak_rss_mb {
             text.push_str(&format!("peak memory {mb:>10.0} MB\n"));
         }
@@ -172,131 +238,9 @@ fn peak_rss_mb() -> Option<f64> {
     line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kb| kb / 1024.0)
 }
 
-/// One way to compute a piece of work.
-type Way = Box<dyn Fn() -> Result<Tensor>>;
-
-/// Milliseconds of all `work` run back to back, each piece in the fastest way there is, on as many threads as the step has.
-fn limit_ms(work: &[Work]) -> Result<f64> {
-    let mut chosen: Vec<Way> = Vec::new();
-    tch::no_grad(|| {
-        for piece in work {
-            let mut best: Option<(f64, Way)> = None;
-            for way in ways(piece)? {
-                let ms = least_ms(&way, 5)?;
-                if best.as_ref().is_none_or(|(least, _)| ms < *least) {
-                    best = Some((ms, way));
-                }
-            }
-            chosen.extend(best.map(|(_, way)| way));
-        }
-        let mut rounds = Vec::new();
-        let began = Instant::now();
-        while rounds.len() < 5 || (began.elapsed().as_secs_f64() < 1.0 && rounds.len() < 200) {
-            let round = Instant::now();
-            for way in &chosen {
-                black_box(&way()?);
-            }
-            rounds.push(round.elapsed().as_secs_f64() * 1e3);
-        }
-        rounds.sort_by(f64::total_cmp);
-        Ok(rounds[rounds.len() / 2])
-    })
-}
-
-fn least_ms(way: &Way, times: usize) -> Result<f64> {
-    black_box(&way()?);
-    let mut least = f64::INFINITY;
-    for _ in 0..times {
-        let began = Instant::now();
-        black_box(&way()?);
-        least = least.min(began.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(least)
-}
-
-fn random(shape: &[i64]) -> Result<Tensor> {
-    Ok(Tensor::f_rand(shape, (Kind::Float, Device::Cpu))?)
-}
-
-/// Every way there is to compute a piece of work, on random numbers.
-fn ways(work: &Work) -> Result<Vec<Way>> {
-    let b = work.batch;
-    match work.op {
-        Op::Linear { from, to } => {
-            let (x, w, g) = (random(&[b, from])?, random(&[to, from])?, random(&[b, to])?);
-            let way = |products| -> Way {
-                let [x, w, g] = [&x, &w, &g].map(Tensor::shallow_clone);
-                match work.pass {
-                    Pass::Forward => Box::new(move || native::linear(&x, &w, None, 1.0, products)),
-                    pass => Box::new(move || native::linear_gradient(&g, &x, &w, pass == Pass::Input, products)),
-                }
-            };
-            Ok([native::Products::Blas, native::Products::Onednn, native::Products::Brgemm].map(way).into())
-        }
-        Op::Strided { from, to, height, width, transposed } => {
-            let (out, weights) = if transposed {
-                ([b, to, 2 * height, 2 * width], [from, to, 4, 4])
-            } else {
-                ([b, to, height / 2, width / 2], [to, from, 4, 4])
-            };
-            let (x, w, g) = (random(&[b, from, height, width])?, random(&weights)?, random(&out)?);
-            let mut ways: Vec<Way> = Vec::new();
-            for last in [false, true] {
-                let lay = |t: &Tensor| if last { native::channels_last(t) } else { Ok(t.shallow_clone()) };
-                let (x, w, g) = (lay(&x)?, if w.size()[1] > 1 { lay(&w)? } else { w.shallow_clone() }, lay(&g)?);
-                ways.push(match work.pass {
-                    Pass::Forward if transposed => Box::new(move || {
-                        Ok(x.f_conv_transpose2d::<Tensor>(&w, None, [2, 2], [1, 1], [0, 0], 1, [1, 1])?)
-                    }),
-                    Pass::Forward => Box::new(move || Ok(x.f_conv2d::<Tensor>(&w, None, [2, 2], [1, 1], [1, 1], 1)?)),
-                    pass => Box::new(move || native::strided_gradient(&g, &x, &w, transposed, pass == Pass::Input)),
-                });
-            }
-            // Towards few channels ours is another way: a transposed convolution, forward or as a gradient.
-            let (x, w) = (native::channels_last(&x)?, w);
-            match work.pass {
-                Pass::Forward if transposed => ways.push(Box::new(move || native::strided(&x, &w, None, true, 1.0))),
-                Pass::Input if !transposed => {
-                    let g = native::channels_last(&g)?;
-                    ways.push(Box::new(move || native::strided(&g, &w, None, true, 1.0)));
-                }
-                _ => {}
-            }
-            Ok(ways)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Every way of a piece of work gives the same shape, that of what it stands for.
-    #[test]
-    fn ways_compute_what_they_stand_for() {
-        let linear = Op::Linear { from: 5, to: 7 };
-        let down = Op::Strided { from: 1, to: 6, height: 8, width: 12, transposed: false };
-        let up = Op::Strided { from: 6, to: 3, height: 4, width: 6, transposed: true };
-        for (op, pass, want) in [
-            (linear, Pass::Forward, vec![2, 7]),
-            (linear, Pass::Input, vec![2, 5]),
-            (linear, Pass::Weights, vec![7, 5]),
-            (down, Pass::Forward, vec![2, 6, 4, 6]),
-            (down, Pass::Input, vec![2, 1, 8, 12]),
-            (down, Pass::Weights, vec![6, 1, 4, 4]),
-            (up, Pass::Forward, vec![2, 3, 8, 12]),
-            (up, Pass::Input, vec![2, 6, 4, 6]),
-            (up, Pass::Weights, vec![6, 3, 4, 4]),
-        ] {
-            let all = ways(&Work { op, pass, batch: 2 }).unwrap();
-            assert!(all.len() >= 2);
-            for way in all {
-                assert_eq!(way().unwrap().size(), want, "{op:?} {pass:?}");
-            }
-        }
-        let flops = |op| Work { op, pass: Pass::Forward, batch: 2 }.flops();
-        assert_eq!((flops(linear), flops(down), flops(up)), (140.0, 2.0 * 24.0 * 96.0 * 2.0, 2.0 * 16.0 * 432.0 * 2.0));
-    }
 
     #[test]
     fn a_vae_of_the_article_takes_the_products_that_it_must() {

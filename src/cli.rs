@@ -42,6 +42,8 @@ pub enum Command {
     Plot(Plot),
     /// Say what a data set holds, and draw a preview of it
     Data(Data),
+    /// Say what is found and what is missing: libtorch, CUDA, driver, devices; ends with what to do
+    Doctor(Doctor),
 }
 
 /// `ganvae train`.
@@ -267,6 +269,23 @@ pub struct Plot {
     /// --latent: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, requires = "latent")]
     pub device: Option<String>,
+}
+
+/// `ganvae doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// auto, cpu, cuda or cuda:N: exit with 1 if it could not be used
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Also train small networks there and compare with the CPU, and captured steps with others; about a minute
+    #[arg(long, requires = "device")]
+    pub check: bool,
+    /// With --check: a tenth of the steps
+    #[arg(long, requires = "check")]
+    pub quick: bool,
+    /// With --check: one JSON object for each thing that was looked at, and nothing else
+    #[arg(long, requires = "check")]
+    pub json: bool,
 }
 
 /// `ganvae data`.

@@ -29,22 +29,32 @@ pub const PHASES: [(Phase, &str); 4] = [
 pub struct Clock {
     last: Cell<Option<Instant>>,
     sums: [Cell<f64>; 4],
+    /// What the end of a phase waits for: a device that works on after its calls have returned.
+    wait: Option<fn()>,
 }
 
 impl Clock {
     /// One that measures nothing.
     pub fn off() -> Self {
-        Clock { last: Cell::new(None), sums: Default::default() }
+        Clock { last: Cell::new(None), sums: Default::default(), wait: None }
     }
 
     /// One that runs from now.
     pub fn on() -> Self {
-        Clock { last: Cell::new(Some(Instant::now())), sums: Default::default() }
+        Clock { last: Cell::new(Some(Instant::now())), ..Clock::off() }
+    }
+
+    /// One that calls `wait` at the end of each phase, before it looks at the time.
+    pub fn waiting(wait: fn()) -> Self {
+        Clock { wait: Some(wait), ..Clock::on() }
     }
 
     /// The time since the last call belongs to `phase`.
     pub fn lap(&self, phase: Phase) {
         if let Some(last) = self.last.get() {
+            if let Some(wait) = self.wait {
+                wait();
+            }
             let now = Instant::now();
             let sum = &self.sums[phase as usize];
             sum.set(sum.get() + (now - last).as_secs_f64());
@@ -82,6 +92,9 @@ mod tests {
         clock.lap(Phase::Data);
         assert!(clock.seconds(Phase::Data) >= 0.02 && clock.seconds(Phase::Backward) >= 0.005);
         assert_eq!(clock.seconds(Phase::Forward), 0.0);
+        let waiting = Clock::waiting(|| std::thread::sleep(Duration::from_millis(5)));
+        waiting.lap(Phase::Forward);
+        assert!(waiting.seconds(Phase::Forward) >= 0.005, "what is waited for belongs to the phase");
         let off = Clock::off();
         off.lap(Phase::Data);
         assert_eq!(off.seconds(Phase::Data), 0.0);

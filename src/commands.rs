@@ -6,15 +6,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::bench;
-use crate::cli::{Bench, Cli, Command, Data, Encode, Export, Interpolate, Plot, Reconstruct, Sample, Train, Traverse};
+use crate::cli::{
+    Bench, Cli, Command, Data, Doctor, Encode, Export, Interpolate, Plot, Reconstruct, Sample, Train, Traverse,
+};
 use crate::config::{self, Settings, Usage, one_line, usage};
 use crate::data;
+use crate::doctor;
 use crate::export;
 use crate::film;
 use crate::generate::{self, Samples};
 use crate::latents::{self, Given, Projection, Split};
 use crate::plot;
 use crate::run::RunDir;
+use crate::selfcheck;
 use crate::setup;
 use crate::timelapse;
 use crate::train::{self, Outcome};
@@ -37,6 +41,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Bench(args) => run_bench(&args),
         Command::Plot(args) => run_plot(&args),
         Command::Data(args) => run_data(&args),
+        Command::Doctor(args) => run_doctor(&args),
     }
 }
 
@@ -261,6 +266,19 @@ fn plot_progress(root: &Path, args: &Plot) -> Result<u8> {
 fn name_of(root: &Path) -> String {
     let full = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     full.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned())
+}
+
+fn run_doctor(args: &Doctor) -> Result<u8> {
+    let report = doctor::examine(args.device.as_deref())?;
+    if !args.json {
+        print(&report.text)?;
+    }
+    let (Some(device), true) = (&args.device, args.check && report.works) else { return Ok(u8::from(!report.works)) };
+    let checks = selfcheck::examine(device, args.quick)?;
+    for check in &checks {
+        print(&if args.json { format!("{}\n", check.json()) } else { check.line() })?;
+    }
+    Ok(u8::from(checks.iter().any(|c| c.passed == Some(false))))
 }
 
 fn run_data(args: &Data) -> Result<u8> {

@@ -6,8 +6,8 @@ use anyhow::Result;
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
 
-use crate::clock::{Clock, Phase};
-use crate::model::{Model, StepCx, Visit, noise, visit_vars};
+use crate::clock::Phase;
+use crate::model::{Model, Moment, StepCx, Visit, visit_vars};
 use crate::nets::{
     self, Activation, Forms, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
 };
@@ -189,23 +189,22 @@ impl Gan {
         &mut self,
         x: &Tensor,
         z: &Tensor,
-        step: u64,
-        clock: &Clock,
+        cx: StepCx,
         mut minimise: impl FnMut(&Adam, &Tensor) -> Result<()>,
     ) -> Result<GanTerms> {
         let fake = self.generator.forward(z, Mode::Train)?; // [B,C,H,W]
         let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, Mode::Train)?;
         let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
-        clock.lap(Phase::Forward);
+        cx.clock.lap(Phase::Forward);
         minimise(&self.adam_d, &d_loss)?;
 
         let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, Mode::Train)?)?;
-        clock.lap(Phase::Forward);
+        cx.clock.lap(Phase::Forward);
         minimise(&self.adam_g, &g_loss)?;
         if let Some((_, ema)) = &self.average {
-            ema.follow(step)?;
+            ema.follow(cx.now)?;
         }
-        clock.lap(Phase::Optimizer);
+        cx.clock.lap(Phase::Optimizer);
         GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))
     }
 
@@ -227,22 +226,22 @@ impl Gan {
         self.average.as_ref().map_or(&self.generator, |(twin, _)| twin)
     }
 
-    fn z(&self, x: &Tensor, seed: i64) -> Result<Tensor> {
-        noise(seed, &[x.size()[0], self.spec.latent], self.generator.vars.device())
+    fn z(&self, x: &Tensor, now: Moment) -> Result<Tensor> {
+        now.noise(&[x.size()[0], self.spec.latent], self.generator.vars.device())
     }
 }
 
 impl Model for Gan {
     fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
-        let z = self.z(x, cx.noise)?;
-        self.update(x, &z, cx.step, cx.clock, |adam, loss| adam.minimise(loss, cx.clock))?.stacked()
+        let z = self.z(x, cx.now)?;
+        self.update(x, &z, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()
     }
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
         tch::no_grad(|| {
             // The discriminator has only ever seen batches of one kind, real or generated, each with its own statistics;
             // its running ones are of the mixture and would judge both wrongly.
-            let fake = self.shown().forward(&self.z(x, cx.noise)?, Mode::Eval)?;
+            let fake = self.shown().forward(&self.z(x, cx.now)?, Mode::Eval)?;
             let (real_logits, fake_logits) = self.discriminator.both(x, &fake, Mode::Batch)?;
             let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
             let g_loss = self.spec.loss.generator_loss(&fake_logits)?;

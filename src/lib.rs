@@ -6,8 +6,10 @@
 //! main        parse, run, print the error, exit code
 //! commands    each command carried out          cli  the command line
 //! generate  walk  latents   images from latents, and latents from images
-//! trained     a run or an export put to use
+//! trained     a run or an export put to use     doctor  what is found, what is missing
 //! train       the loop                       bench  timing
+//! selfcheck   whether a device trains as it must
+//! stepper     one update after another
 //! setup       device, data and model, put together
 //! run         the run folder                    checkpoint  state on disk     progress  what a person sees
 //! export      modules for other programs        init        weights from other programs
@@ -63,6 +65,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod doctor;
 pub mod export;
 pub mod film;
 pub mod gan;
@@ -84,7 +87,9 @@ pub mod plot;
 pub mod progress;
 pub mod run;
 pub mod seed;
+pub mod selfcheck;
 pub mod setup;
+pub mod stepper;
 pub mod timelapse;
 pub mod train;
 pub mod trained;

@@ -8,15 +8,135 @@ use crate::clock::Clock;
 use crate::native;
 use crate::nets::{Forms, Network, Work};
 
-/// Where a step stands: everything random in it follows from `noise`.
+/// Where a step stands.
 #[derive(Clone, Copy, Debug)]
 pub struct StepCx<'a> {
-    /// Seed of this step's noise.
-    pub noise: i64,
-    /// Updates done before this one.
-    pub step: u64,
+    /// Which update it is.
+    pub now: Moment<'a>,
     /// Told as each phase of the step ends.
     pub clock: &'a Clock,
+}
+
+/// Which update a step is: all that differs from one step to the next, but for the images.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment<'a> {
+    /// As the host knows it.
+    Host {
+        /// Seed of this step's noise.
+        noise: i64,
+        /// Updates done before this one.
+        step: u64,
+    },
+    /// As the device holds it, so that the step can be captured once and replayed: the host's numbers would be captured with it.
+    /// Noise comes from the device's default generator as it stands.
+    Device {
+        /// Updates done before this one, a float64 scalar.
+        step: &'a Tensor,
+    },
+}
+
+impl<'a> StepCx<'a> {
+    /// A step that the host knows the number of.
+    pub fn host(noise: i64, step: u64, clock: &'a Clock) -> Self {
+        StepCx { now: Moment::Host { noise, step }, clock }
+    }
+
+    /// A step that may be captured; `step` is a float64 scalar on the device.
+    pub fn device(step: &'a Tensor, clock: &'a Clock) -> Self {
+        StepCx { now: Moment::Device { step }, clock }
+    }
+}
+
+impl Moment<'_> {
+    /// Updates done before this one.
+    pub fn step(self) -> Number {
+        match self {
+            Moment::Host { step, .. } => Number::Host(step as f64),
+            Moment::Device { step } => Number::Device(step.shallow_clone()),
+        }
+    }
+
+    /// This step's standard normal noise of the given shape.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn noise(self, shape: &[i64], device: Device) -> Result<Tensor> {
+        match self {
+            Moment::Host { noise: seed, .. } => noise(seed, shape, device),
+            Moment::Device { .. } => Ok(Tensor::f_randn(shape, (Kind::Float, device))?),
+        }
+    }
+}
+
+/// A number that changes with the steps: the host's, or a float64 scalar on the device. A formula is written once for both.
+#[derive(Debug)]
+pub enum Number {
+    /// Known here.
+    Host(f64),
+    /// Known there.
+    Device(Tensor),
+}
+
+impl Number {
+    /// self + v.
+    ///
+    /// # Errors
+    /// libtorch's; so below.
+    pub fn plus(&self, v: f64) -> Result<Number> {
+        self.map(|n| n + v, |n| n.f_add_scalar(v))
+    }
+
+    /// self · v.
+    ///
+    /// # Errors
+    /// As [`Number::plus`].
+    pub fn scaled(&self, v: f64) -> Result<Number> {
+        self.map(|n| n * v, |n| n.f_mul_scalar(v))
+    }
+
+    /// self / v.
+    ///
+    /// # Errors
+    /// As [`Number::plus`].
+    pub fn over(&self, v: &Number) -> Result<Number> {
+        match v {
+            Number::Host(v) => self.map(|n| n / v, |n| n.f_div_scalar(*v)),
+            Number::Device(v) => match self {
+                Number::Host(n) => Ok(Number::Device(v.f_reciprocal()?.f_mul_scalar(*n)?)),
+                Number::Device(n) => Ok(Number::Device(n.f_div(v)?)),
+            },
+        }
+    }
+
+    /// The smaller of self and v.
+    ///
+    /// # Errors
+    /// As [`Number::plus`].
+    pub fn at_most(&self, v: f64) -> Result<Number> {
+        self.map(|n| n.min(v), |n| n.f_clamp_max(v))
+    }
+
+    /// t · self, in the precision of t.
+    ///
+    /// # Errors
+    /// As [`Number::plus`].
+    pub fn times(&self, t: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Number::Host(n) => t.f_mul_scalar(*n)?,
+            Number::Device(n) => t.f_mul(&n.f_to_kind(t.kind())?)?,
+        })
+    }
+
+    fn map(
+        &self,
+        host: impl FnOnce(f64) -> f64,
+        device: impl FnOnce(&Tensor) -> std::result::Result<Tensor, tch::TchError>,
+    ) -> Result<Number> {
+        Ok(match self {
+            Number::Host(n) => Number::Host(host(*n)),
+            Number::Device(n) => Number::Device(device(n)?),
+        })
+    }
 }
 
 /// One kind of model: a VAE or a GAN with its optimizers.
@@ -140,14 +260,32 @@ pub fn trainable(vars: &VarStore) -> Vec<(String, Tensor)> {
     all
 }
 
-/// Standard normal noise of the given shape that depends on `seed` alone.
+/// Standard normal noise of the given shape that depends on `seed` alone: the same numbers on every device.
 ///
 /// # Errors
 /// libtorch's, when memory ends.
 pub fn noise(seed: i64, shape: &[i64], device: Device) -> Result<Tensor> {
-    if device == Device::Cpu {
-        return native::randn(seed, shape);
+    Ok(native::randn(seed, shape)?.f_to_device(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_formula_gives_the_same_number_on_either_side() {
+        let formula = |t: Number| -> Result<Number> {
+            t.plus(1.0)?.over(&t.plus(10.0)?)?.at_most(0.4)?.scaled(-1.0)?.plus(1.0)?.over(&Number::Host(3.0))
+        };
+        for t in [0.0, 3.0, 7.0, 1e9] {
+            let Number::Host(host) = formula(Number::Host(t)).unwrap() else { panic!("it has left the host") };
+            let there = Tensor::from(t);
+            let Number::Device(device) = formula(Number::Device(there)).unwrap() else { panic!("it has come back") };
+            assert_eq!((device.kind(), device.double_value(&[])), (Kind::Double, host), "{t}");
+            let x = Tensor::from_slice(&[3f32, -1.0]);
+            assert_eq!(Number::Device(device).times(&x).unwrap(), Number::Host(host).times(&x).unwrap());
+        }
+        let inverse = Number::Host(2.0).over(&Number::Device(Tensor::from(8.0))).unwrap();
+        assert!(matches!(inverse, Number::Device(n) if n.double_value(&[]) == 0.25));
     }
-    tch::manual_seed(seed);
-    Ok(Tensor::f_randn(shape, (Kind::Float, device))?)
 }

@@ -2,10 +2,10 @@
 
 use anyhow::{Result, bail, ensure};
 use tch::nn::VarStore;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::clock::{Clock, Phase};
-use crate::model::{Part, Visit, named, trainable};
+use crate::clock::Phase;
+use crate::model::{Moment, Number, Part, StepCx, Visit, named, trainable};
 use crate::native::{self, AdamStep};
 
 /// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of one network.
@@ -16,6 +16,8 @@ pub struct Adam {
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
     step: Tensor,
+    /// The step size on the device, which a captured update reads.
+    lr: Tensor,
     hyper: Hyper,
 }
 
@@ -37,6 +39,7 @@ impl Adam {
             exp_avgs: zeros(),
             exp_avg_sqs: zeros(),
             step: Tensor::zeros([], (Kind::Float, vars.device())),
+            lr: Tensor::full([], hyper.adam.lr, (Kind::Float, vars.device())),
             names,
             params,
             hyper,
@@ -59,7 +62,7 @@ impl Adam {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn apply(&self, grads: &[Tensor]) -> Result<()> {
+    pub fn apply(&self, grads: &[Tensor], now: Moment) -> Result<()> {
         let clipped;
         let grads = if self.hyper.clip_norm > 0.0 {
             (clipped, _) = native::clip_grad_norm(grads, self.hyper.clip_norm)?;
@@ -67,30 +70,39 @@ impl Adam {
         } else {
             grads
         };
-        native::fused_adam(&self.params, grads, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)
+        let (p, m, v, step, c) = (&self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam);
+        match now {
+            Moment::Host { .. } => native::fused_adam(p, grads, m, v, step, c),
+            Moment::Device { .. } => native::fused_adam_on_device(p, grads, [m, v], step, &self.lr, c),
+        }
     }
 
     /// The backward pass of `loss` and one update: each parameter's as soon as its gradient is there, or, where gradients are
-    /// clipped by their common norm, [`Adam::gradients`] and [`Adam::apply`].
+    /// clipped by their common norm, the step may be captured or the device is not the CPU, [`Adam::gradients`] and [`Adam::apply`].
     ///
     /// # Errors
     /// As those two.
-    pub fn minimise(&self, loss: &Tensor, clock: &Clock) -> Result<()> {
-        if self.hyper.clip_norm > 0.0 {
+    pub fn minimise(&self, loss: &Tensor, cx: StepCx) -> Result<()> {
+        if self.hyper.clip_norm > 0.0 || !self.as_they_arrive(cx.now) {
             let grads = self.gradients(loss)?;
-            clock.lap(Phase::Backward);
-            self.apply(&grads)?;
-            clock.lap(Phase::Optimizer);
+            cx.clock.lap(Phase::Backward);
+            self.apply(&grads, cx.now)?;
+            cx.clock.lap(Phase::Optimizer);
             return Ok(());
         }
         let (seconds, missing) =
             native::minimise(loss, &self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)?;
-        clock.lap(Phase::Backward);
-        clock.shift(Phase::Backward, Phase::Optimizer, seconds);
+        cx.clock.lap(Phase::Backward);
+        cx.clock.shift(Phase::Backward, Phase::Optimizer, seconds);
         match missing {
             Some(i) => self.unreached(i),
             None => Ok(()),
         }
+    }
+
+    /// On a CPU a gradient is best used while it is in the cache; a GPU takes all in one launch.
+    fn as_they_arrive(&self, now: Moment) -> bool {
+        matches!(now, Moment::Host { .. }) && self.step.device() == Device::Cpu
     }
 
     fn unreached(&self, i: usize) -> Result<()> {
@@ -120,6 +132,7 @@ impl Adam {
     /// The step size from now on.
     pub fn set_lr(&mut self, lr: f64) {
         self.hyper.adam.lr = lr;
+        let _ = self.lr.fill_(lr);
     }
 
     /// The parameters, in the order of their names.
@@ -167,23 +180,33 @@ impl Ema {
         Ok(Ema { decay, average, current })
     }
 
-    /// Moves the twin after update number `step` (0 for the first).
+    /// Moves the twin after the update that `now` tells (number 0 is the first).
     ///
     /// The decay rises to its value as (1 + t)/(10 + t), so that the first pictures are not those of the initial weights.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn follow(&self, step: u64) -> Result<()> {
-        let t = step as f64;
-        let decay = self.decay.min((1.0 + t) / (10.0 + t));
-        native::foreach_lerp(&self.average, &self.current, 1.0 - decay)
+    pub fn follow(&self, now: Moment) -> Result<()> {
+        let t = now.step();
+        let decay = t.plus(1.0)?.over(&t.plus(10.0)?)?.at_most(self.decay)?;
+        match decay.scaled(-1.0)?.plus(1.0)? {
+            Number::Host(weight) => native::foreach_lerp(&self.average, &self.current, weight),
+            Number::Device(weight) => tch::no_grad(|| {
+                let weight = weight.f_to_kind(Kind::Float)?;
+                for (average, current) in self.average.iter().zip(&self.current) {
+                    let _ = average.shallow_clone().f_lerp_tensor_(current, &weight)?;
+                }
+                Ok(())
+            }),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, nn};
+    use crate::clock::Clock;
+    use tch::nn;
 
     #[test]
     fn a_parameter_that_does_not_reach_the_loss_is_named() {
@@ -192,7 +215,9 @@ mod tests {
         let unused = vars.root().var("unused", &[2], nn::Init::Const(1.0));
         let adam = Adam::new(&vars, Hyper::default());
         let both = || used.sum(Kind::Float) + unused.sum(Kind::Float);
-        let run = |adam: &Adam, loss: &Tensor| adam.minimise(loss, &Clock::off()).map_err(|e| e.to_string());
+        let clock = Clock::off();
+        let run =
+            |adam: &Adam, loss: &Tensor| adam.minimise(loss, StepCx::host(0, 0, &clock)).map_err(|e| e.to_string());
         let clipped = Adam::new(&vars, Hyper { clip_norm: 1.0, ..Hyper::default() });
         for adam in [adam, clipped] {
             let e = run(&adam, &used.sum(Kind::Float)).unwrap_err();

@@ -73,14 +73,14 @@ impl Setup {
         let device = device::open(&config.settings)?;
         if device != Device::Cpu
             && stored.is_none()
-            && (config.plan.deterministic || config.plan.products.is_some() || config.plan.kernels.is_some())
+            && (config.plan.products.is_some() || config.plan.kernels.is_some())
         {
             usage!(
-                "--deterministic and --tune with products or kernels are for the CPU so far, and this run is on {}: leave them \
-                 out, or use --device cpu",
+                "--tune with products or kernels is for the CPU, and this run is on {}: leave it out, or use --device cpu",
                 device::name(device)
             );
         }
+        let precision = device::precision(&config.settings, device)?;
         let source = data::open(&config.settings)?;
         let train = Dataset::new(&source.train, device)?;
         let test = Dataset::new(&source.test, device)?;
@@ -103,6 +103,8 @@ impl Setup {
                 chosen
             }
         };
+        let mut chosen = chosen;
+        chosen.tuning.forms.precision = precision;
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
         Ok(Setup { device, data, data_sha256, train, test, model, chosen, per_epoch, total })

@@ -1,11 +1,11 @@
-//! Training: the loop. Imports setup, run, checkpoint, progress, plot, grid, health, config, device and seed.
+//! Training: the loop. Imports setup, stepper, run, checkpoint, progress, plot, grid, health, config, device and seed.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::checkpoint::{self, Best, State};
 use crate::clock::Clock;
@@ -20,8 +20,9 @@ use crate::native;
 use crate::plot;
 use crate::progress::{self, Progress};
 use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo, StopFlag};
-use crate::seed::{Stream, epoch_order, seed_for};
+use crate::seed::{Stream, seed_for};
 use crate::setup::Setup;
+use crate::stepper::{At, Meter, Stepper, Way};
 use crate::timelapse;
 use crate::tune::Tuning;
 
@@ -127,44 +128,12 @@ pub fn resume(root: &Path, given: &Settings) -> Result<Outcome> {
     session.run(run, lock, state)
 }
 
-/// Sums of the step's values since the last row of metrics, on the device.
-#[derive(Debug)]
-struct Meter {
-    sums: Tensor,
-    images: u64,
-}
-
-impl Meter {
-    fn new(values: usize, device: Device) -> Self {
-        Meter { sums: Tensor::zeros([values as i64], (Kind::Double, device)), images: 0 }
-    }
-
-    /// Adds the means `values` [K] of a batch of `images`.
-    fn add(&mut self, values: &Tensor, images: i64) -> Result<()> {
-        self.sums += values * images as f64;
-        self.images += images as u64;
-        Ok(())
-    }
-
-    /// Means over all images since the last reset.
-    fn means(&self) -> Result<Vec<f64>> {
-        // sync: once a log interval.
-        let sums = Vec::<f64>::try_from(&self.sums)?;
-        Ok(sums.into_iter().map(|s| s / self.images as f64).collect())
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.images = 0;
-        let _ = self.sums.f_zero_()?;
-        Ok(())
-    }
-}
-
 /// Everything a run needs in memory.
 struct Session<'a> {
     config: &'a Config,
     setup: Setup,
     info: RunInfo,
+    stepper: Stepper,
     meter: Meter,
     clock: Clock,
     step: u64,
@@ -214,6 +183,12 @@ impl<'a> Session<'a> {
         let setup = Setup::new(config, stored)?;
         let shape = setup.train.shape();
         Ok(Session {
+            stepper: Stepper::new(
+                Way::on(setup.device, config.cuda_graph),
+                setup.device,
+                config.seed,
+                config.batch_size,
+            )?,
             meter: Meter::new(setup.model.scalars().len(), setup.device),
             info: RunInfo {
                 ganvae: env!("CARGO_PKG_VERSION").into(),
@@ -309,15 +284,8 @@ impl<'a> Session<'a> {
             // There must be something to go back to.
             self.checkpoint(&mut rec)?;
         }
-        let mut order: Option<(u64, Tensor)> = None;
         while self.step < self.setup.total || self.epoch_due {
-            let epoch = self.step / self.setup.per_epoch;
-            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                let indices = epoch_order(self.config.seed, epoch, self.setup.train.len());
-                order = Some((epoch, Tensor::f_from_slice(&indices)?.f_to_device(self.setup.device)?));
-            }
-            let Some((_, indices)) = &order else { continue };
-            match self.advance(&mut rec, indices, &stop) {
+            match self.advance(&mut rec, &stop) {
                 Ok(None) => {}
                 Ok(Some(outcome)) => return Ok(outcome),
                 Err(e) => match e.downcast::<Diverged>()? {
@@ -340,10 +308,10 @@ impl<'a> Session<'a> {
     }
 
     /// One update and all that is due after it: rows, scores, pictures, a checkpoint; an outcome when a signal has come.
-    fn advance(&mut self, rec: &mut Recorder, indices: &Tensor, stop: &StopFlag) -> Result<Option<Outcome>> {
+    fn advance(&mut self, rec: &mut Recorder, stop: &StopFlag) -> Result<Option<Outcome>> {
         // Else a signal came within the score of an epoch, which is made first of all.
         if !self.epoch_due {
-            rec.interval_images += self.one_step(indices, self.step % self.setup.per_epoch)?;
+            rec.interval_images += self.one_step()?;
             rec.progress.advance(self.step);
             self.epoch_due = self.step.is_multiple_of(self.setup.per_epoch) || self.step == self.setup.total;
             if self.epoch_due || self.step.is_multiple_of(self.config.log_every) {
@@ -462,16 +430,19 @@ impl<'a> Session<'a> {
         )
     }
 
-    /// One update on batch number `within` of the epoch's order; gives its number of images.
-    fn one_step(&mut self, indices: &Tensor, within: u64) -> Result<i64> {
-        let (x, count) = self.setup.batch(indices, within, self.config.batch_size)?;
+    /// One update; gives its number of images.
+    fn one_step(&mut self) -> Result<i64> {
         let seed = match self.rollbacks {
             0 => self.config.seed,
             n => seed_for(self.config.seed, 0, Stream::Rollback, n.into()) as u64,
         };
-        let noise = seed_for(seed, 0, Stream::Noise, self.step);
-        let values = self.setup.model.step(&x, StepCx { noise, step: self.step, clock: &self.clock })?;
-        self.meter.add(&values, count)?;
+        let at = At {
+            noise: seed_for(seed, 0, Stream::Noise, self.step),
+            step: self.step,
+            epoch: self.step / self.setup.per_epoch,
+            within: self.step % self.setup.per_epoch,
+        };
+        let count = self.stepper.step(&mut self.setup, &mut self.meter, at, &self.clock)?;
         self.step += 1;
         Ok(count)
     }
@@ -564,11 +535,7 @@ impl<'a> Session<'a> {
                 return Ok(None);
             }
             let x = self.setup.test.range(from, self.config.batch_size)?;
-            let cx = StepCx {
-                noise: seed_for(self.config.seed, 0, Stream::Eval, i as u64),
-                step: self.step,
-                clock: &self.clock,
-            };
+            let cx = StepCx::host(seed_for(self.config.seed, 0, Stream::Eval, i as u64), self.step, &self.clock);
             meter.add(&self.setup.model.score(&x, cx)?, x.size()[0])?;
         }
         let means = meter.means()?;

@@ -29,7 +29,7 @@ pub struct Tuning {
 
 impl fmt::Display for Tuning {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Forms { products, layout, kernels } = self.forms;
+        let Forms { products, layout, kernels, precision: _ } = self.forms;
         let [products, layout, kernels] = [name(products), name(layout), name(kernels)];
         write!(f, "threads={},products={products},layout={layout},kernels={kernels}", self.threads)
     }
@@ -105,9 +105,10 @@ impl Plan {
         let usual = match device {
             Device::Cpu => {
                 let products = if self.deterministic { Products::Onednn } else { Products::BySize };
-                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own }
+                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, ..Forms::default() }
             }
-            _ => Forms::default(),
+            // Tensor cores read channels side by side; MLPs have no layout.
+            _ => Forms { layout: Layout::ChannelsLast, ..Forms::default() },
         };
         Tuning {
             threads: self.threads.unwrap_or_else(cores),
@@ -115,6 +116,7 @@ impl Plan {
                 products: self.products.unwrap_or(usual.products),
                 layout: self.layout.unwrap_or(usual.layout),
                 kernels: self.kernels.unwrap_or(usual.kernels),
+                ..usual
             },
         }
     }
@@ -232,7 +234,7 @@ pub fn choose(
     let first = plan.first(x.device());
     let unmeasured = Chosen { tuning: first, origin: Origin::Unmeasured };
     let open = plan.neighbours(first, convolutions);
-    // A GPU's forms are measured with its own clock, which is not written yet.
+    // On a GPU nothing is measured: it would take a capture of the step in each form.
     if !plan.measure || steps < SHORT || x.device() != Device::Cpu || open.is_empty() {
         return Ok(unmeasured);
     }
@@ -284,6 +286,7 @@ fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
             products: pick(b.products, f.products, c.products),
             layout: pick(b.layout, f.layout, c.layout),
             kernels: pick(b.kernels, f.kernels, c.kernels),
+            ..b
         },
     }
 }
@@ -296,7 +299,7 @@ fn time(model: &mut dyn Model, tuning: Tuning, x: &Tensor, slice: Duration, best
     let clock = Clock::off();
     let mut step = || -> Result<f64> {
         let began = Instant::now();
-        let values = model.step(x, StepCx { noise: 0, step: 0, clock: &clock })?;
+        let values = model.step(x, StepCx::host(0, 0, &clock))?;
         // sync: nothing to wait for on a CPU; the value keeps the step from being optimised away.
         values.f_double_value(&[0])?;
         Ok(began.elapsed().as_secs_f64() * 1e3)

@@ -6,8 +6,8 @@ use anyhow::Result;
 use tch::nn::{self, VarStore};
 use tch::{Device, Tensor};
 
-use crate::clock::{Clock, Phase};
-use crate::model::{Model, StepCx, Visit, noise, visit_vars};
+use crate::clock::Phase;
+use crate::model::{Model, Moment, Number, StepCx, Visit, visit_vars};
 use crate::native;
 use crate::nets::{
     self, Forms, Init, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
@@ -87,29 +87,29 @@ impl Vae {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: f64, mode: Mode) -> Result<VaeLoss> {
+    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Number, mode: Mode) -> Result<VaeLoss> {
         let (mu, logvar) = self.posterior(x, mode)?;
-        if self.decoder.forms.own(x) {
+        if let (true, Number::Host(beta)) = (self.decoder.forms.own(x), beta) {
             let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
             let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
-            let (loss, recon) = native::bernoulli_bound(&logits, x, &kl, beta)?;
+            let (loss, recon) = native::bernoulli_bound(&logits, x, &kl, *beta)?;
             return Ok(VaeLoss { loss, recon, kl });
         }
         let z = mu.f_addcmul(&(&logvar * 0.5).f_exp_()?, eps)?; // [B,Z]
         let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
         let recon = bernoulli_nll(&logits, x)?;
         let kl = gaussian_kl(&mu, &logvar)?;
-        Ok(VaeLoss { loss: &recon + &kl * beta, recon, kl })
+        Ok(VaeLoss { loss: &recon + beta.times(&kl)?, recon, kl })
     }
 
     /// One update with the noise given; returns the terms before it.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: f64, clock: &Clock) -> Result<VaeLoss> {
+    pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: &Number, cx: StepCx) -> Result<VaeLoss> {
         let terms = self.loss(x, eps, beta, Mode::Train)?;
-        clock.lap(Phase::Forward);
-        self.adam.minimise(&terms.loss, clock)?;
+        cx.clock.lap(Phase::Forward);
+        self.adam.minimise(&terms.loss, cx)?;
         Ok(terms)
     }
 
@@ -119,15 +119,15 @@ impl Vae {
     }
 
     /// β at an update: rises linearly over the warm-up (Bowman et al. 2016, arXiv 1511.06349, section 3.1).
-    fn beta_at(&self, step: u64) -> f64 {
+    fn beta_at(&self, now: Moment) -> Result<Number> {
         match self.spec.kl_warmup_steps {
-            0 => self.spec.beta,
-            n => self.spec.beta * ((step + 1) as f64 / n as f64).min(1.0),
+            0 => Ok(Number::Host(self.spec.beta)),
+            n => now.step().plus(1.0)?.over(&Number::Host(n as f64))?.at_most(1.0)?.scaled(self.spec.beta),
         }
     }
 
-    fn eps(&self, x: &Tensor, seed: i64) -> Result<Tensor> {
-        noise(seed, &[x.size()[0], self.spec.latent], self.vars.device())
+    fn eps(&self, x: &Tensor, now: Moment) -> Result<Tensor> {
+        now.noise(&[x.size()[0], self.spec.latent], self.vars.device())
     }
 }
 
@@ -139,13 +139,14 @@ impl VaeLoss {
 
 impl Model for Vae {
     fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
-        let eps = self.eps(x, cx.noise)?;
-        self.update(x, &eps, self.beta_at(cx.step), cx.clock)?.stacked()
+        let eps = self.eps(x, cx.now)?;
+        let beta = self.beta_at(cx.now)?;
+        self.update(x, &eps, &beta, cx)?.stacked()
     }
 
     fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
-        let eps = self.eps(x, cx.noise)?;
-        tch::no_grad(|| self.loss(x, &eps, self.spec.beta, Mode::Eval)?.stacked())
+        let eps = self.eps(x, cx.now)?;
+        tch::no_grad(|| self.loss(x, &eps, &Number::Host(self.spec.beta), Mode::Eval)?.stacked())
     }
 
     fn scalars(&self) -> &'static [&'static str] {
@@ -265,6 +266,7 @@ impl Model for Vae {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::nets::{Activation, Arch};
 
     fn vae(beta: f64, kl_warmup_steps: u64) -> Vae {
@@ -284,9 +286,13 @@ mod tests {
     #[test]
     fn the_weight_of_the_kl_term_rises_in_equal_parts() {
         let warm = vae(2.0, 4);
-        let betas: Vec<f64> = (0..6).map(|step| warm.beta_at(step)).collect();
+        let beta = |vae: &Vae, step| match vae.beta_at(Moment::Host { noise: 0, step }).unwrap() {
+            Number::Host(beta) => beta,
+            Number::Device(_) => panic!("a number of the host's has left it"),
+        };
+        let betas: Vec<f64> = (0..6).map(|step| beta(&warm, step)).collect();
         assert_eq!(betas, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
-        assert_eq!(vae(2.0, 0).beta_at(0), 2.0);
+        assert_eq!(beta(&vae(2.0, 0), 0), 2.0);
     }
 
     #[test]
@@ -305,7 +311,8 @@ mod tests {
     fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
         let mut warm = vae(2.0, 4);
         let x = Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu));
-        let cx = StepCx { noise: 1, step: 0, clock: &Clock::off() };
+        let clock = Clock::off();
+        let cx = StepCx::host(1, 0, &clock);
         for (values, beta) in [(warm.score(&x, cx).unwrap(), 2.0), (warm.step(&x, cx).unwrap(), 0.5)] {
             let v = Vec::<f32>::try_from(&values).unwrap();
             assert!((v[0] - v[1] - beta * v[2]).abs() < 1e-5, "{v:?} with {beta}");

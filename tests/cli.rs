@@ -534,6 +534,9 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--base-width", "3"], &["--base-width", "--arch conv"]);
     vae(&["--device", "gpu"], &["--device gpu", "cuda"]);
     vae(&["--device", "cuda:x"], &["--device cuda:x"]);
+    vae(&["--device", "cpu", "--precision", "bf16"], &["--precision bf16 is for CUDA", "--device cuda"]);
+    vae(&["--precision", "fp16"], &["--precision", "fp16", "bf16"]);
+    vae(&["--cuda-graph", "on"], &["--cuda-graph", "on", "auto"]);
     vae(&["--threads", "0"], &["--threads 0"]);
     vae(&["--threads", "4294967295"], &["--threads 4294967295"]);
     vae(&["--seed", "18446744073709551615"], &["--seed", "18446744073709551615"]);
@@ -726,6 +729,44 @@ fn what_a_run_computes_with_is_said_stored_and_kept() {
         (&["--weight-decay", "2"], "--weight-decay 2"),
     ] {
         refused(dir.path(), &[&short[..], &["3"], args].concat(), 2, &[part]);
+    }
+}
+
+/// A machine without a driver gets one sentence from every command that CUDA was asked of, and never a run on the CPU.
+#[test]
+fn cuda_that_is_not_there_is_refused_and_doctor_says_what_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = good(dir.path(), &["doctor"]);
+    for part in ["libtorch   2.11.0, /", "threads", "processor", "data", "driver"] {
+        assert!(page.contains(part), "{part} is not in {page}");
+    }
+    let cpu = good(dir.path(), &["doctor", "--device", "cpu"]);
+    assert!(cpu.ends_with("--device cpu works: it is cpu\n"), "{cpu}");
+    refused(dir.path(), &["doctor", "--device", "gpu"], 2, &["--device gpu"]);
+    refused(dir.path(), &["doctor", "--check"], 2, &["--device"]);
+    let cuda = ganvae(dir.path(), &["doctor", "--device", "cuda"]);
+    if cuda.status.success() {
+        return;
+    }
+    assert_eq!(cuda.status.code(), Some(1));
+    let said = text(&cuda.stdout);
+    assert!(said.contains("--device cuda would fail\n  - "), "{said}");
+    for command in [&["train", "vae"][..], &["bench", "gan"]] {
+        refused(dir.path(), &[command, &["--device", "cuda"]].concat(), 1, &["--device cuda: ", "or use --device cpu"]);
+    }
+}
+
+/// The device's check of itself against the CPU, here on the CPU: all that it looks at, but what only CUDA can do.
+#[test]
+fn a_device_is_checked_against_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = good(dir.path(), &["doctor", "--device", "cpu", "--check", "--quick", "--json"]);
+    let checks: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    // Losses, gradients, steps, captured steps and noise of four models.
+    assert_eq!(checks.len(), 20, "{said}");
+    for check in checks {
+        let captured = check["name"].as_str().unwrap().contains("captured");
+        assert_eq!(check["passed"].as_bool(), (!captured).then_some(true), "{check}");
     }
 }
 

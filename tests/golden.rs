@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use ganvae::clock::Clock;
 use ganvae::gan::{Gan, GanSpec};
-use ganvae::model::{Model, Part, Visit};
+use ganvae::model::{Model, Number, Part, StepCx, Visit};
 use ganvae::native::AdamStep;
 use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, Mode, NetSpec, Products, Shape};
 use ganvae::objectives::GanLoss;
@@ -119,13 +119,21 @@ fn shape(channels: i64, height: i64, width: i64) -> Shape {
     Shape { channels, height, width }
 }
 
+/// Update number `i`, as the host knows it.
+fn cx(i: usize) -> StepCx<'static> {
+    thread_local! {
+        static OFF: &'static Clock = Box::leak(Box::new(Clock::off()));
+    }
+    StepCx::host(0, i as u64, OFF.with(|clock| *clock))
+}
+
 /// Every form in which the layers can be computed: each must give PyTorch's values.
 fn all_forms() -> Vec<Forms> {
     let mut all = Vec::new();
     for &products in Products::value_variants() {
         for &layout in Layout::value_variants() {
             for &kernels in Kernels::value_variants() {
-                all.push(Forms { products, layout, kernels });
+                all.push(Forms { products, layout, kernels, ..Forms::default() });
             }
         }
     }
@@ -153,13 +161,13 @@ fn check_vae_in(forms: Forms, file: &str, spec: VaeSpec) {
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
     let (x, eps) = input(0);
-    let terms = vae.loss(x, eps, beta, Mode::Train).unwrap();
+    let terms = vae.loss(x, eps, &Number::Host(beta), Mode::Train).unwrap();
     let grads = vae.adam().gradients(&terms.loss).unwrap();
     compare_gradients(case, vae.adam().names(), &grads, &golden);
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
     for i in 0..3 {
         let (x, eps) = input(i);
-        let terms = vae.update(x, eps, beta, &Clock::off()).unwrap();
+        let terms = vae.update(x, eps, &Number::Host(beta), cx(i)).unwrap();
         for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
             close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
         }
@@ -181,12 +189,12 @@ fn check_gan_in(forms: Forms, file: &str, spec: GanSpec, hyper: AdamStep) {
         // The first update shows its gradients; the others are made as training makes them.
         let mut grads = Vec::new();
         let terms = gan
-            .update(x, z, i as u64, &Clock::off(), |adam, loss| {
+            .update(x, z, cx(i), |adam, loss| {
                 if i > 0 {
-                    return adam.minimise(loss, &Clock::off());
+                    return adam.minimise(loss, cx(i));
                 }
                 let all = adam.gradients(loss)?;
-                adam.apply(&all)?;
+                adam.apply(&all, cx(i).now)?;
                 grads.push(all);
                 Ok(())
             })
@@ -311,7 +319,7 @@ fn the_shown_generator_is_the_moving_average() {
     for t in 0..12u64 {
         let x = Tensor::rand([4, 1, 8, 8], (Kind::Float, Device::Cpu));
         let z = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
-        gan.update(&x, &z, t, &Clock::off(), |adam, loss| adam.minimise(loss, &Clock::off())).unwrap();
+        gan.update(&x, &z, cx(t as usize), |adam, loss| adam.minimise(loss, cx(t as usize))).unwrap();
         let now = weights(&mut gan);
         let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
         for (name, want) in names.iter().zip(&mut want) {
@@ -339,9 +347,9 @@ fn each_player_updates_itself_alone() {
     let before = state(&mut gan);
     let mut calls = 0;
     // Only the second of the two updates, the generator's, is carried out.
-    gan.update(&x, &z, 0, &Clock::off(), |adam, loss| {
+    gan.update(&x, &z, cx(0), |adam, loss| {
         calls += 1;
-        if calls == 2 { adam.minimise(loss, &Clock::off()) } else { Ok(()) }
+        if calls == 2 { adam.minimise(loss, cx(0)) } else { Ok(()) }
     })
     .unwrap();
     let after = state(&mut gan);

@@ -21,7 +21,7 @@ use crate::vae::VaeSpec;
 
 pub use presets::name as preset_name;
 pub(crate) use settings::usage;
-pub use settings::{ModelKind, OnDivergence, Preset, Settings, Usage, Widths, one_line};
+pub use settings::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Usage, Widths, one_line};
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct Config {
     pub hyper: Hyper,
     /// What is measured at the start.
     pub plan: Plan,
+    /// Whether the step is captured on a GPU.
+    pub cuda_graph: bool,
     /// Steps between rows of metrics.
     pub log_every: u64,
     /// Steps between checkpoints; none means every epoch, 0 at the end only.
@@ -140,6 +142,7 @@ const MAY_CHANGE: &[&str] = &[
     "epochs",
     "steps",
     "device",
+    "cuda-graph",
     "threads",
     "data",
     "data-dir",
@@ -242,6 +245,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
             },
         },
         plan: plan(&s)?,
+        cuda_graph: checked.set("cuda-graph", s.cuda_graph)? == CudaGraph::Auto,
         log_every: checked.whole("log-every", s.log_every, 1)?,
         checkpoint_every: match s.checkpoint_every {
             Some(_) => Some(checked.whole("checkpoint-every", s.checkpoint_every, 0)?),

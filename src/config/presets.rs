@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{ModelKind, OnDivergence, Preset, Settings, Widths, usage};
+use super::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Widths, usage};
 use crate::nets::{Activation, Arch};
 use crate::objectives::GanLoss;
 
@@ -25,6 +25,7 @@ pub fn preset(model: ModelKind, preset: Preset) -> Result<Settings> {
         deterministic: Some(false),
         seed: Some(0),
         device: Some("auto".into()),
+        cuda_graph: Some(CudaGraph::Auto),
         data: Some("digits".into()),
         log_every: Some(50),
         sample_every: Some(1),

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, CommandFactory, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::nets::{Activation, Arch};
+use crate::nets::{Activation, Arch, Precision};
 use crate::objectives::GanLoss;
 
 /// A mistake in what was asked for, not in what happened: exit code 2.
@@ -70,6 +70,16 @@ pub enum OnDivergence {
     Stop,
     /// Go back to the newest checkpoint, with fresh noise and half the step size.
     Rollback,
+}
+
+/// Whether the training step runs as one launch on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CudaGraph {
+    /// It is captured once and replayed.
+    Auto,
+    /// Operation by operation.
+    Off,
 }
 
 /// Whole numbers that TOML, JSON and floating point all keep.
@@ -182,6 +192,12 @@ pub struct Settings {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, help_heading = "Training")]
     pub device: Option<String>,
+    /// CUDA: what products and convolutions are computed in, the weights staying float32 [default: tf32]; a CPU has fp32
+    #[arg(long, value_enum, value_name = "BITS", help_heading = "Training")]
+    pub precision: Option<Precision>,
+    /// CUDA: capture the training step once and replay it by one launch, or run it operation by operation
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Training")]
+    pub cuda_graph: Option<CudaGraph>,
     /// auto (time the forms of a step for about a second), off, or KEY=VALUE,... of threads, products, layout, kernels
     #[arg(long, value_name = "HOW", help_heading = "Training")]
     pub tune: Option<String>,

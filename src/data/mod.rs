@@ -107,7 +107,10 @@ fn drawn(name: &str, seed: u64, train: usize, test: usize) -> Source {
 }
 
 /// `--data-dir`, else `$GANVAE_DATA`, else `ganvae` in the user's cache.
-fn data_dir(s: &Settings) -> Result<PathBuf> {
+///
+/// # Errors
+/// When no home folder is known.
+pub fn data_dir(s: &Settings) -> Result<PathBuf> {
     if let Some(dir) = &s.data_dir {
         return Ok(dir.clone());
     }
@@ -194,8 +197,8 @@ impl Dataset {
     pub fn gather(&self, index: &Tensor) -> Result<Tensor> {
         match self.images.device() {
             Device::Cpu => native::gather_unit(&self.images, index),
-            // v / 255, as torchvision's ToTensor does, bit for bit.
-            _ => Ok(self.images.f_index_select(0, index)?.f_to_kind(Kind::Float)?.f_div_scalar_(255.0)?),
+            // Division turns bytes into floats by itself: two launches, one for the bytes of the batch.
+            _ => Ok(self.images.f_index_select(0, index)?.f_div_scalar(255.0)?),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Build script: finds the libtorch that torch-sys uses, checks its version, compiles the shim, sets the rpath.
+//! Build script: finds the libtorch that torch-sys uses, checks its version, compiles the shim, sets the rpath; where CUDA's
+//! headers are, also the shim's CUDA half, a shared library that the binary carries as bytes.
 //!
 //! Plain `cargo build` and editors need no environment variable: .cargo/config.toml points LIBTORCH at the link that
 //! scripts/setup makes. A LIBTORCH of the user's own wins.
@@ -11,6 +12,7 @@ const WANTED: &str = "2.11.0";
 /// The C++ calls into libtorch that tch does not bind.
 const SHIM: &[&str] = &[
     "src/native/batch.cpp",
+    "src/native/context.cpp",
     "src/native/conv.cpp",
     "src/native/guard.cpp",
     "src/native/layer.cpp",
@@ -22,15 +24,20 @@ const SHIM: &[&str] = &[
     "src/native/rows.cpp",
     "src/native/script.cpp",
 ];
+/// Its CUDA half, never linked: a run on a GPU loads it after libtorch_cuda.
+const CUDA_SHIM: &[&str] = &["src/native/cuda/device.cpp", "src/native/cuda/graph.cpp"];
+/// What it is compiled with; of the three wheels that bring CUDA's headers, `crt` is the one that a slim install lacks.
+const CUDA_HEADERS: &[&str] = &["cuda.h", "cuda_runtime_api.h", "crt/host_defines.h"];
 const HEADERS: &[&str] = &["src/native/guard.h", "src/native/layer.h", "src/native/optim.h", "src/native/rows.h"];
 
 fn main() {
-    for file in SHIM.iter().chain(HEADERS) {
+    for file in SHIM.iter().chain(CUDA_SHIM).chain(HEADERS) {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-changed=src/native/build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=LIBTORCH_BYPASS_VERSION_CHECK");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
     let Some(root) = std::env::var_os("LIBTORCH").map(PathBuf::from) else {
         fail(
             "LIBTORCH is not set: run scripts/setup, or set it to the folder of a libtorch 2.11.0 (the one that holds lib/ and include/)",
@@ -60,19 +67,13 @@ fn main() {
     };
     // The real folder, so that the binary still starts when the link under .venv has been replaced by another.
     let lib = lib.canonicalize().unwrap_or(lib);
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .pic(true)
-        .warnings(false) // libtorch's own headers are full of them
+    build_cuda_half(&root);
+    compiler(&root)
         .opt_level(3)
         .flag("-fopenmp")
         // Square roots, comparisons and rounding in vectors: nobody reads errno or the floating-point exceptions.
         .flag("-fno-math-errno")
         .flag("-fno-trapping-math")
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .include(root.join("include"))
-        .include(root.join("include/torch/csrc/api/include"))
         .files(SHIM)
         .compile("ganvae_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
@@ -83,6 +84,64 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=GANVAE_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-env=GANVAE_LIBTORCH_VERSION={found}");
+}
+
+/// How both halves of the shim are compiled.
+fn compiler(root: &Path) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false) // libtorch's own headers are full of them
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"));
+    build
+}
+
+/// Compiles the CUDA half to `ganvae_cuda.so` in the output folder; an empty file where CUDA's headers are missing, which the
+/// program says when it is asked for a GPU.
+fn build_cuda_half(root: &Path) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("ganvae_cuda.so");
+    let Some(headers) = cuda_headers(root) else {
+        if let Err(e) = std::fs::write(&out, []) {
+            fail(&format!("{} could not be written: {e}", out.display()));
+        }
+        return;
+    };
+    // Its symbols of libtorch and CUDA stay open: they are those of the libraries in the process that loads it.
+    let status = compiler(root)
+        .opt_level(2)
+        .cargo_metadata(false)
+        .include(headers)
+        .get_compiler()
+        .to_command()
+        .args(["-shared", "-s", "-o"])
+        .arg(&out)
+        .args(CUDA_SHIM)
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(_) => fail("the CUDA half of the shim did not compile: the compiler's messages are above"),
+        Err(e) => fail(&format!("the C++ compiler did not start ({e}): install g++")),
+    }
+}
+
+/// The folder of CUDA's headers: that of the wheels beside libtorch, else of `CUDA_HOME`; none where there is no whole one, or
+/// libtorch itself comes without its CUDA headers.
+fn cuda_headers(root: &Path) -> Option<PathBuf> {
+    let beside = root.canonicalize().ok()?.parent()?.join("nvidia/cu13/include");
+    let home = std::env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
+    let own = root.join("include/c10/cuda/impl/cuda_cmake_macros.h");
+    let whole = |dir: &PathBuf| own.is_file() && CUDA_HEADERS.iter().all(|h| dir.join(h).is_file());
+    let found = [Some(beside.clone()), home].into_iter().flatten().find(whole);
+    // Installing what is missing builds the half at the next build; only what exists may be watched, or every build is one.
+    let watched = found.as_ref().map_or(beside, |dir| dir.join(CUDA_HEADERS[2]));
+    if watched.exists() {
+        println!("cargo:rerun-if-changed={}", watched.display());
+    }
+    found
 }
 
 /// `MAJOR.MINOR.PATCH` from libtorch's version header; what is missing there shows as `?`.

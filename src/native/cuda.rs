@@ -1,34 +1,208 @@
-//! The CUDA half of libtorch, loaded on demand.
+//! The CUDA half of libtorch and of the shim, loaded on demand: a CPU run never maps either.
+//!
+//! The shim's half travels inside the binary as the bytes of a shared library, which is loaded from memory once libtorch_cuda is
+//! there; so one file serves both kinds of machines.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::Write;
+use std::marker::PhantomData;
+use std::os::fd::FromRawFd;
+use std::path::PathBuf;
+use std::ptr::{NonNull, null_mut};
+use std::sync::OnceLock;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-/// Loads the CUDA half of libtorch into this process, so that one binary serves both: a CPU run never maps it.
+use super::check;
+
+/// `ganvae_cuda.so`; empty where CUDA's headers were missing when the program was built.
+static HALF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ganvae_cuda.so"));
+
+/// Whether this binary has the CUDA half of the shim in it.
+pub fn cuda_half_built() -> bool {
+    !HALF.is_empty()
+}
+
+/// Declares the table of the half's functions and how it is filled.
+macro_rules! calls {
+    ($($name:ident: $type:ty = $symbol:literal,)*) => {
+        struct Calls { $($name: $type,)* }
+
+        impl Calls {
+            /// # Safety
+            /// `library` must be a handle of the loaded half.
+            unsafe fn of(library: *mut c_void) -> Result<Self> {
+                Ok(Calls { $($name: {
+                    // SAFETY: the symbol's name is NUL-terminated, the handle is live; the type is that of the definition in
+                    // native/cuda/*.cpp.
+                    let found = unsafe { libc::dlsym(library, concat!($symbol, "\0").as_ptr().cast()) };
+                    let found = NonNull::new(found).context(concat!("the CUDA half has no ", $symbol))?;
+                    // SAFETY: as above; function pointers are as wide as data pointers on every system with dlsym.
+                    unsafe { std::mem::transmute::<NonNull<c_void>, $type>(found) }
+                },)* })
+            }
+        }
+    };
+}
+
+type Message = *mut c_char;
+
+calls! {
+    count: unsafe extern "C" fn(*mut c_int) -> Message = "gvc_count",
+    versions: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Message = "gvc_versions",
+    describe: unsafe extern "C" fn(c_int, *mut Properties) -> Message = "gvc_describe",
+    select: unsafe extern "C" fn(c_int) -> Message = "gvc_select",
+    seed: unsafe extern "C" fn(u64) -> Message = "gvc_seed",
+    synchronize: unsafe extern "C" fn() -> Message = "gvc_synchronize",
+    peak_bytes: unsafe extern "C" fn(c_int, *mut i64, *mut i64) -> Message = "gvc_peak_bytes",
+    reset_peak: unsafe extern "C" fn(c_int) -> Message = "gvc_reset_peak",
+    record: unsafe extern "C" fn(*mut *mut c_void) -> Message = "gvc_record",
+    elapsed_ms: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut f32) -> Message = "gvc_elapsed_ms",
+    free_event: unsafe extern "C" fn(*mut c_void) = "gvc_free_event",
+    capture_begin: unsafe extern "C" fn(*mut *mut c_void) -> Message = "gvc_capture_begin",
+    capture_end: unsafe extern "C" fn(*mut c_void) -> Message = "gvc_capture_end",
+    capture_abandon: unsafe extern "C" fn() = "gvc_capture_abandon",
+    replay: unsafe extern "C" fn(*mut c_void) -> Message = "gvc_replay",
+    free_graph: unsafe extern "C" fn(*mut c_void) = "gvc_free_graph",
+}
+
+/// What a device is, as the C++ side lays it out.
+#[repr(C)]
+struct Properties {
+    name: [c_char; 256],
+    total_bytes: usize,
+    major: c_int,
+    minor: c_int,
+    multiprocessors: c_int,
+}
+
+/// A device, in words and numbers.
+#[derive(Clone, Debug)]
+pub struct CudaDevice {
+    /// `NVIDIA H200`, say.
+    pub name: String,
+    /// Its memory.
+    pub total_bytes: u64,
+    /// Compute capability, such as (9, 0).
+    pub capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: i32,
+}
+
+/// The CUDA half, loaded.
+#[derive(Clone, Copy)]
+pub struct Cuda(&'static Calls);
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("Cuda")
+    }
+}
+
+/// The CUDA half of libtorch and of the shim, loaded into this process at the first call, which takes 0.2 to 0.5 s.
 ///
-/// Must come before the first question about CUDA, because libtorch remembers its answer. Takes 0.2 to 0.5 s.
+/// That call must come before the first question about CUDA, because libtorch remembers its answer.
 ///
 /// # Errors
-/// One sentence that names the part that is missing: the NVIDIA driver, or libtorch's CUDA library or one that it needs.
-pub fn load_cuda() -> Result<()> {
-    if let Err(why) = load("libcuda.so.1") {
-        bail!("no NVIDIA driver was found ({why}): install one, or use --device cpu");
+/// One sentence that names the part that is missing: the NVIDIA driver, a CUDA half of libtorch, a library that it needs, or the
+/// shim's own half.
+pub fn cuda() -> Result<Cuda> {
+    static LOADED: OnceLock<Result<Calls, String>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(|| {
+        load_driver().and_then(|()| load_libtorch_cuda()).and_then(|()| load_half()).map_err(|e| format!("{e:#}"))
+    });
+    loaded.as_ref().map(Cuda).map_err(|why| anyhow!(why.clone()))
+}
+
+/// The NVIDIA driver's library.
+///
+/// # Errors
+/// When it is not there.
+pub fn load_driver() -> Result<()> {
+    match load("libcuda.so.1") {
+        Ok(_) => Ok(()),
+        Err(why) => bail!("no NVIDIA driver was found ({why}): install one, or use --device cpu"),
     }
-    let library = format!("{}/libtorch_cuda.so", env!("GANVAE_LIBTORCH_LIB"));
-    // The loader's search path first (LD_LIBRARY_PATH), then the folder that the binary was built with.
-    if load("libtorch_cuda.so").is_err()
-        && let Err(why) = load(&library)
-    {
-        bail!("the CUDA half of libtorch did not load ({why}): run scripts/setup --full, or use --device cpu");
+}
+
+/// The CUDA half of libtorch.
+///
+/// # Errors
+/// When libtorch was built without one, or a library that it needs is missing.
+pub fn load_libtorch_cuda() -> Result<()> {
+    // The loader's search path first (LD_LIBRARY_PATH), then the folder of the libtorch in use.
+    let Err(first) = load("libtorch_cuda.so") else { return Ok(()) };
+    let folder = libtorch_folder();
+    let library = folder.join("libtorch_cuda.so");
+    if !library.is_file() {
+        // Found by name, but not to be loaded: what is missing is another library.
+        if !first.to_string().starts_with("libtorch_cuda.so:") {
+            bail!("the CUDA half of libtorch did not load ({first}): run scripts/setup --full, or use --device cpu");
+        }
+        bail!(
+            "the libtorch in {} was built without CUDA: run scripts/setup --full, point LIBTORCH (and LD_LIBRARY_PATH) at one \
+             that has it, or use --device cpu",
+            folder.display()
+        );
     }
-    Ok(())
+    match load(&library.to_string_lossy()) {
+        Ok(_) => Ok(()),
+        Err(why) => {
+            bail!("the CUDA half of libtorch did not load ({why}): run scripts/setup --full, or use --device cpu")
+        }
+    }
+}
+
+/// The folder of the libtorch that this process runs on: where its CPU half was found.
+pub fn libtorch_folder() -> PathBuf {
+    let mapped = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let library =
+        mapped.lines().filter_map(|l| l.find('/').map(|at| &l[at..])).find(|l| l.ends_with("/libtorch_cpu.so"));
+    let folder = library.and_then(|l| PathBuf::from(l).parent().map(PathBuf::from));
+    folder.unwrap_or_else(|| env!("GANVAE_LIBTORCH_LIB").into())
+}
+
+/// The shim's own half, out of this binary; libtorch's must be there.
+fn load_half() -> Result<Calls> {
+    if !cuda_half_built() {
+        bail!(
+            "this ganvae was built without its CUDA half, because CUDA's headers were missing: run scripts/setup --full and cargo \
+             build --release again, or use --device cpu"
+        );
+    }
+    let library = load_from_memory(HALF).context("the CUDA half of ganvae did not load")?;
+    // SAFETY: the handle is that of the half, which is never unloaded.
+    unsafe { Calls::of(library) }
+}
+
+/// Whether every symbol of the shim's half is there in the libraries that are loaded; for the test that cannot use a GPU.
+///
+/// # Errors
+/// The loader's sentence about the first one that is missing.
+pub fn resolve_cuda_half() -> Result<()> {
+    load_half().map(|_| ())
+}
+
+fn load_from_memory(bytes: &[u8]) -> Result<*mut c_void> {
+    // SAFETY: the name is NUL-terminated; the call makes a file that only this process sees.
+    let fd = unsafe { libc::memfd_create(c"ganvae_cuda".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error()).context("a file in memory could not be made");
+    }
+    // SAFETY: the descriptor is fresh, and owned from here on.
+    let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
+    file.write_all(bytes)?;
+    load(&format!("/proc/self/fd/{fd}"))
 }
 
 /// `dlopen` for the whole process; the error is the loader's own sentence.
-fn load(library: &str) -> Result<()> {
+///
+/// # Errors
+/// When the library, or one that it needs, is not found or not whole.
+pub fn load(library: &str) -> Result<*mut c_void> {
     let name = CString::new(library)?;
-    // SAFETY: `name` is a NUL-terminated string that outlives the call; the library's initialisers are libtorch's own or
-    // the driver's, made to be loaded this way.
+    // SAFETY: `name` is a NUL-terminated string that outlives the call; the library's initialisers are libtorch's own, the
+    // driver's or none, made to be loaded this way.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if handle.is_null() {
         // SAFETY: dlerror returns null or a NUL-terminated string that stays valid until the next dl call of this thread.
@@ -38,5 +212,178 @@ fn load(library: &str) -> Result<()> {
         };
         bail!(why);
     }
-    Ok(())
+    Ok(handle)
+}
+
+impl Cuda {
+    /// Devices that the driver shows.
+    ///
+    /// # Errors
+    /// CUDA's own sentence, as when there is none or the driver is too old.
+    pub fn devices(self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: `count` outlives the call; so do the places of results in the calls below.
+        check("counting the CUDA devices", unsafe { (self.0.count)(&mut count) })?;
+        Ok(count as usize)
+    }
+
+    /// CUDA versions (major, minor) that the driver serves, and of the runtime in use.
+    ///
+    /// # Errors
+    /// CUDA's.
+    pub fn versions(self) -> Result<[(i32, i32); 2]> {
+        let (mut driver, mut runtime) = (0, 0);
+        // SAFETY: as in `devices`.
+        check("CUDA's versions", unsafe { (self.0.versions)(&mut driver, &mut runtime) })?;
+        Ok([driver, runtime].map(|v| (v / 1000, v % 1000 / 10)))
+    }
+
+    /// What device `index` is.
+    ///
+    /// # Errors
+    /// CUDA's, for an index that is none.
+    pub fn describe(self, index: usize) -> Result<CudaDevice> {
+        let mut p = Properties { name: [0; 256], total_bytes: 0, major: 0, minor: 0, multiprocessors: 0 };
+        // SAFETY: as in `devices`; the structure is laid out as the C++ side's.
+        check("a CUDA device's description", unsafe { (self.0.describe)(index as c_int, &mut p) })?;
+        let name = p.name.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect::<Vec<_>>();
+        Ok(CudaDevice {
+            name: String::from_utf8_lossy(&name).into_owned(),
+            total_bytes: p.total_bytes as u64,
+            capability: (p.major, p.minor),
+            multiprocessors: p.multiprocessors,
+        })
+    }
+
+    /// Device `index`, and a stream of its own there, for all that this thread does from now on: a graph cannot be captured on the
+    /// default stream, and work on one stream never waits for another.
+    ///
+    /// # Errors
+    /// CUDA's.
+    pub fn select(self, index: usize) -> Result<()> {
+        // SAFETY: the call takes a number; so do the next.
+        check("choosing the CUDA device", unsafe { (self.0.select)(index as c_int) })
+    }
+
+    /// Random numbers of the current device start anew from `seed`; costs no launch.
+    ///
+    /// # Errors
+    /// When work is being captured.
+    pub fn seed(self, seed: i64) -> Result<()> {
+        // SAFETY: as in `select`.
+        check("seeding the CUDA generator", unsafe { (self.0.seed)(seed as u64) })
+    }
+
+    /// Waits until the device has done all that it was given.
+    ///
+    /// # Errors
+    /// Those of work that was under way.
+    pub fn synchronize(self) -> Result<()> {
+        // SAFETY: the call takes nothing.
+        check("waiting for the CUDA device", unsafe { (self.0.synchronize)() })
+    }
+
+    /// The most bytes that tensors on device `index` held at once since the last reset, and that the driver gave for them.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn peak_bytes(self, index: usize) -> Result<(u64, u64)> {
+        let (mut held, mut taken) = (0, 0);
+        // SAFETY: as in `devices`.
+        check("the GPU's peak memory", unsafe { (self.0.peak_bytes)(index as c_int, &mut held, &mut taken) })?;
+        Ok((held.max(0) as u64, taken.max(0) as u64))
+    }
+
+    /// Begins the peak of [`Cuda::peak_bytes`] anew.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn reset_peak(self, index: usize) -> Result<()> {
+        // SAFETY: as in `select`.
+        check("the GPU's peak memory", unsafe { (self.0.reset_peak)(index as c_int) })
+    }
+
+    /// Marks a point in this thread's stream.
+    ///
+    /// # Errors
+    /// CUDA's.
+    pub fn record(self) -> Result<Event> {
+        let mut event = null_mut();
+        // SAFETY: as in `devices`.
+        check("a CUDA event", unsafe { (self.0.record)(&mut event) })?;
+        Ok(Event { cuda: self, event })
+    }
+
+    /// Captures what `work` gives to the device, without running it. The work must wait for nothing and make no tensor from the
+    /// host's numbers; tensors from before that it reads or writes must outlive the graph, and must stay where they are.
+    ///
+    /// # Errors
+    /// Those of `work`; CUDA's, for work that cannot be captured. The process should then end: the device is of no more use to it.
+    pub fn capture(self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mut graph = null_mut();
+        // SAFETY: as in `devices`.
+        check("capturing", unsafe { (self.0.capture_begin)(&mut graph) })?;
+        if let Err(e) = work() {
+            // SAFETY: a capture is under way on this thread's stream; the graph is given up.
+            unsafe { (self.0.capture_abandon)() };
+            return Err(e);
+        }
+        // SAFETY: `graph` is the one whose capture has begun; it is freed once, by the value made here.
+        check("capturing", unsafe { (self.0.capture_end)(graph) })?;
+        Ok(Graph { cuda: self, graph, _this_thread: PhantomData })
+    }
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+pub struct Event {
+    cuda: Cuda,
+    event: *mut c_void,
+}
+
+impl Event {
+    /// Milliseconds of the device's time from here to `later`; waits for that.
+    ///
+    /// # Errors
+    /// CUDA's.
+    pub fn ms_until(&self, later: &Event) -> Result<f64> {
+        let mut ms = 0.0;
+        // SAFETY: both events are live; `ms` outlives the call.
+        check("a CUDA event", unsafe { (self.cuda.0.elapsed_ms)(self.event, later.event, &mut ms) })?;
+        Ok(ms.into())
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is live, and this is its only owner.
+        unsafe { (self.cuda.0.free_event)(self.event) }
+    }
+}
+
+/// Captured work.
+#[derive(Debug)]
+pub struct Graph {
+    cuda: Cuda,
+    graph: *mut c_void,
+    /// Its stream is one thread's.
+    _this_thread: PhantomData<*mut ()>,
+}
+
+impl Graph {
+    /// Runs the work, by one launch; random numbers are those of the generator's seed of now.
+    ///
+    /// # Errors
+    /// CUDA's.
+    pub fn replay(&self) -> Result<()> {
+        // SAFETY: the graph is live, its capture has ended.
+        check("replaying a captured step", unsafe { (self.cuda.0.replay)(self.graph) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the graph is live, and this is its only owner.
+        unsafe { (self.cuda.0.free_graph)(self.graph) }
+    }
 }

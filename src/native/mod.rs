@@ -4,7 +4,9 @@
 //! caller's own; errors carry libtorch's message, and nothing unwinds across the boundary. Threads are tch's to set.
 
 mod batch;
+mod context;
 mod cuda;
+mod elf;
 mod layers;
 mod loss;
 mod optim;
@@ -17,13 +19,18 @@ use anyhow::{Result, bail};
 use tch::Tensor;
 
 pub use batch::gather_unit;
-pub use cuda::load_cuda;
+pub use context::{Math, autocast, cpu_capability, cudnn_version, math, operations_of, set_math};
+pub use cuda::{
+    Cuda, CudaDevice, Event, Graph, cuda, cuda_half_built, libtorch_folder, load, load_driver, load_libtorch_cuda,
+    resolve_cuda_half,
+};
+pub use elf::needs;
 pub use layers::{
     Products, channels_last, contiguous, leaky_relu, linear, linear_gradient, norm_relu, strided, strided_gradient,
 };
 pub use loss::{bernoulli_bound, gaussian_draw};
-pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, minimise};
-pub use random::{randn, seeded};
+pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, fused_adam_on_device, minimise};
+pub use random::{randn, seed_default, seeded};
 pub use script::{Part, save_script, script_description, script_tensors};
 
 type Handle = *mut torch_sys::C_tensor;

@@ -59,17 +59,21 @@ bool plain(const at::Tensor& t) {
   return t.is_cpu() && t.scalar_type() == at::kFloat && t.is_non_overlapping_and_dense();
 }
 
+// The gradient g as the parameter p lies in memory, for which the moments m and v must lie alike: all four are walked in memory
+// order, and a gradient in another layout (channels-last convolutions give such) would be applied to the wrong weights.
+at::Tensor laid_as(const at::Tensor& g, const at::Tensor& p, const at::Tensor& m, const at::Tensor& v) {
+  TORCH_CHECK(m.strides() == p.strides() && v.strides() == p.strides(), "the moments of a parameter ", p.sizes(),
+              " lie in memory otherwise than the parameter");
+  TORCH_CHECK(g.sizes() == p.sizes(), "a gradient ", g.sizes(), " is not that of a parameter ", p.sizes());
+  return g.strides() == p.strides() ? g : at::empty_like(p).copy_(g);
+}
+
 // One Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) in one pass over memory; with a weight decay, AdamW's
 // (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2). `step` counts this update already. On the CPU by the loop
 // above: libtorch's call takes longer than the update of a small tensor does, and divides where it could multiply.
 void adam(const at::Tensor& p, at::Tensor g, const at::Tensor& m, const at::Tensor& v, const at::Tensor& step,
           const Numbers& c) {
-  // All four are walked in memory order: a gradient in another layout than its parameter's (channels-last convolutions give
-  // such) would be applied to the wrong weights.
-  TORCH_CHECK(m.strides() == p.strides() && v.strides() == p.strides(), "the moments of a parameter ", p.sizes(),
-              " lie in memory otherwise than the parameter");
-  TORCH_CHECK(g.sizes() == p.sizes(), "a gradient ", g.sizes(), " is not that of a parameter ", p.sizes());
-  if (g.strides() != p.strides()) g = at::empty_like(p).copy_(g);
+  g = laid_as(g, p, m, v);
   if (!(plain(p) && plain(g) && plain(m) && plain(v))) {
     if (c.weight_decay == 0) {
       at::_fused_adam_({p}, {g}, {m}, {v}, {}, {step}, c.lr, c.beta1, c.beta2, 0.0, c.eps, /*amsgrad=*/false,
@@ -168,6 +172,28 @@ char* gv_fused_adam(size_t n, at::Tensor* const* params, at::Tensor* const* grad
     c10::NoGradGuard no_grad;
     step->add_(1);
     for (size_t i = 0; i < n; ++i) adam(*params[i], *grads[i], *exp_avgs[i], *exp_avg_sqs[i], *step, *numbers);
+  });
+}
+
+// The same with the learning rate, too, on the device, a float32 scalar, and all parameters in as few launches as there can be: the
+// host knows no number that changes, so the update can be captured once and replayed.
+char* gv_fused_adam_on_device(size_t n, at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
+                              at::Tensor* const* exp_avg_sqs, at::Tensor* step, at::Tensor* lr, const Numbers* numbers) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    const Numbers& c = *numbers;
+    const std::vector<at::Tensor> p = list(params, n), m = list(exp_avgs, n), v = list(exp_avg_sqs, n);
+    std::vector<at::Tensor> g = list(grads, n);
+    for (size_t i = 0; i < n; ++i) g[i] = laid_as(g[i], p[i], m[i], v[i]);
+    step->add_(1);
+    // One counter for all: the kernels only read it.
+    const std::vector<at::Tensor> steps(n, *step);
+    if (c.weight_decay == 0) {
+      at::_fused_adam_(p, g, m, v, {}, steps, *lr, c.beta1, c.beta2, 0.0, c.eps, /*amsgrad=*/false, /*maximize=*/false);
+    } else {
+      at::_fused_adamw_(p, g, m, v, {}, steps, *lr, c.beta1, c.beta2, c.weight_decay, c.eps, /*amsgrad=*/false,
+                        /*maximize=*/false);
+    }
   });
 }
 

@@ -17,6 +17,16 @@ unsafe extern "C" {
         step: Handle,
         numbers: *const AdamStep,
     ) -> *mut c_char;
+    fn gv_fused_adam_on_device(
+        n: usize,
+        params: *const Handle,
+        grads: *const Handle,
+        exp_avgs: *const Handle,
+        exp_avg_sqs: *const Handle,
+        step: Handle,
+        lr: Handle,
+        numbers: *const AdamStep,
+    ) -> *mut c_char;
     fn gv_minimise(
         loss: Handle,
         n: usize,
@@ -76,6 +86,15 @@ pub fn fused_adam(
     step: &Tensor,
     c: AdamStep,
 ) -> Result<()> {
+    as_many(params, grads, exp_avgs, exp_avg_sqs)?;
+    let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
+    // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns.
+    check("fused Adam", unsafe {
+        gv_fused_adam(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), &c)
+    })
+}
+
+fn as_many(params: &[Tensor], grads: &[Tensor], exp_avgs: &[Tensor], exp_avg_sqs: &[Tensor]) -> Result<()> {
     ensure!(
         [grads.len(), exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 3],
         "Adam got {} parameters, {} gradients and {}+{} moments: there must be as many of each",
@@ -84,10 +103,27 @@ pub fn fused_adam(
         exp_avgs.len(),
         exp_avg_sqs.len()
     );
+    Ok(())
+}
+
+/// [`fused_adam`] with the learning rate, too, on the device (`lr`, a float32 scalar, in place of `c.lr`), in as few launches as
+/// there can be: nothing that changes from step to step is a number of the host's, so the update can be captured and replayed.
+///
+/// # Errors
+/// As [`fused_adam`].
+pub fn fused_adam_on_device(
+    params: &[Tensor],
+    grads: &[Tensor],
+    [exp_avgs, exp_avg_sqs]: [&[Tensor]; 2],
+    step: &Tensor,
+    lr: &Tensor,
+    c: AdamStep,
+) -> Result<()> {
+    as_many(params, grads, exp_avgs, exp_avg_sqs)?;
     let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
-    // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns.
+    // SAFETY: as in `fused_adam`.
     check("fused Adam", unsafe {
-        gv_fused_adam(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), &c)
+        gv_fused_adam_on_device(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), handle(lr), &c)
     })
 }
 
@@ -188,15 +224,21 @@ mod tests {
 
     #[test]
     fn fused_adam_is_the_papers_algorithm() -> Result<()> {
-        follows_the_paper(AdamStep { lr: 0.01, ..AdamStep::default() })
+        let c = AdamStep { lr: 0.01, ..AdamStep::default() };
+        follows_the_paper(c, false)?;
+        follows_the_paper(c, true)
     }
 
     #[test]
     fn with_a_weight_decay_it_is_adamw() -> Result<()> {
-        follows_the_paper(AdamStep { lr: 0.01, weight_decay: 0.3, ..AdamStep::default() })
+        let c = AdamStep { lr: 0.01, weight_decay: 0.3, ..AdamStep::default() };
+        follows_the_paper(c, false)?;
+        follows_the_paper(c, true)
     }
 
-    fn follows_the_paper(c: AdamStep) -> Result<()> {
+    fn follows_the_paper(c: AdamStep, on_device: bool) -> Result<()> {
+        // The host's learning rate is then of no account.
+        let other = AdamStep { lr: 7.0, ..c };
         tch::manual_seed(1);
         let shapes: [&[i64]; 3] = [&[37, 5], &[3], &[2, 3, 4, 4]];
         let params: Vec<_> = shapes.iter().map(|s| Tensor::randn(*s, CPU)).collect();
@@ -206,7 +248,18 @@ mod tests {
         for t in 1..=3 {
             let grads: Vec<_> = params.iter().map(Tensor::randn_like).collect();
             let want: Vec<_> = (0..3).map(|i| adam_by_the_paper(&params[i], &grads[i], &m[i], &v[i], t, c)).collect();
-            fused_adam(&params, &grads, &m, &v, &step, c)?;
+            if on_device {
+                fused_adam_on_device(
+                    &params,
+                    &grads,
+                    [&m, &v],
+                    &step,
+                    &Tensor::from(c.lr).to_kind(Kind::Float),
+                    other,
+                )?;
+            } else {
+                fused_adam(&params, &grads, &m, &v, &step, c)?;
+            }
             for i in 0..3 {
                 for (got, want) in [&params[i], &m[i], &v[i]].iter().zip(&want[i]) {
                     let off = (got.to_kind(Kind::Double) - want).abs().max().double_value(&[]);
@@ -228,8 +281,13 @@ mod tests {
         assert_ne!(last.stride(), p[0].stride());
         let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
         let [want, ..] = adam_by_the_paper(&p[0], &grad, &m[0], &v[0], 1, c);
-        fused_adam(&p, &[last], &m, &v, &Tensor::zeros([], CPU), c)?;
-        assert!((p[0].to_kind(Kind::Double) - want).abs().max().double_value(&[]) < 1e-6);
+        let twin = [p[0].copy()];
+        fused_adam(&p, &[last.shallow_clone()], &m, &v, &Tensor::zeros([], CPU), c)?;
+        let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
+        fused_adam_on_device(&twin, &[last], [&m, &v], &Tensor::zeros([], CPU), &Tensor::from(0.01f32), c)?;
+        for p in [p, twin] {
+            assert!((p[0].to_kind(Kind::Double) - &want).abs().max().double_value(&[]) < 1e-6);
+        }
         Ok(())
     }
 

@@ -1,11 +1,11 @@
-//! Random numbers that leave libtorch's global generator as it was.
+//! Random numbers: those of a seed alone, which leave libtorch's global generator as it was, and that generator itself.
 
 use std::ffi::c_char;
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use super::{Handle, check, handle, made};
+use super::{Handle, check, cuda, handle, made};
 
 unsafe extern "C" {
     fn gv_randn(out: *mut Handle, seed: u64, sizes: *const i64, dims: usize) -> *mut c_char;
@@ -21,6 +21,21 @@ unsafe extern "C" {
 pub fn randn(seed: i64, shape: &[i64]) -> Result<Tensor> {
     // SAFETY: `shape` outlives the call.
     made("normal numbers", |out| unsafe { gv_randn(out, seed as u64, shape.as_ptr(), shape.len()) })
+}
+
+/// The default generator of a device starts anew from `seed`: a captured step draws from that one, whose seed each replay reads.
+/// On the CPU its numbers are then those of [`randn`].
+///
+/// # Errors
+/// When CUDA is not there.
+pub fn seed_default(device: Device, seed: i64) -> Result<()> {
+    match device {
+        Device::Cuda(_) => cuda()?.seed(seed),
+        _ => {
+            tch::manual_seed(seed);
+            Ok(())
+        }
+    }
 }
 
 /// Runs `work` with libtorch's global CPU generator seeded, and leaves that generator as it was.
@@ -40,7 +55,7 @@ pub fn seeded<T>(seed: i64, work: impl FnOnce() -> Result<T>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     /// The global generator is one for the whole process, and tests run side by side: all in one test.
     #[test]

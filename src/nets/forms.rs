@@ -60,6 +60,19 @@ pub enum Kernels {
     Own,
 }
 
+/// How many bits the factors of products and convolutions have. Not one of the choices that give the same numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 24, IEEE's.
+    #[default]
+    Fp32,
+    /// CUDA: float32 tensors, whose factors the tensor cores round to 11 bits.
+    Tf32,
+    /// CUDA: the layers of the networks in bfloat16 (8 bits) from float32 weights; heads, losses and updates as with tf32.
+    Bf16,
+}
+
 /// One choice of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -70,12 +83,20 @@ pub struct Forms {
     pub layout: Layout,
     /// Whose layers run.
     pub kernels: Kernels,
+    /// What the layers are computed in: a setting of its own, not kept with the choices.
+    #[serde(skip)]
+    pub precision: Precision,
 }
 
 impl Default for Forms {
     /// What libtorch does by itself.
     fn default() -> Self {
-        Forms { products: Products::Blas, layout: Layout::Contiguous, kernels: Kernels::Libtorch }
+        Forms {
+            products: Products::Blas,
+            layout: Layout::Contiguous,
+            kernels: Kernels::Libtorch,
+            precision: Precision::Fp32,
+        }
     }
 }
 

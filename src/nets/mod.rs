@@ -13,11 +13,11 @@ mod work;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 use tch::nn::{self, Path};
+use tch::{Kind, Tensor};
 
 use crate::native;
-pub use forms::{Forms, Kernels, Layout, Products};
+pub use forms::{Forms, Kernels, Layout, Precision, Products};
 pub use network::{Live, NETWORKS, Named, Network, Operation, Port};
 pub use work::{Op, Pass, Work, training};
 
@@ -196,11 +196,18 @@ pub struct Net {
 }
 
 impl Net {
-    /// Runs every layer.
+    /// Runs every layer; the result is float32, whatever the layers are computed in.
     ///
     /// # Errors
     /// libtorch's, when x is not of the shape that the network was built for or memory ends.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match self.forms.precision {
+            Precision::Fp32 | Precision::Tf32 => self.run(x, mode),
+            Precision::Bf16 => Ok(native::autocast(x.device(), || self.run(x, mode))?.f_to_kind(Kind::Float)?),
+        }
+    }
+
+    fn run(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let mut x = x.shallow_clone();
         let mut layers = self.layers.as_slice();
         while let Some(((name, layer), rest)) = layers.split_first() {

@@ -141,7 +141,14 @@ fn every_architecture_activation_and_layout_runs_from_its_files_as_it_does_live(
                         ..Settings::default()
                     };
                     let mut model = model(kind, &given, shape(3, 32, 16)).unwrap();
-                    model.set_forms(Forms { products: Products::Blas, layout, kernels: Kernels::Own }).unwrap();
+                    model
+                        .set_forms(Forms {
+                            products: Products::Blas,
+                            layout,
+                            kernels: Kernels::Own,
+                            ..Forms::default()
+                        })
+                        .unwrap();
                     compare(&format!("{kind} {arch:?} {activation:?} {layout:?}"), model.as_ref());
                 }
             }

@@ -1,0 +1,299 @@
+//! Whether a device trains as it must: its losses, gradients and steps beside the CPU's, captured steps beside those that run operation
+//! by operation. Imports setup, stepper, config, model, native, clock and seed.
+//!
+//! Small networks of every kind on the embedded digits: a minute on any GPU. `scripts/gpu_check` reads the result.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+use crate::clock::Clock;
+use crate::config::{self, Config, ModelKind, Preset, Settings};
+use crate::model::{Part, Visit};
+use crate::nets::Precision;
+use crate::seed::{Stream, seed_for};
+use crate::setup::Setup;
+use crate::stepper::{At, Meter, Stepper, Way};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What, such as `dcgan gan: gradients against the CPU`.
+    pub name: String,
+    /// Whether it is as it must be; none where this device cannot do it at all.
+    pub passed: Option<bool>,
+    /// The figures.
+    pub detail: String,
+}
+
+impl Check {
+    /// `off` must be at most `most`.
+    fn new(name: String, (off, at): (f64, String), most: f64) -> Self {
+        Check {
+            name,
+            passed: Some(off <= most),
+            detail: format!("{at} is off by {off:.2e}, at most {most:.0e} wanted"),
+        }
+    }
+
+    /// One object.
+    pub fn json(&self) -> Value {
+        json!({ "name": self.name, "passed": self.passed, "detail": self.detail })
+    }
+
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let mark = match self.passed {
+            Some(true) => "ok     ",
+            Some(false) => "FAILED ",
+            None => "not run",
+        };
+        format!("{mark}  {}: {}\n", self.name, self.detail)
+    }
+}
+
+/// How long the comparisons are.
+#[derive(Clone, Copy, Debug)]
+struct Lengths {
+    against_cpu: u64,
+    against_eager: u64,
+}
+
+/// Looks at the device of this name with networks of every kind; `quick` takes a tenth of the steps.
+///
+/// # Errors
+/// A device that is not there; those of training.
+pub fn examine(device: &str, quick: bool) -> Result<Vec<Check>> {
+    let lengths = if quick {
+        Lengths { against_cpu: 5, against_eager: 20 }
+    } else {
+        Lengths { against_cpu: 50, against_eager: 200 }
+    };
+    let cases = [
+        (ModelKind::Vae, Preset::PytorchVae),
+        (ModelKind::Vae, Preset::ConvVae),
+        (ModelKind::Gan, Preset::Article),
+        (ModelKind::Gan, Preset::Dcgan),
+    ];
+    let mut all = Vec::new();
+    for (kind, preset) in cases {
+        let name = format!("{} {kind}", config::preset_name(preset));
+        let case = Case { kind, preset, device, batch: if quick { 16 } else { 64 } };
+        case.against_the_cpu(&name, lengths.against_cpu, &mut all).with_context(|| name.clone())?;
+        case.captured(&name, lengths.against_eager, &mut all).with_context(|| name.clone())?;
+        case.noise(&name, &mut all).with_context(|| name.clone())?;
+    }
+    Ok(all)
+}
+
+struct Case<'a> {
+    kind: ModelKind,
+    preset: Preset,
+    device: &'a str,
+    batch: u64,
+}
+
+impl Case<'_> {
+    /// Small, in full float32, with everything that changes from step to step: warm-up, average, partial batches.
+    fn config(&self, device: &str, more: Settings) -> Result<Config> {
+        let cuda = device.starts_with("cuda");
+        let hidden = |widths: &str| Some(config::Widths(widths.split(',').filter_map(|w| w.parse().ok()).collect()));
+        let (vae, gan) = (self.kind == ModelKind::Vae, self.kind == ModelKind::Gan);
+        let conv = matches!(self.preset, Preset::ConvVae | Preset::Dcgan);
+        let settings = Settings {
+            preset: Some(self.preset),
+            device: Some(device.into()),
+            batch_size: Some(self.batch),
+            train_limit: Some(self.batch as usize * 7 / 2),
+            test_limit: Some(1),
+            precision: cuda.then_some(Precision::Fp32),
+            deterministic: Some(true),
+            tune: (!cuda).then(|| "off,kernels=libtorch,threads=1,products=blas".into()),
+            base_width: conv.then_some(16),
+            // Else a gradient that is nothing but rounding moves its weight by a whole step, this way or that.
+            adam_eps: Some(1e-4),
+            kl_warmup: vae.then_some(8.0),
+            ema: gan.then_some(0.9),
+            encoder_hidden: if vae { hidden("64") } else { None },
+            decoder_hidden: if vae { hidden("64") } else { None },
+            generator_hidden: if gan && !conv { hidden("64,96") } else { None },
+            discriminator_hidden: if gan && !conv { hidden("96,64") } else { None },
+            ..Settings::default()
+        };
+        config::resolve(self.kind, &settings.overlaid(&more)?)
+    }
+
+    /// The same weights, images and noise here and on the CPU: the first step's values and gradients, then the values of many.
+    fn against_the_cpu(&self, name: &str, steps: u64, all: &mut Vec<Check>) -> Result<()> {
+        let mut cpu = Run::new(&self.config("cpu", Settings::default())?, Way::Host)?;
+        let mut here = Run::new(&self.config(self.device, Settings::default())?, Way::Host)?;
+        here.setup.model.visit(&mut Copy(&cpu.state()?))?;
+        let mut worst = (0.0, String::new());
+        for step in 0..steps {
+            let off = compare(&here.step(step)?, &cpu.step(step)?, 0.1);
+            if step == 0 {
+                all.push(Check::new(format!("{name}: losses against the CPU"), off, 1e-5));
+                // The first moment after one step is the gradient, times 1 - beta1.
+                let moments = |run: &mut Run| -> Result<BTreeMap<String, Tensor>> {
+                    Ok(run.state()?.into_iter().filter(|(name, _)| name.ends_with(".exp_avg")).collect())
+                };
+                let off = compare(&moments(&mut here)?, &moments(&mut cpu)?, 1e-6);
+                all.push(Check::new(format!("{name}: gradients against the CPU"), off, 1e-3));
+            } else if off.0 > worst.0 {
+                worst = (off.0, format!("{} at step {step}", off.1));
+            }
+        }
+        // Two players amplify the rounding of one step in the next.
+        let most = if self.kind == ModelKind::Vae { 1e-3 } else { 5e-2 };
+        all.push(Check::new(format!("{name}: {steps} steps against the CPU"), worst, most));
+        Ok(())
+    }
+
+    /// Captured steps against the same ones operation by operation: values on the way, and all state at the end.
+    fn captured(&self, name: &str, steps: u64, all: &mut Vec<Check>) -> Result<()> {
+        let name = format!("{name}: {steps} captured steps against steps operation by operation");
+        let config = self.config(self.device, Settings::default())?;
+        let mut eager = Run::new(&config, Way::Device)?;
+        if !eager.setup.device.is_cuda() {
+            all.push(Check { name, passed: None, detail: "there is nothing to capture on a CPU".into() });
+            return Ok(());
+        }
+        let mut captured = Run::new(&config, Way::Captured)?;
+        let mut worst = (0.0, String::new());
+        for step in 0..steps {
+            let off = compare(&captured.step(step)?, &eager.step(step)?, 0.1);
+            if off.0 > worst.0 {
+                worst = (off.0, format!("{} at step {step}", off.1));
+            }
+        }
+        let off = compare(&captured.state()?, &eager.state()?, 1e-4);
+        let worst = if off.0 > worst.0 { off } else { worst };
+        let mut check = Check::new(name, worst, 1e-3);
+        if !captured.stepper.captured() {
+            check = Check { passed: Some(false), detail: "no step was captured".into(), ..check };
+        }
+        all.push(check);
+        Ok(())
+    }
+
+    /// On the same images and all but the same weights, the first loss differs from step to step by the noise alone; a step made
+    /// again gives its own value again.
+    fn noise(&self, name: &str, all: &mut Vec<Check>) -> Result<()> {
+        let still = Settings { lr: Some(1e-12), train_limit: Some(self.batch as usize), ..Settings::default() };
+        let config = self.config(self.device, still)?;
+        let way = Way::on(crate::device::open(&config.settings)?, true);
+        // The terms of the losses that depend on the noise.
+        let of = if self.kind == ModelKind::Vae { "recon" } else { "d_loss" };
+        // The sixth step on: a captured step is a replay by then. Batch normalisation's averages move, what is drawn does not.
+        let values = || -> Result<Vec<f64>> {
+            let mut run = Run::new(&config, way)?;
+            // sync: numbers of a check, on the CPU.
+            (0..16).map(|step| Ok(run.step_at(step, 0)?[of].double_value(&[]))).collect()
+        };
+        let (first, second) = (values()?, values()?);
+        let mut sorted = first[6..].to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let least = sorted.windows(2).map(|w| (w[1] - w[0]).abs()).fold(f64::INFINITY, f64::min);
+        let again = first.iter().zip(&second).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        all.push(Check {
+            name: format!("{name}: each step has noise of its own"),
+            passed: Some(least > 0.0 && again <= 1e-4 * first[0].abs()),
+            detail: format!("values of ten steps differ by at least {least:.1e}, made again by at most {again:.1e}"),
+        });
+        Ok(())
+    }
+}
+
+/// A model under training.
+struct Run {
+    setup: Setup,
+    stepper: Stepper,
+    meter: Meter,
+    seed: u64,
+}
+
+impl Run {
+    fn new(config: &Config, way: Way) -> Result<Self> {
+        let setup = Setup::new(config, None)?;
+        let device = setup.device;
+        let meter = Meter::new(setup.model.scalars().len(), device);
+        Ok(Run { stepper: Stepper::new(way, device, config.seed, config.batch_size)?, setup, meter, seed: config.seed })
+    }
+
+    /// One update; its values by name.
+    fn step(&mut self, step: u64) -> Result<BTreeMap<String, Tensor>> {
+        self.step_at(step, step / self.setup.per_epoch)
+    }
+
+    /// The same on the images of this epoch.
+    fn step_at(&mut self, step: u64, epoch: u64) -> Result<BTreeMap<String, Tensor>> {
+        let within = step % self.setup.per_epoch;
+        let at = At { noise: seed_for(self.seed, 0, Stream::Noise, step), step, epoch, within };
+        self.stepper.step(&mut self.setup, &mut self.meter, at, &Clock::off())?;
+        let means = self.meter.means()?;
+        self.meter.reset()?;
+        let names = self.setup.model.scalars().iter().map(|n| (*n).to_owned());
+        Ok(names.zip(means.into_iter().map(Tensor::from)).collect())
+    }
+
+    /// All state, on the CPU.
+    fn state(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        let mut all = Collect(BTreeMap::new());
+        self.setup.model.visit(&mut all)?;
+        Ok(all.0)
+    }
+}
+
+struct Collect(BTreeMap<String, Tensor>);
+
+impl Visit for Collect {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        let mut kept = Tensor::f_zeros(t.size(), (t.kind(), Device::Cpu))?;
+        kept.f_copy_(&t.detach())?;
+        self.0.insert(name.to_owned(), kept);
+        Ok(())
+    }
+}
+
+struct Copy<'a>(&'a BTreeMap<String, Tensor>);
+
+impl Visit for Copy<'_> {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        let from = self.0.get(name).with_context(|| format!("{name} is missing"))?;
+        tch::no_grad(|| t.shallow_clone().f_copy_(from))?;
+        Ok(())
+    }
+}
+
+/// The largest difference of two sets of tensors, as a share of the larger of a tensor's largest magnitude and `least`, and where.
+fn compare(got: &BTreeMap<String, Tensor>, want: &BTreeMap<String, Tensor>, least: f64) -> (f64, String) {
+    let off = |(name, want): (&String, &Tensor)| {
+        let Some(got) = got.get(name) else { return (f64::INFINITY, name.clone()) };
+        let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+        // sync: numbers of a check, on the CPU.
+        let [off, most] = [(got - &want).abs().max(), want.abs().max()].map(|t| t.double_value(&[]));
+        // NaN compares as the largest.
+        let off = off / most.max(least);
+        (if off.is_nan() { f64::INFINITY } else { off }, name.clone())
+    };
+    want.iter().map(off).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_found_where_it_is() {
+        let of =
+            |a: f64, b: f64| BTreeMap::from([("a".to_owned(), Tensor::from(a)), ("b".to_owned(), Tensor::from(b))]);
+        assert_eq!(compare(&of(1.0, 2.0), &of(1.0, 2.0), 0.1).0, 0.0);
+        assert_eq!(compare(&of(1.0, 3.0), &of(1.0, 2.0), 0.1), (0.5, "b".into()));
+        assert_eq!(compare(&of(f64::NAN, 2.0), &of(1.0, 2.0), 0.1), (f64::INFINITY, "a".into()));
+        assert_eq!(compare(&BTreeMap::new(), &of(1.0, 2.0), 0.1).0, f64::INFINITY);
+        let check = Check::new("x".into(), (0.5, "b".into()), 1e-3);
+        assert!(check.line().starts_with("FAILED   x: b is off by"), "{}", check.line());
+    }
+}

@@ -1,0 +1,215 @@
+//! The step that reads its changing numbers from the device, as a GPU captures and replays it, against the one that the host tells
+//! them: both run here on the CPU, operation by operation. One test at a time draws from the global generator.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Result;
+use ganvae::clock::Clock;
+use ganvae::config::{self, Config, ModelKind, Settings};
+use ganvae::model::{Part, Visit};
+use ganvae::native;
+use ganvae::seed::{Stream, seed_for};
+use ganvae::setup::Setup;
+use ganvae::stepper::{At, Meter, Stepper, Way};
+use tch::{Device, Kind, Tensor};
+
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::set_num_threads(1);
+    guard
+}
+
+#[derive(Default)]
+struct Collect(BTreeMap<String, Tensor>);
+
+impl Visit for Collect {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        self.0.insert(name.to_owned(), t.detach().copy());
+        Ok(())
+    }
+}
+
+/// 200 images in batches of 64: every fourth is one of 8.
+fn config(kind: ModelKind, more: Settings) -> Config {
+    let settings = Settings {
+        device: Some("cpu".into()),
+        train_limit: Some(200),
+        test_limit: Some(10),
+        batch_size: Some(64),
+        // One way to compute in both: they differ in where numbers come from alone.
+        tune: Some("off,threads=1,products=blas,kernels=libtorch,layout=channels-last".into()),
+        lr: Some(1e-3),
+        // Else a gradient that is nothing but rounding moves its weight by a whole step, this way or that.
+        adam_eps: Some(1e-4),
+        ..more
+    };
+    config::resolve(kind, &settings).unwrap()
+}
+
+fn vae() -> Config {
+    let small = Some("32".parse().unwrap());
+    config(
+        ModelKind::Vae,
+        Settings {
+            encoder_hidden: small.clone(),
+            decoder_hidden: small,
+            // 3.5 epochs of 4 steps: the weight is still rising after the third.
+            kl_warmup: Some(3.5),
+            beta: Some(2.0),
+            clip_norm: Some(50.0),
+            ..Settings::default()
+        },
+    )
+}
+
+fn gan() -> Config {
+    config(
+        ModelKind::Gan,
+        Settings { base_width: Some(4), ema: Some(0.9), weight_decay: Some(0.01), ..Settings::default() },
+    )
+}
+
+struct Run {
+    setup: Setup,
+    stepper: Stepper,
+    meter: Meter,
+    seed: u64,
+}
+
+impl Run {
+    fn new(config: &Config, way: Way) -> Self {
+        let setup = Setup::new(config, None).unwrap();
+        let meter = Meter::new(setup.model.scalars().len(), Device::Cpu);
+        Run {
+            stepper: Stepper::new(way, Device::Cpu, config.seed, config.batch_size).unwrap(),
+            setup,
+            meter,
+            seed: config.seed,
+        }
+    }
+
+    fn step(&mut self, step: u64) {
+        let at = At {
+            noise: seed_for(self.seed, 0, Stream::Noise, step),
+            step,
+            epoch: step / self.setup.per_epoch,
+            within: step % self.setup.per_epoch,
+        };
+        self.stepper.step(&mut self.setup, &mut self.meter, at, &Clock::off()).unwrap();
+    }
+
+    /// Weights, moments, averages and counters, and the means of the step's values.
+    fn state(&mut self) -> BTreeMap<String, Tensor> {
+        let mut all = Collect::default();
+        self.setup.model.visit(&mut all).unwrap();
+        all.0.insert("values".into(), Tensor::from_slice(&self.meter.means().unwrap()));
+        all.0
+    }
+}
+
+/// Largest difference of two states, as a share of the larger of a tensor's largest magnitude and 1e-4, and where it is.
+fn difference(got: &BTreeMap<String, Tensor>, want: &BTreeMap<String, Tensor>) -> (f64, String) {
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    let off = |name: &String| {
+        let (got, want) = (got[name].to_kind(Kind::Double), want[name].to_kind(Kind::Double));
+        let most = want.abs().max().double_value(&[]).max(1e-4);
+        ((got - want).abs().max().double_value(&[]) / most, name.clone())
+    };
+    want.keys().map(off).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+}
+
+#[test]
+fn numbers_on_the_device_give_the_same_training() {
+    let _alone = alone();
+    for config in [vae(), gan()] {
+        let (mut host, mut there) = (Run::new(&config, Way::Host), Run::new(&config, Way::Device));
+        assert_eq!(host.setup.per_epoch, 4);
+        for step in 0..20 {
+            host.step(step);
+            there.step(step);
+            let values = [&mut host, &mut there].map(|run| {
+                let means = run.meter.means().unwrap();
+                run.meter.reset().unwrap();
+                means
+            });
+            for (a, b) in values[0].iter().zip(&values[1]) {
+                assert!((a - b).abs() <= 1e-5 * a.abs().max(0.1), "{}, step {step}: {values:?}", config.model);
+            }
+        }
+        host.step(20);
+        there.step(20);
+        let (off, name) = difference(&there.state(), &host.state());
+        assert!(off < 1e-4, "{}: {name} is off by {off}", config.model);
+    }
+}
+
+/// A run that goes on at any step, as after a checkpoint, is the run that never stopped.
+#[test]
+fn numbers_on_the_device_follow_a_resumed_run() {
+    let _alone = alone();
+    for config in [vae(), gan()] {
+        let mut whole = Run::new(&config, Way::Device);
+        (0..11).for_each(|step| whole.step(step));
+        let mut parts = Run::new(&config, Way::Device);
+        (0..6).for_each(|step| parts.step(step));
+        parts.stepper = Stepper::new(Way::Device, Device::Cpu, config.seed, config.batch_size).unwrap();
+        (6..11).for_each(|step| parts.step(step));
+        assert_eq!(difference(&parts.state(), &whole.state()).0, 0.0);
+    }
+}
+
+/// Noise is that of the seed: another for each step, the same for the same step.
+#[test]
+fn each_step_draws_its_own_noise() {
+    let _alone = alone();
+    let draw = |step: u64| {
+        native::seed_default(Device::Cpu, seed_for(1, 0, Stream::Noise, step)).unwrap();
+        Tensor::randn([50], (Kind::Float, Device::Cpu))
+    };
+    assert_eq!(draw(3), draw(3));
+    assert_ne!(draw(3), draw(4));
+    assert_eq!(draw(3), native::randn(seed_for(1, 0, Stream::Noise, 3), &[50]).unwrap());
+}
+
+/// Operations that give the host a number of the device's, or depend on one: none may be captured.
+const READS: &[&str] = &[
+    "aten::item",
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::equal",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::allclose",
+    "aten::lift_fresh",
+];
+
+#[test]
+fn a_step_that_may_be_captured_reads_nothing_back() {
+    let _alone = alone();
+    for config in [vae(), gan()] {
+        let mut run = Run::new(&config, Way::Device);
+        run.step(0);
+        let ops = native::operations_of(|| {
+            run.step(1);
+            Ok(())
+        })
+        .unwrap();
+        let count = |wanted: &[&str]| ops.iter().filter(|op| wanted.contains(&op.as_str())).count();
+        let updates = count(&["aten::_fused_adam_", "aten::_fused_adamw_"]);
+        assert_eq!(updates, if config.model == ModelKind::Vae { 1 } else { 2 }, "{ops:?}");
+        assert!(ops.len() > 50 && count(&["aten::linear"]) > 0, "{ops:?}");
+        // On the CPU, and only there, libtorch's fused Adam reads the step size, and the counter for each parameter: each read is
+        // recorded twice, as a call and as its kernel.
+        let params = run.state().keys().filter(|name| name.ends_with(".exp_avg")).count();
+        let reads: Vec<_> = ops.iter().filter(|op| READS.contains(&op.as_str())).collect();
+        assert_eq!(reads.len(), 2 * (params + updates), "{reads:?}");
+    }
+    let read = native::operations_of(|| {
+        let _ = Tensor::from_slice(&[1f32]).double_value(&[0]);
+        Ok(())
+    });
+    assert!(read.unwrap().iter().any(|op| READS.contains(&op.as_str())), "the recorder sees a read");
+}
