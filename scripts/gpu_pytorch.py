@@ -199,7 +199,7 @@ def timed_on_gpu(step, data, each):
     """Milliseconds of a step in slices of `each` steps; the host is a few slices ahead, as it is in training."""
     marks, ms = [torch.cuda.Event(enable_timing=True)], []
     marks[0].record()
-    while sum(ms) * each < ARGS.seconds * 1e3:
+    while not ms or sum(ms) * each < ARGS.seconds * 1e3:
         for _ in range(each):
             step(next(data))
         marks.append(torch.cuda.Event(enable_timing=True))

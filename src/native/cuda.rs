@@ -256,13 +256,22 @@ impl Cuda {
     }
 
     /// Device `index`, and a stream of its own there, for all that this thread does from now on: a graph cannot be captured on the
-    /// default stream, and work on one stream never waits for another.
+    /// default stream, and work on one stream never waits for another. Chosen again, the device keeps its stream: tensors from
+    /// before would be used on another than they were made on, and nothing would make the one wait for the other.
     ///
     /// # Errors
     /// CUDA's.
     pub fn select(self, index: usize) -> Result<()> {
+        thread_local! {
+            static SELECTED: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+        }
+        if SELECTED.get() == Some(index) {
+            return Ok(());
+        }
         // SAFETY: the call takes a number; so do the next.
-        check("choosing the CUDA device", unsafe { (self.0.select)(index as c_int) })
+        check("choosing the CUDA device", unsafe { (self.0.select)(index as c_int) })?;
+        SELECTED.set(Some(index));
+        Ok(())
     }
 
     /// Random numbers of the current device start anew from `seed`; costs no launch.

@@ -154,3 +154,28 @@ fn each_mode_takes_its_own_statistics() {
     let among = net.forward(&x, Mode::Eval).unwrap();
     assert!(alone.allclose(&among.narrow(0, 2, 1), 1e-4, 1e-5, false), "in evaluation an image stands by itself");
 }
+
+/// Layers in bfloat16, weights and what comes out in float32: near the float32 result, but not it; so are the gradients.
+#[test]
+fn bfloat16_layers_give_float32_near_those_of_float32() {
+    for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, true)] {
+        let vars = VarStore::new(Device::Cpu);
+        let (mut net, _) = features(&vars.root(), shape(1, 28, 28), &spec(arch, norm, Init::PyTorch)).unwrap();
+        let x = Tensor::rand([8, 1, 28, 28], (Kind::Float, Device::Cpu));
+        let params = vars.trainable_variables();
+        let mut results = Vec::new();
+        for precision in [Precision::Fp32, Precision::Bf16] {
+            net.forms.precision = precision;
+            let y = net.forward(&x, Mode::Batch).unwrap();
+            let grads = Tensor::run_backward(&[y.square().mean(Kind::Float)], &params, false, false);
+            results.push((y, grads));
+        }
+        let [(y, grads), (y16, grads16)] = &results[..] else { panic!("two precisions") };
+        let pairs = [(y, y16)].into_iter().chain(grads.iter().zip(grads16));
+        for (want, got) in pairs {
+            assert_eq!(got.kind(), Kind::Float, "{arch:?}");
+            let off = ((got - want).norm() / want.norm()).double_value(&[]);
+            assert!(off > 0.0 && off < 0.1, "{arch:?}, {:?}: off by {off}", want.size());
+        }
+    }
+}
