@@ -169,11 +169,11 @@ mod tests {
     use image::codecs::png::PngDecoder;
     use std::io::BufReader;
 
-    /// Frame i of a film: greys of every level, and one corner that says which it is.
+    /// Frame i of a film: greys of every level, which fill a palette, and one colour more, which says which frame it is.
     fn picture(i: u8) -> Picture {
-        let mut rgb: Vec<u8> = (0..=255u8).flat_map(|v| [v; 3]).collect();
-        rgb[..3].copy_from_slice(&[40, 44, 200 + i]);
-        Picture { width: 32, height: 8, rgb }
+        let greys = (0..=255u8).flat_map(|v| [v; 3]);
+        let rgb = [40, 44, 200 + i].repeat(32).into_iter().chain(greys).collect();
+        Picture { width: 32, height: 9, rgb }
     }
 
     fn decoded(path: &Path, kind: Kind) -> Vec<image::Frame> {
@@ -201,7 +201,7 @@ mod tests {
             let delays: Vec<_> = frames.iter().map(|f| f.delay().numer_denom_ms()).collect();
             assert_eq!(delays.iter().map(|d| d.0 / d.1).collect::<Vec<_>>(), [80, 80, 1500]);
             for (i, frame) in frames.iter().enumerate() {
-                assert_eq!(frame.buffer().dimensions(), (32, 8));
+                assert_eq!(frame.buffer().dimensions(), (32, 9));
                 let want = picture(i as u8).rgb;
                 for (got, want) in frame.buffer().pixels().zip(want.chunks_exact(3)) {
                     let near = got.0.iter().zip(want).all(|(g, w)| g.abs_diff(*w) <= off);
@@ -229,7 +229,7 @@ mod tests {
             film.push(&picture(0), 8).unwrap();
             assert!(film.push(&picture(1), 8).unwrap_err().to_string().contains("made for 1"));
             let small = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-            assert!(film.push(&small, 8).unwrap_err().to_string().contains("1x1 pixels, those before it 32x8"));
+            assert!(film.push(&small, 8).unwrap_err().to_string().contains("1x1 pixels, those before it 32x9"));
             let wide = Picture { width: 70_000, height: 1, rgb: vec![0; 210_000] };
             assert!(format!("{:#}", start(1).push(&wide, 8).unwrap_err()).contains("70000x1"));
         }

@@ -56,6 +56,8 @@
 //! [`train::train`].
 
 #![warn(missing_docs)]
+// Shapes stand in brackets, x [B,C,H,W], which rustdoc takes for links to items of that name.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 pub mod bench;
 pub mod checkpoint;

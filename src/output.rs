@@ -188,7 +188,7 @@ mod tests {
             assert!(picture.pixels().all(|p| p.0 == [level; 3]), "image {i}");
         }
         assert_eq!(std::fs::read_dir(dir.path().join("single")).unwrap().count(), 7);
-        for (columns, name) in [(None, "a.png"), (Some(7), "row.PNG")] {
+        for (columns, name) in [(None, "a.png"), (Some(4), "rows.PNG")] {
             drop(write(&dir.path().join(name), 7, columns).unwrap());
             let want = dir.path().join("want.png");
             grid::draw(&images, columns.unwrap_or(2)).unwrap().save(&want).unwrap();

@@ -122,13 +122,18 @@ impl Tally {
         match &self.bar {
             Some(bar) => bar.set_position(self.done),
             None if self.said.elapsed().as_secs_f64() >= LINE_S => {
-                let left = self.total.saturating_sub(self.done);
-                let eta_s = self.started.elapsed().as_secs_f64() / self.done as f64 * left as f64;
-                say(&format!("{} of {} {}  ETA {}", self.done, self.total, self.what, clock(eta_s)));
+                say(&self.line(self.started.elapsed().as_secs_f64()));
                 self.said = Instant::now();
             }
             None => {}
         }
+    }
+
+    /// Where the job stands after so many seconds.
+    fn line(&self, seconds: f64) -> String {
+        let left = self.total.saturating_sub(self.done);
+        let eta_s = seconds / self.done.max(1) as f64 * left as f64;
+        format!("{} of {} {}  ETA {}", self.done, self.total, self.what, clock(eta_s))
     }
 }
 
@@ -163,6 +168,14 @@ fn clock(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tally_says_how_far_it_is_and_how_long_it_takes() {
+        let mut tally = Tally::start("images", 1000);
+        tally.advance(100);
+        tally.advance(150);
+        assert_eq!(tally.line(25.0), "250 of 1000 images  ETA 1:15");
+    }
 
     #[test]
     fn numbers_and_times_are_short() {

@@ -478,6 +478,22 @@ mod tests {
     }
 
     #[test]
+    fn every_batch_is_of_one_size_and_keeps_its_rows() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        drop(save(&dir.path().join("decoder.pt"), "decoder", 4, 1)?);
+        let trained = open(dir.path())?;
+        for count in [1, 63, 64, 65, 200] {
+            let rows = native::randn(1, &[count, 4])?;
+            let twice = trained.in_batches(&rows, |batch| {
+                assert_eq!(batch.size(), [BATCH, 4], "{count} rows");
+                Ok(vec![batch * 2.0])
+            })?;
+            assert_eq!(twice, [&rows * 2.0]);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn what_cannot_be_used_is_named() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let file = |name: &str| dir.path().join(name);
