@@ -18,7 +18,7 @@ use crate::model::StepCx;
 use crate::nets::{Precision, Work};
 use crate::progress::say;
 use crate::seed::{Stream, epoch_order, seed_for};
-use crate::setup::Setup;
+use crate::setup::{Ahead, Setup};
 
 /// What was measured.
 #[derive(Clone, Debug)]
@@ -106,10 +106,11 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     // Whole batches only: all steps do the same work.
     let whole = (setup.train.len() / config.batch_size).max(1) as u64;
     let mut step = 0;
+    let mut ahead = Ahead::default();
     let mut one = |clock: &Clock| -> Result<Tensor> {
         // Stacking the values and freeing the step before this one is the networks' doing.
         clock.lap(Phase::Forward);
-        let (x, _) = setup.batch(&indices, step % whole, config.batch_size)?;
+        let (x, _) = setup.batch(&mut ahead, (0, &indices), step % whole, config.batch_size)?;
         clock.lap(Phase::Data);
         let noise = seed_for(config.seed, 0, Stream::Noise, step);
         let values = setup.model.step(&x, StepCx::host(noise, step, clock));

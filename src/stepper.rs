@@ -13,7 +13,7 @@ use crate::clock::{Clock, Phase};
 use crate::model::StepCx;
 use crate::native;
 use crate::seed::epoch_order;
-use crate::setup::Setup;
+use crate::setup::{Ahead, Setup};
 
 /// Whole batches that run operation by operation before the step is captured: cuDNN chooses its algorithms, libraries make their
 /// workspaces. They are steps of the training like any other.
@@ -114,6 +114,7 @@ pub struct Stepper {
     device: Device,
     /// The order of the images of `epoch`, int64 [N], always in the same place.
     order: Option<(u64, Tensor)>,
+    ahead: Ahead,
     there: Option<OnDevice>,
 }
 
@@ -160,7 +161,7 @@ impl Stepper {
             Way::Device => Some(there(Capture::Off)?),
             Way::Captured => Some(there(Capture::After(WARM_UP))?),
         };
-        Ok(Stepper { seed, batch_size, device, order: None, there })
+        Ok(Stepper { seed, batch_size, device, order: None, ahead: Ahead::default(), there })
     }
 
     /// Whether a step is one launch by now.
@@ -174,9 +175,9 @@ impl Stepper {
     /// libtorch's; a step that cannot be captured.
     pub fn step(&mut self, setup: &mut Setup, meter: &mut Meter, at: At, clock: &Clock) -> Result<i64> {
         self.take_order(setup.train.len(), at.epoch)?;
-        let Some((_, order)) = &self.order else { return Ok(0) };
+        let Some((epoch, order)) = &self.order else { return Ok(0) };
         let Some(there) = &mut self.there else {
-            let (x, count) = setup.batch(order, at.within, self.batch_size as usize)?;
+            let (x, count) = setup.batch(&mut self.ahead, (*epoch, order), at.within, self.batch_size as usize)?;
             clock.lap(Phase::Data);
             let values = setup.model.step(&x, StepCx::host(at.noise, at.step, clock))?;
             meter.add(&values, count)?;

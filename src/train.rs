@@ -1,30 +1,34 @@
 //! Training: the loop. Imports setup, stepper, run, checkpoint, progress, plot, grid, health, config, device and seed.
 
+mod resume;
+
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Best, State};
 use crate::clock::Clock;
-use crate::config::{self, Config, Settings, usage};
+use crate::config::Config;
 use crate::device;
 use crate::export;
 use crate::grid;
 use crate::health::{self, Diverged, Watch};
 use crate::init::init_from;
-use crate::model::{Part, StepCx, Visit, noise};
+use crate::model::{Model, Part, StepCx, Visit, noise};
 use crate::native;
 use crate::plot;
 use crate::progress::{self, Progress};
 use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo, StopFlag};
 use crate::seed::{Stream, seed_for};
-use crate::setup::Setup;
+use crate::setup::{self, Setup};
 use crate::stepper::{At, Meter, Stepper, Way};
 use crate::timelapse;
 use crate::tune::Tuning;
+
+pub use resume::resume;
 
 /// Images in a sample grid.
 const SAMPLES: usize = 64;
@@ -59,72 +63,6 @@ pub fn train(config: &Config) -> Result<Outcome> {
     let lock = run.lock()?;
     run.write_config(&config.kept_toml()?, &session.info)?;
     let state = session.state(0.0, 0)?;
-    session.run(run, lock, state)
-}
-
-/// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
-/// change what does not change the run.
-///
-/// # Errors
-/// As [`train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or there
-/// is nothing left to do.
-pub fn resume(root: &Path, given: &Settings) -> Result<Outcome> {
-    if given.out.is_some() {
-        usage!("--out is for a new run: --resume goes on in {}", root.display());
-    }
-    let run = RunDir::open(root)?;
-    let lock = run.lock()?;
-    let (model, stored, info) = run.config()?;
-    config::refuse_changes(&stored, given)?;
-    let mut settings = stored.overlaid(given)?;
-    // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
-    settings.tune = settings.tune.filter(|_| given.threads.is_none());
-    let config = config::resolve(model, &settings)?;
-    let found = checkpoint::newest_whole(&run.checkpoints())?;
-    if let Some((_, state)) = &found {
-        state.check_model(model)?;
-        config::refuse_edits(&state.settings, &config, &run.path("config.toml"))?;
-    }
-    let mut tuning = info.tuning;
-    tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
-    if config.plan.deterministic && tuning.threads > 1 && !tuning.forms.products.rounds_alike() {
-        usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
-    }
-    let info = RunInfo { tuning, ..info };
-    let mut session = Session::build(&config, Some(tuning))?;
-    ensure!(
-        session.info.data_sha256 == info.data_sha256,
-        "--data {} has changed since {} began (its checksum is another): give the run the images it began with",
-        session.setup.data,
-        root.display()
-    );
-    let before = session.setup.steps_of(config::resolve(model, &stored)?.budget);
-    if session.setup.total < before {
-        usage!(
-            "--epochs and --steps may only grow: {} is a run of {before} steps, {} were asked for",
-            root.display(),
-            session.setup.total
-        );
-    }
-    let shown = root.display();
-    let state = match found {
-        Some((_, state)) if state.step >= session.setup.total && !state.epoch_due => {
-            checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
-            usage!("{shown} has done all of its {} steps: give more with --epochs or --steps", state.step);
-        }
-        Some((dir, state)) => {
-            session.restore(&dir, &state)?;
-            checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
-            progress::say(&format!("resuming {shown} at step {}", state.step));
-            state
-        }
-        None => {
-            progress::say(&format!("{shown} has no checkpoint yet: it starts from the beginning"));
-            session.init()?;
-            session.state(0.0, 0)?
-        }
-    };
-    run.write_config(&config.kept_toml()?, &info)?;
     session.run(run, lock, state)
 }
 
@@ -374,20 +312,33 @@ impl<'a> Session<'a> {
 
     /// The networks for other programs, in every format.
     fn export(&mut self, rec: &Recorder) -> Result<()> {
-        let origin = export::Origin::new(self.config, self.step);
-        let dir = rec.run.path("export");
         // Room for the copies that are compared: the run holds no more memory at its end than in a step.
         self.setup.model.end_training();
         native::release_free_memory();
-        export::export(&self.setup.model.networks(), &origin, export::Format::value_variants(), &dir).with_context(
-            || {
-                format!(
-                    "training is done and its checkpoint whole, but the export failed; mend it, then: ganvae export {}",
-                    rec.run.shown()
-                )
-            },
-        )?;
-        Ok(())
+        let write = || -> Result<()> {
+            let twin = self.twin_on_cpu(rec)?;
+            let networks = twin.as_ref().unwrap_or(&self.setup.model).networks();
+            let origin = export::Origin::new(self.config, self.step);
+            export::export(&networks, &origin, export::Format::value_variants(), &rec.run.path("export"))?;
+            Ok(())
+        };
+        write().with_context(|| {
+            format!(
+                "training is done and its checkpoint whole, but the export failed; mend it, then: ganvae export {}",
+                rec.run.shown()
+            )
+        })
+    }
+
+    /// The model of the newest checkpoint on the CPU, whose float32 exports are compared with; none where it trained there.
+    fn twin_on_cpu(&self, rec: &Recorder) -> Result<Option<Box<dyn Model>>> {
+        if self.setup.device == Device::Cpu {
+            return Ok(None);
+        }
+        let Some((dir, _)) = checkpoint::newest_whole(&rec.run.checkpoints())? else { return Ok(None) };
+        let mut twin = setup::build(self.config, self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
+        checkpoint::load(&dir, &[Part::Model], &mut |v| twin.visit(v))?;
+        Ok(Some(twin))
     }
 
     fn summary(&self, rec: &Recorder) -> String {

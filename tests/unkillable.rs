@@ -297,7 +297,11 @@ fn difference(a: &Path, b: &Path) -> Option<String> {
     for folder in ["samples", "reconstructions"] {
         let below = |run: &Path| {
             let all = listing(&run.join(folder));
-            all.iter().map(|p| p.strip_prefix(run).unwrap().to_owned()).collect::<Vec<_>>()
+            // The animation is made of the pictures beside it, whichever a run that stopped on its way has left there.
+            all.iter()
+                .filter(|p| !p.ends_with("progress.gif"))
+                .map(|p| p.strip_prefix(run).unwrap().to_owned())
+                .collect::<Vec<_>>()
         };
         let (of_a, of_b) = (below(a), below(b));
         if of_a != of_b {
@@ -337,6 +341,10 @@ fn cut(run: &Path, to: &Path, step: u64) {
     let per_epoch = rows(to).last().map(|row| row["step"].as_f64().unwrap() / row["epoch"].as_f64().unwrap()).unwrap();
     for picture in [listing(&to.join("samples")), listing(&to.join("reconstructions"))].concat() {
         let name = picture.file_stem().unwrap().to_string_lossy().into_owned();
+        if name == "progress" {
+            fs::remove_file(picture).unwrap();
+            continue;
+        }
         let drawn_at = match name.split_once('-').map(|(of, n)| (of, n.parse::<f64>().unwrap())) {
             Some(("epoch", n)) => n * per_epoch,
             Some(("step", n)) => n,

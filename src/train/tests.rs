@@ -1,6 +1,7 @@
 //! Tests of the loop. Imports data and model.
 
 use super::*;
+use crate::config::{self, Settings};
 use crate::data::{self, Dataset};
 use crate::model::Model;
 use tch::Device;

@@ -1,0 +1,77 @@
+//! Going on with a run. Imports what its parent does.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use super::{Outcome, Session};
+use crate::checkpoint;
+use crate::config::{self, Settings, usage};
+use crate::progress;
+use crate::run::{RunDir, RunInfo};
+
+/// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
+/// change what does not change the run.
+///
+/// # Errors
+/// As [`train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or there
+/// is nothing left to do.
+pub fn resume(root: &Path, given: &Settings) -> Result<Outcome> {
+    if given.out.is_some() {
+        usage!("--out is for a new run: --resume goes on in {}", root.display());
+    }
+    let run = RunDir::open(root)?;
+    let lock = run.lock()?;
+    let (model, stored, info) = run.config()?;
+    config::refuse_changes(&stored, given)?;
+    let mut settings = stored.overlaid(given)?;
+    // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
+    settings.tune = settings.tune.filter(|_| given.threads.is_none());
+    let config = config::resolve(model, &settings)?;
+    let found = checkpoint::newest_whole(&run.checkpoints())?;
+    if let Some((_, state)) = &found {
+        state.check_model(model)?;
+        config::refuse_edits(&state.settings, &config, &run.path("config.toml"))?;
+    }
+    let mut tuning = info.tuning;
+    tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
+    if config.plan.deterministic && tuning.threads > 1 && !tuning.forms.products.rounds_alike() {
+        usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
+    }
+    let info = RunInfo { tuning, ..info };
+    let mut session = Session::build(&config, Some(tuning))?;
+    ensure!(
+        session.info.data_sha256 == info.data_sha256,
+        "--data {} has changed since {} began (its checksum is another): give the run the images it began with",
+        session.setup.data,
+        root.display()
+    );
+    let before = session.setup.steps_of(config::resolve(model, &stored)?.budget);
+    if session.setup.total < before {
+        usage!(
+            "--epochs and --steps may only grow: {} is a run of {before} steps, {} were asked for",
+            root.display(),
+            session.setup.total
+        );
+    }
+    let shown = root.display();
+    let state = match found {
+        Some((_, state)) if state.step >= session.setup.total && !state.epoch_due => {
+            checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
+            usage!("{shown} has done all of its {} steps: give more with --epochs or --steps", state.step);
+        }
+        Some((dir, state)) => {
+            session.restore(&dir, &state)?;
+            checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
+            progress::say(&format!("resuming {shown} at step {}", state.step));
+            state
+        }
+        None => {
+            progress::say(&format!("{shown} has no checkpoint yet: it starts from the beginning"));
+            session.init()?;
+            session.state(0.0, 0)?
+        }
+    };
+    run.write_config(&config.kept_toml()?, &info)?;
+    session.run(run, lock, state)
+}
