@@ -1,66 +1,16 @@
 //! The program from outside: what a run leaves behind, and what bad input gets told.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-fn ganvae(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ganvae"))
-        .args(args)
-        .current_dir(dir)
-        .env("HOME", dir.join("home"))
-        .env_remove("XDG_CACHE_HOME")
-        .env_remove("GANVAE_DATA")
-        .env("GANVAE_MIRROR", "http://127.0.0.1:9") // the discard port: no download in a test
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use common::{ganvae, listing, refused, text};
 
 /// Runs a command that must end well; gives its stdout.
 fn good(dir: &Path, args: &[&str]) -> String {
-    let out = ganvae(dir, args);
-    assert!(out.status.success(), "{args:?} ended with {:?}: {}", out.status, text(&out.stderr));
-    text(&out.stdout)
-}
-
-/// Runs a command that must be refused with this exit code, in one sentence that has these parts; gives the sentence.
-fn refused(dir: &Path, args: &[&str], code: i32, parts: &[&str]) -> String {
-    let before = listing(dir);
-    let out = ganvae(dir, args);
-    let said = text(&out.stderr);
-    assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
-    let sentence = said.trim_end();
-    assert!(
-        sentence.starts_with("error: ") && sentence.lines().count() == 1,
-        "{args:?} said more than a sentence: {said}"
-    );
-    for bad in ["panicked", "ganvae failed", "backtrace", "Exception raised"] {
-        assert!(!said.contains(bad), "{args:?}: {said}");
-    }
-    for part in parts {
-        assert!(said.contains(part), "{args:?}: {part:?} is not in {said}");
-    }
-    assert!(out.stdout.is_empty(), "{args:?} printed {}", text(&out.stdout));
-    assert_eq!(listing(dir), before, "{args:?} left something behind");
-    sentence.to_owned()
-}
-
-/// Every path below a folder.
-fn listing(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            all.extend(listing(&path));
-        }
-        all.push(path);
-    }
-    all.sort();
-    all
+    text(&common::good(dir, args).stdout)
 }
 
 /// A small run of each kind, quick enough for a test, with the same bits at every start.

@@ -1,6 +1,8 @@
 //! Runs that cannot be lost, from outside: killed, stopped, diverged, on a full or vanished disk, with damaged or
 //! edited files, two at once. Each ends as if nothing had happened, or with one sentence and a whole checkpoint.
 
+mod common;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -9,82 +11,17 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::{BIN, command, ganvae, listing, refused, sentence, text};
 use ganvae::hash;
 use ganvae::seed::Rng;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-const BIN: &str = env!("CARGO_BIN_EXE_ganvae");
-
 // ---- running the program ----
-
-/// The program in `dir`, away from this machine's own data and from the network.
-fn command(program: &str, dir: &Path) -> Command {
-    let mut command = Command::new(program);
-    command
-        .current_dir(dir)
-        .env("HOME", dir.join("home"))
-        .env_remove("XDG_CACHE_HOME")
-        .env_remove("GANVAE_DATA")
-        // Tests share the cores: a thread that waits for another must not spin on them.
-        .env("OMP_WAIT_POLICY", "passive")
-        .env("GANVAE_MIRROR", "http://127.0.0.1:9"); // the discard port: no download in a test
-    command
-}
-
-fn ganvae(dir: &Path, args: &[&str]) -> Output {
-    command(BIN, dir).args(args).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 /// Runs a command that must end well; gives its stderr.
 fn good(dir: &Path, args: &[&str]) -> String {
-    let out = ganvae(dir, args);
-    assert!(out.status.success(), "{args:?} ended with {:?}: {}", out.status, text(&out.stderr));
-    text(&out.stderr)
-}
-
-/// The last line of stderr, which must be one sentence of ours with these parts.
-fn sentence(said: &str, parts: &[&str]) -> String {
-    let last = said.lines().last().unwrap_or_default().to_owned();
-    assert!(last.starts_with("error: "), "no sentence at the end of: {said}");
-    assert_eq!(said.lines().filter(|l| l.starts_with("error: ")).count(), 1, "more than one sentence: {said}");
-    for bad in ["panicked", "ganvae failed", "backtrace", "Exception raised"] {
-        assert!(!said.contains(bad), "{said}");
-    }
-    for part in parts {
-        assert!(last.contains(part), "{part:?} is not in {last}");
-    }
-    last
-}
-
-/// Runs a command that must be refused with this exit code, in one sentence that has these parts and nothing else, and
-/// leaves all as it was.
-fn refused(dir: &Path, args: &[&str], code: i32, parts: &[&str]) -> String {
-    let before = listing(dir);
-    let out = ganvae(dir, args);
-    let said = text(&out.stderr);
-    assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
-    assert_eq!(said.trim_end().lines().count(), 1, "{args:?} said more than a sentence: {said}");
-    assert_eq!(listing(dir), before, "{args:?} left something behind");
-    sentence(&said, parts)
-}
-
-/// Every path below a folder.
-fn listing(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            all.extend(listing(&path));
-        }
-        all.push(path);
-    }
-    all.sort();
-    all
+    text(&common::good(dir, args).stderr)
 }
 
 /// A process in the background; killed when dropped, so that a failed test leaves no training behind.

@@ -1,60 +1,26 @@
 //! A trained model put to use from outside: every command on a small VAE and a small GAN, twice, and what wrong uses are told.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::OnceLock;
 
+use common::{ganvae, listing, text};
 use image::AnimationDecoder;
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use tch::{Kind, Tensor};
 
-fn ganvae(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ganvae"))
-        .args(args)
-        .current_dir(dir)
-        .env("HOME", dir.join("home"))
-        .env_remove("XDG_CACHE_HOME")
-        .env_remove("GANVAE_DATA")
-        .env("GANVAE_MIRROR", "http://127.0.0.1:9") // the discard port: no download in a test
-        .output()
-        .unwrap()
-}
-
 /// Runs a command that must end well; gives its stdout.
 fn good(dir: &Path, args: &[&str]) -> String {
-    let out = ganvae(dir, args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
+    text(&common::good(dir, args).stdout)
 }
 
-/// Runs a command that must be refused with exit code 2 in one sentence that has these parts, and leave nothing behind.
+/// Runs a command that must be refused as bad usage.
 fn refused(dir: &Path, args: &[&str], parts: &[&str]) {
-    let before = listing(dir);
-    let out = ganvae(dir, args);
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
-    assert!(said.starts_with("error: ") && said.trim_end().lines().count() == 1, "{args:?}: {said}");
-    assert!(!said.contains("panicked") && !said.contains("ganvae failed"), "{args:?}: {said}");
-    for part in parts {
-        assert!(said.contains(part), "{args:?}: {part:?} is not in {said}");
-    }
-    assert!(out.stdout.is_empty());
-    assert_eq!(listing(dir), before, "{args:?} left something behind");
-}
-
-fn listing(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            all.extend(listing(&path));
-        }
-        all.push(path);
-    }
-    all.sort();
-    all
+    common::refused(dir, args, 2, parts);
 }
 
 /// Settings that make a run of a second or two.
