@@ -133,6 +133,8 @@ def change(folder):
 
 def same(folder):
     one, other = folder / "changed", folder / "back"
+    if len(list(one.glob("*.safetensors"))) != 2:
+        fail(f"{one} does not hold two networks")
     for file in sorted(one.glob("*.safetensors")):
         a, b = load_file(file), load_file(other / file.name)
         script = torch.jit.load(other / file.with_suffix(".pt").name).state_dict()

@@ -52,7 +52,7 @@ def compiled(function):
 
 
 def adam(net, **hyper):
-    return torch.optim.Adam(net.parameters(), fused=TUNED, **hyper)
+    return torch.optim.Adam(net.parameters(), fused=True if TUNED else None, **hyper)
 
 
 def place(net):

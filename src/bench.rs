@@ -228,8 +228,9 @@ impl Report {
     }
 }
 
+/// To a millionth: a step of a GPU may be a tenth of a millisecond.
 fn round(v: f64) -> f64 {
-    (v * 1e3).round() / 1e3
+    (v * 1e6).round() / 1e6
 }
 
 /// The most memory that the process has held, MB; none where the system does not say.

@@ -106,7 +106,7 @@ pub struct Export {
     /// A run's folder
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Which files are written of each network
+    /// Which files are written of each network; those of an earlier export there that are not go
     #[arg(
         long,
         value_enum,
@@ -176,7 +176,7 @@ pub struct Interpolate {
     #[arg(long, value_name = "SPEC")]
     pub data: Option<String>,
     /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "data")]
     pub data_dir: Option<PathBuf>,
     /// A .png for one grid, a .gif or .apng for an animation there and back, a .npy for the numbers (row by row), or a folder
     /// for a picture each [default: in the run's samples/]

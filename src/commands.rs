@@ -168,6 +168,7 @@ fn run_encode(args: &Encode) -> Result<u8> {
 fn run_export(args: &Export) -> Result<u8> {
     // The CPU's float32 is what the files are compared with, wherever the run was trained.
     let over = Settings { device: Some("cpu".into()), ..Settings::default() };
+    args.out.as_deref().map_or(Ok(()), export::check_folder)?;
     let trained = Trained::open(&args.run, &over)?;
     let (Some((config, step)), Some(networks)) = (trained.origin(), trained.networks()) else {
         usage!(
@@ -274,11 +275,10 @@ fn run_doctor(args: &Doctor) -> Result<u8> {
         print(&report.text)?;
     }
     let (Some(device), true) = (&args.device, args.check && report.works) else { return Ok(u8::from(!report.works)) };
-    let checks = selfcheck::examine(device, args.quick)?;
-    for check in &checks {
-        print(&if args.json { format!("{}\n", check.json()) } else { check.line() })?;
-    }
-    Ok(u8::from(checks.iter().any(|c| c.passed == Some(false))))
+    let well = selfcheck::examine(device, args.quick, |check| {
+        print(&if args.json { format!("{}\n", check.json()) } else { check.line() })
+    })?;
+    Ok(u8::from(!well))
 }
 
 fn run_data(args: &Data) -> Result<u8> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use safetensors::SafeTensors;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::checkpoint;
 use crate::model::{Model, Part, Visit};
@@ -57,7 +57,9 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<Taken> {
     model.visit(&mut live)?;
     let mut result = Taken::default();
     let mut pending: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (key, t) in read(path)? {
+    let (all, skipped) = read(path)?;
+    result.unused = skipped;
+    for (key, t) in all {
         match live.place(&key, &t) {
             Ok(place) => {
                 if pending.insert(place.clone(), t).is_some() {
@@ -119,19 +121,27 @@ impl Live {
             [one] if self.0[one].size() != t.size() => {
                 Err(format!("has shape {:?}, the model's {:?}", t.size(), self.0[one].size()))
             }
+            // sync: once for each tensor of a file, on the CPU.
+            [_] if t.isfinite().all().int64_value(&[]) == 0 => Err("holds numbers that are not finite".to_owned()),
             [one] => Ok(one.clone()),
             several => Err(format!("could be {}: name the file after its network", several.join(" or "))),
         }
     }
 }
 
+/// What a file holds: keys and tensors of floats, and what else there is, with the reason why it cannot be a weight.
+type Read = (Vec<(String, Tensor)>, Vec<String>);
+
 /// Keys and tensors of a file, or of each file of a folder; of one network's file, the keys begin with its name.
-fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
+fn read(path: &Path) -> Result<Read> {
     if path.is_dir() {
         return read_folder(path);
     }
+    if !path.exists() {
+        bail!("--init-from {}: there is no such file or folder", path.display());
+    }
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-    let mut all = match extension.as_deref() {
+    let (mut all, mut skipped) = match extension.as_deref() {
         Some("safetensors") => read_safetensors(path)?,
         Some("pt" | "pth" | "ts") => {
             let all = native::script_tensors(path).with_context(|| {
@@ -141,7 +151,9 @@ fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
                     path.display()
                 )
             })?;
-            all.into_iter().map(|(key, t, _)| (key, t)).collect()
+            let (floats, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, t, _)| t.is_floating_point());
+            let skipped = others.into_iter().map(|(key, t, _)| not_floats(&key, t.kind())).collect();
+            (floats.into_iter().map(|(key, t, _)| (key, t)).collect(), skipped)
         }
         _ => bail!(
             "--init-from {}: wanted a .safetensors or TorchScript .pt file, a folder of exports, or a run",
@@ -149,11 +161,11 @@ fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
         ),
     };
     for (key, _) in &mut all {
-        for wrapper in WRAPPERS {
-            *key = key.strip_prefix(wrapper).unwrap_or(key).to_owned();
+        while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| key.strip_prefix(wrapper)) {
+            *key = inner.to_owned();
         }
     }
-    all.retain(|(key, t)| !key.ends_with(UNUSED) && (t.is_floating_point() || t.kind() == Kind::Int64));
+    skipped.retain(|entry| !entry.contains(UNUSED));
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if NETWORKS.contains(&stem.as_str()) {
         for (key, _) in &mut all {
@@ -162,41 +174,50 @@ fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
             }
         }
     }
-    Ok(all)
+    Ok((all, skipped))
 }
 
-fn read_folder(dir: &Path) -> Result<Vec<(String, Tensor)>> {
+fn not_floats(key: &str, kind: impl std::fmt::Debug) -> String {
+    format!("{key} (of type {kind:?}, no floats)")
+}
+
+fn read_folder(dir: &Path) -> Result<Read> {
     let checkpoints = dir.join("checkpoints");
-    if checkpoints.is_dir() {
+    if checkpoints.is_dir() || dir.join("config.toml").is_file() {
         let (newest, _) = checkpoint::newest_whole(&checkpoints)?
             .with_context(|| format!("--init-from {}: the run has no checkpoint yet", dir.display()))?;
         return read(&newest.join("model.safetensors"));
     }
-    let mut all = Vec::new();
+    let (mut all, mut skipped) = (Vec::new(), Vec::new());
     for name in NETWORKS {
         let files = ["safetensors", "pt"].map(|e| dir.join(format!("{name}.{e}")));
         if let Some(file) = files.iter().find(|f| f.is_file()) {
-            all.extend(read(file)?);
+            let (floats, others) = read(file)?;
+            all.extend(floats);
+            skipped.extend(others);
         }
     }
     if all.is_empty() {
         bail!("--init-from {}: the folder is no run and holds no exports (such as decoder.safetensors)", dir.display());
     }
-    Ok(all)
+    Ok((all, skipped))
 }
 
-fn read_safetensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
+fn read_safetensors(path: &Path) -> Result<Read> {
     let bytes = fs::read(path).with_context(|| format!("--init-from {} could not be read", path.display()))?;
     let stored = SafeTensors::deserialize(&bytes)
         .map_err(|e| anyhow::anyhow!("--init-from {} is not a whole safetensors file: {e}", path.display()))?;
-    let mut all = Vec::new();
+    let (mut all, mut skipped) = (Vec::new(), Vec::new());
     for (key, view) in stored.tensors() {
-        let t = weights::tensor_of(&view).with_context(|| format!("--init-from {}: {key}", path.display()))?;
-        all.push((key, t));
+        match weights::tensor_of(&view) {
+            Ok(t) if t.is_floating_point() => all.push((key, t)),
+            _ => skipped.push(not_floats(&key, view.dtype())),
+        }
     }
     // The file's order is by type and size; a person reads names.
     all.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(all)
+    skipped.sort();
+    Ok((all, skipped))
 }
 
 #[cfg(test)]
@@ -207,7 +228,7 @@ mod tests {
     use crate::objectives::GanLoss;
     use crate::optim::Hyper;
     use crate::vae::{Vae, VaeSpec};
-    use tch::Device;
+    use tch::{Device, Kind};
 
     fn net() -> NetSpec {
         NetSpec {
@@ -243,7 +264,7 @@ mod tests {
     #[test]
     fn a_whole_models_file_sets_every_tensor_whatever_wraps_its_keys() {
         let want = all(&mut vae());
-        for wrapper in ["", "module.", "_orig_mod."] {
+        for wrapper in ["", "module.", "_orig_mod.", "_orig_mod.module."] {
             let mut tensors: Vec<_> = want.iter().map(|(k, t)| (format!("{wrapper}{k}"), t.shallow_clone())).collect();
             tensors.push((format!("{wrapper}encoder.bn.num_batches_tracked"), Tensor::from(3i64)));
             let (_dir, path) = file("any.safetensors", tensors);
@@ -265,6 +286,8 @@ mod tests {
             ("fc1.bias".to_owned(), value(&[4])),
             ("out.weight".to_owned(), value(&[6, 5])),
             ("head.weight".to_owned(), value(&[1])),
+            ("decoder.fc1.bias".to_owned(), Tensor::zeros([4], (Kind::Int, Device::Cpu))),
+            ("encoder.fc1.bias".to_owned(), Tensor::from_slice(&[0f32, 1.0, f32::NAN, 2.0])),
         ];
         let (_dir, path) = file("weights.safetensors", tensors);
         let taken = init_from(&mut model, &path).unwrap();
@@ -277,6 +300,8 @@ mod tests {
             "fc1.bias (could be",
             "out.weight (has shape [6, 5], the model's [6, 4])",
             "head.weight (not in the model)",
+            "decoder.fc1.bias (of type I32, no floats)",
+            "encoder.fc1.bias (holds numbers that are not finite)",
             "and 1 more",
         ] {
             assert!(text.contains(part), "{part}: {text}");
@@ -326,7 +351,7 @@ mod tests {
             (at("c.pt"), "no TorchScript module"),
             (at("d.txt"), "wanted a .safetensors"),
             (at("e"), "no run and holds no exports"),
-            (at("f.safetensors"), "could not be read"),
+            (at("f.safetensors"), "no such file"),
         ] {
             let e = format!("{:#}", init_from(&mut vae(), &path).unwrap_err());
             assert!(e.contains(part) && e.contains("--init-from"), "{e}");

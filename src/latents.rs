@@ -1,9 +1,10 @@
 //! `ganvae encode`, `ganvae reconstruct` and `ganvae plot --latent`: what a VAE makes of real images. Imports trained, data,
 //! output, npy, grid, plot, progress.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
@@ -138,6 +139,16 @@ pub fn encode(root: &Path, given: Given, out: Option<&Path>, over: &Settings) ->
     }
     logvars.finish()?;
     mus.finish()?;
+    if images.labels.is_empty() {
+        // Those of an earlier set would be taken for these images'.
+        let stale = out.with_extension("labels.npy");
+        match std::fs::remove_file(&stale) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("{}, of other images, could not be removed", stale.display()))?;
+            }
+            _ => {}
+        }
+    }
     Ok(files)
 }
 

@@ -2,8 +2,8 @@
 //! clock and seed.
 //!
 //! On the CPU the host tells each step its number. On CUDA the complete update reads everything that changes from tensors on the
-//! device and moves them on itself, so that it can be captured once and then replayed by one launch: which images, the number of
-//! the step, the step size. The host only sets the seed of the noise before each replay, which costs no launch of its own. What
+//! device and moves them on itself, so that it can be captured once and then replayed by one launch (beside two for the generator): which images, the number of
+//! the step, the step size. The host only sets the seed of the noise before each replay, which waits for nothing. What
 //! must not be captured (the first steps, an epoch's last partial batch) runs operation by operation through the same code.
 
 use anyhow::{Context, Result};

@@ -335,7 +335,8 @@ impl<'a> Session<'a> {
         if self.setup.device == Device::Cpu {
             return Ok(None);
         }
-        let Some((dir, _)) = checkpoint::newest_whole(&rec.run.checkpoints())? else { return Ok(None) };
+        let newest = checkpoint::newest_whole(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
+        let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is not whole", self.step))?;
         let mut twin = setup::build(self.config, self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| twin.visit(v))?;
         Ok(Some(twin))

@@ -50,6 +50,13 @@ struct Module {
 /// What an exported module says of itself.
 #[derive(Debug, Deserialize)]
 struct About {
+    /// What it was exported of: modules side by side must agree in it.
+    #[serde(default)]
+    model: String,
+    #[serde(default)]
+    data: String,
+    #[serde(default)]
+    step: u64,
     network: String,
     input: PortAbout,
     outputs: Vec<PortAbout>,
@@ -139,11 +146,31 @@ impl Trained {
                     dims.1
                 );
             }
-            dims = Some((file, found));
-            match module.about.network.as_str() {
-                "encoder" => encoder = Some(module),
-                _ => decoder = Some(module),
+            dims = Some((file.clone(), found));
+            let place = if module.about.network == "encoder" { &mut encoder } else { &mut decoder };
+            if let Some(Module { path, .. }) = place.replace(module) {
+                bail!(
+                    "{} and {} both make images of latents: name the one that is meant",
+                    path.display(),
+                    file.display()
+                );
             }
+        }
+        if let (Some(Module { path, about, .. }), Some(Module { path: other, about: also, .. })) = (&encoder, &decoder)
+            && (&about.model, &about.data, about.step) != (&also.model, &also.data, also.step)
+        {
+            bail!(
+                "{} and {} are not of one model (a {} on {} after {} steps, and a {} on {} after {}): put modules of one export \
+                 side by side",
+                path.display(),
+                other.display(),
+                about.model,
+                about.data,
+                about.step,
+                also.model,
+                also.data,
+                also.step
+            );
         }
         let Some((_, (latent, shape))) = dims else { bail!("{} holds no exported modules", root.display()) };
         let networks = Networks::Modules { decoder, encoder };
@@ -410,7 +437,13 @@ fn is_run(path: &Path) -> bool {
 
 /// Where a command puts `name` unless told: into this folder of the run, or, of exported modules, where the user stands.
 pub fn default_place(root: &Path, folder: &str, name: &str) -> PathBuf {
-    if is_run(root) { root.join(folder).join(name) } else { PathBuf::from(name) }
+    if !is_run(root) {
+        return PathBuf::from(name);
+    }
+    let folder = root.join(folder);
+    // Where it cannot be made, writing into it will say so.
+    let _ = std::fs::create_dir_all(&folder);
+    folder.join(name)
 }
 
 #[cfg(test)]

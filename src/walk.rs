@@ -110,8 +110,8 @@ pub fn traverse(root: &Path, ask: Traversal, over: &Settings) -> Result<(PathBuf
     }
     let name = ask.seed.map_or_else(|| "traversal.png".to_owned(), |seed| format!("traversal-{seed}.png"));
     let out = ask.out.map_or_else(|| default_place(root, "samples", &name), Path::to_owned);
-    let (format, steps) = planned(&out, ask.dims, ask.steps)?;
     let trained = Trained::open(root, over)?;
+    let (format, steps) = planned(&out, ask.dims.min(trained.latent()), ask.steps)?;
     let base = match ask.seed {
         Some(seed) => vectors(&trained.prior(seed, 0, 1)?)?.swap_remove(0),
         None => vec![0.0; trained.latent() as usize],

@@ -2,7 +2,8 @@
 //!
 //! `scripts/check_exports.py` and `scripts/check_onnx.py` are what Python does with them; `tests/cpp/run_module.cpp` is a program of somebody else's.
 
-use std::io::Write;
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -83,10 +84,9 @@ fn python() -> Option<PathBuf> {
     if found.as_ref().is_ok_and(|o| o.status.success()) {
         return Some(python);
     }
-    // Not by eprintln: the test runner keeps what passing tests say to itself.
-    let text =
-        "SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)\n";
-    std::io::stderr().write_all(text.as_bytes()).unwrap();
+    common::say(
+        "SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)",
+    );
     None
 }
 

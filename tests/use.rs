@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use common::{ganvae, listing, text};
+use common::{ganvae, listing, say, text};
 use image::AnimationDecoder;
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
@@ -269,10 +269,10 @@ fn numpy_loads(d: &Path) {
     let out = Command::new(python).args(["-c", check]).current_dir(d).output();
     match out {
         Ok(out) if String::from_utf8_lossy(&out.stderr).contains("No module named 'numpy'") => {
-            eprintln!("SKIPPED: numpy is not installed");
+            say("SKIPPED: numpy is not installed");
         }
         Ok(out) => assert_eq!(out.stdout, b"good\n", "{}", String::from_utf8_lossy(&out.stderr)),
-        Err(e) => eprintln!("SKIPPED: no Python in .venv ({e})"),
+        Err(e) => say(&format!("SKIPPED: no Python in .venv ({e})")),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use tch::{Kind, Tensor};
 
 use super::{Gpu, Timed, spread};
 use crate::clock::{Clock, PHASES};
@@ -18,8 +19,10 @@ const SLICE_MS: f64 = 2.0;
 const AHEAD: usize = 8;
 /// Steps whose parts are timed.
 const PARTS: u64 = 20;
-/// Steps between which the device's waiting is timed.
-const GAPS: usize = 100;
+/// About how long the steps take, in milliseconds, that are queued up to see how long the device is busy with each.
+const GAPS_MS: f64 = 200.0;
+/// The most of them: a step is three launches, and a driver queues about a thousand before it makes the host wait.
+const MOST_QUEUED: f64 = 200.0;
 
 /// Steps one after another on whole batches: all do the same work.
 struct Steps<'a> {
@@ -59,7 +62,8 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
     let step_ms = warm_up(cuda, &mut steps, &mut stepper, seconds.min(1.0))?;
     let each = (SLICE_MS / step_ms).ceil().max(1.0) as u64;
     let (slices, total_ms) = slices(cuda, &mut steps, &mut stepper, each, seconds)?;
-    let gap = gap(cuda, &mut steps, &mut stepper)?;
+    let step_ms = spread(slices.iter().map(|ms| ms / each as f64).collect());
+    let gap = gap(cuda, &mut steps, &mut stepper, step_ms.0)?;
     // Before anything else takes memory.
     let (_, taken) = cuda.peak_bytes(index)?;
     let captured = stepper.captured();
@@ -68,7 +72,7 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
         steps: each * slices.len() as u64,
         seconds: total_ms / 1e3,
         phases_ms: parts(&mut steps, config)?,
-        step_ms: spread(slices.iter().map(|ms| ms / each as f64).collect()),
+        step_ms,
         peak_rss_mb: super::peak_rss_mb(),
         gpu: Some(Gpu { name: cuda.describe(index)?.name, precision, captured, peak_mb: taken as f64 / 1e6, gap }),
     })
@@ -112,22 +116,27 @@ fn slices(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, each: u64, secon
     Ok((ms, total))
 }
 
-/// Share of the time in which the device has ended one step and not begun the next.
-fn gap(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper) -> Result<f64> {
+/// Share of a step of `step_ms` in which the device waits for the host: what a step takes less when the device finds many of
+/// them queued up behind other work. Waiting within one captured step, between its kernels, is not seen.
+fn gap(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, step_ms: f64) -> Result<f64> {
     let off = Clock::off();
-    let mut pairs: Vec<(Event, Event)> = Vec::new();
-    for _ in 0..GAPS {
-        let begun = cuda.record()?;
+    let count = (GAPS_MS / step_ms).clamp(5.0, MOST_QUEUED);
+    let a = Tensor::f_rand([4096, 4096], (Kind::Float, steps.setup.device))?;
+    let work = || a.f_matmul(&a);
+    drop(work()?);
+    let before = cuda.record()?;
+    drop(work()?);
+    let each = before.ms_until(&cuda.record()?)?;
+    // Longer than the host needs to queue the steps.
+    for _ in 0..((1.5 * count * step_ms + 20.0) / each).ceil() as u64 {
+        drop(work()?);
+    }
+    let begun = cuda.record()?;
+    for _ in 0..count as u64 {
         steps.next(stepper, &off)?;
-        pairs.push((begun, cuda.record()?));
     }
-    let (mut all, mut waiting) = (0.0, 0.0);
-    // The first half fills the queue.
-    for two in pairs[GAPS / 2..].windows(2) {
-        all += two[0].0.ms_until(&two[1].0)?;
-        waiting += two[0].1.ms_until(&two[1].0)?;
-    }
-    Ok(waiting / all)
+    let busy = begun.ms_until(&cuda.record()?)? / count.floor();
+    Ok(((step_ms - busy) / step_ms).max(0.0))
 }
 
 /// Milliseconds of each phase of a step that runs operation by operation, waiting for the device after each phase.

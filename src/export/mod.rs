@@ -4,7 +4,7 @@
 pub mod onnx;
 mod script;
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ const BATCHES: [i64; 3] = [1, 7, 64];
 /// to 1e-6; batch normalisation by small running variances has been seen to make 6e-5 of them.
 const TOLERANCE: f64 = 1e-4;
 /// Where files are until all of them have been compared.
-const PART: &str = ".part";
+const PART: &str = ".export.part";
 
 /// What a network can be written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -100,18 +100,22 @@ pub struct Written {
 /// been read back and compared with the live networks at batch sizes 1, 7 and 64.
 ///
 /// # Errors
-/// [`crate::config::Usage`] when the folder has other files and no earlier export; when a file cannot be written, or differs by more
-/// than rounding: then the folder is as it was.
+/// When another process exports there; when a file cannot be written, or differs by more than rounding: then the folder is as
+/// it was.
 pub fn export(networks: &[Network], origin: &Origin, formats: &[Format], dir: &Path) -> Result<Vec<Written>> {
-    check_folder(dir)?;
+    let mut formats = formats.to_vec();
+    formats.sort();
+    formats.dedup();
+    fs::create_dir_all(dir).with_context(|| format!("the folder {} could not be made", dir.display()))?;
+    let _lock = lock(dir)?;
     let part = dir.join(PART);
     remove(&part)?;
-    fs::create_dir_all(&part).with_context(|| format!("the folder {} could not be made", part.display()))?;
+    fs::create_dir(&part).with_context(|| format!("the folder {} could not be made", part.display()))?;
     let write = || -> Result<Vec<Written>> {
         let (mut all, mut described) = (Vec::new(), Map::new());
         for network in networks {
             let mut files = Map::new();
-            for &format in formats {
+            for &format in &formats {
                 let written = write_one(network, origin, format, &part)?;
                 files.insert(format.key().into(), described_file(&written)?);
                 all.push(written);
@@ -125,7 +129,8 @@ pub fn export(networks: &[Network], origin: &Origin, formats: &[Format], dir: &P
         about.insert("networks".into(), described.into());
         let file = part.join(ABOUT);
         let text = format!("{:#}\n", Value::from(about));
-        fs::write(&file, text).with_context(|| format!("{} could not be written", file.display()))?;
+        let write = || fs::write(&file, text).map_err(anyhow::Error::from).and_then(|()| weights::sync(&file));
+        write().with_context(|| format!("{} could not be written", file.display()))?;
         Ok(all)
     };
     let moved = write().and_then(|all| move_in(&part, dir, all));
@@ -135,11 +140,26 @@ pub fn export(networks: &[Network], origin: &Origin, formats: &[Format], dir: &P
     Ok(all)
 }
 
-/// Refuses a folder whose files this program did not export.
-fn check_folder(dir: &Path) -> Result<()> {
+/// Takes a folder for this process, while the file lives.
+fn lock(dir: &Path) -> Result<fs::File> {
+    let folder = fs::File::open(dir).with_context(|| format!("the folder {} could not be read", dir.display()))?;
+    match folder.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            bail!("another ganvae is exporting into {}: wait until it is done", dir.display())
+        }
+        // Some network file systems have no locks: then it is the user's to export once at a time, as it is with any program.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(folder),
+    }
+}
+
+/// Refuses a folder of the user's choice whose files this program did not export.
+///
+/// # Errors
+/// [`crate::config::Usage`] when it has files and no earlier export; when it cannot be read.
+pub fn check_folder(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => bail!("the folder {} could not be read ({e}): name another with --out", dir.display()),
+        Err(e) => bail!("--out {}: the folder could not be read ({e}): name another", dir.display()),
         Ok(entries) => entries,
     };
     let others = entries.flatten().any(|entry| entry.file_name() != PART);
@@ -152,14 +172,8 @@ fn check_folder(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the files of `part` into `dir`, the description last.
+/// Puts the files of `part` into `dir`, the description after what it describes; then removes what it does not describe.
 fn move_in(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
-    remove(&dir.join(ABOUT))?;
-    for name in NETWORKS {
-        for format in Format::value_variants() {
-            remove(&dir.join(format!("{name}.{}", format.extension())))?;
-        }
-    }
     let place = |from: &Path| -> Result<PathBuf> {
         let to = dir.join(from.file_name().unwrap_or_default());
         fs::rename(from, &to).with_context(|| format!("{} could not be put into place", to.display()))?;
@@ -170,6 +184,14 @@ fn move_in(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
         placed.push(Written { path: place(&written.path)?, ..written });
     }
     place(&part.join(ABOUT))?;
+    for name in NETWORKS {
+        for format in Format::value_variants() {
+            let file = dir.join(format!("{name}.{}", format.extension()));
+            if placed.iter().all(|written| written.path != file) {
+                remove(&file)?;
+            }
+        }
+    }
     weights::sync(dir).with_context(|| format!("{} could not be synced", dir.display()))?;
     Ok(placed)
 }
@@ -252,6 +274,7 @@ fn compare(network: &Network, run: impl Fn(&Tensor) -> Result<Vec<Tensor>>) -> R
             ensure!(got.size() == shape, "its {name} has shape {:?}, the live network's {shape:?}", got.size());
             // sync: two numbers for each comparison.
             let (difference, scale) = ((got - want).abs().max().double_value(&[]), want.abs().max().double_value(&[]));
+            ensure!(scale.is_finite(), "the live network's {name} is not finite: training has diverged");
             ensure!(
                 difference <= TOLERANCE * scale.max(1.0),
                 "its {name} differs by {difference:.3e} from the live network's at batch size {batch}, at most {:.3e} is rounding",

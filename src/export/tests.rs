@@ -52,7 +52,9 @@ fn every_format_is_written_compared_and_described() {
     assert_eq!(decoder["outputs"][0]["range"], json!([0.0, 1.0]));
     assert_eq!(decoder["parameters"], json!(2 * 6 + 6 + 6 * 12 + 12));
     assert_eq!(decoder["files"]["torchscript"]["file"], json!("decoder.pt"));
-    assert_eq!(decoder["files"]["torchscript"]["difference_at_batch_size"].as_object().unwrap().len(), 3);
+    let compared: Vec<_> =
+        decoder["files"]["onnx"]["difference_at_batch_size"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(compared, ["1", "7", "64"]);
     let in_file: Value =
         serde_json::from_str(&native::script_description(&out.join("decoder.pt")).unwrap().unwrap()).unwrap();
     assert_eq!((&in_file["network"], &in_file["input"]), (&json!("decoder"), &decoder["input"]));
@@ -64,39 +66,54 @@ fn every_format_is_written_compared_and_described() {
     assert_eq!(files(&out), ["decoder.onnx", "encoder.onnx", ABOUT]);
 }
 
-/// A copy of a network whose live outputs are `off` from its true ones.
-fn lying(network: Network<'_>, off: f64) -> Network<'_> {
+/// A copy of a network whose live outputs are `off` from its true ones at one batch size.
+fn lying(network: Network<'_>, off: f64, batch: i64) -> Network<'_> {
     let live = network.live;
-    Network { live: Box::new(move |x| Ok(live(x)?.into_iter().map(|t| t + off).collect())), ..network }
+    let off = move |x: &Tensor| if x.size()[0] == batch { off } else { 0.0 };
+    Network { live: Box::new(move |x| Ok(live(x)?.into_iter().map(|t| t + off(x)).collect())), ..network }
 }
 
 #[test]
 fn what_differs_from_the_live_network_is_thrown_away_and_the_folder_stays() {
     let (dir, vae) = (tempfile::tempdir().unwrap(), vae());
-    let write = |off: f64, format| {
-        let networks: Vec<_> = vae.networks().into_iter().map(|n| lying(n, off)).collect();
+    let write = |off: f64, batch, format| {
+        let networks: Vec<_> = vae.networks().into_iter().map(|n| lying(n, off, batch)).collect();
         export(&networks, &origin(), &[format], dir.path())
     };
-    write(0.0, Format::Torchscript).unwrap();
+    write(0.0, 1, Format::Torchscript).unwrap();
     let before = fs::read(dir.path().join(ABOUT)).unwrap();
-    for format in [Format::Torchscript, Format::Onnx] {
-        let e = format!("{:#}", write(1e-3, format).unwrap_err());
-        assert!(e.contains("thrown away") && e.contains("batch size 1") && e.contains("1.000e-3"), "{e}");
+    for (format, batch) in [(Format::Torchscript, 1), (Format::Onnx, 7), (Format::Torchscript, 64), (Format::Onnx, 64)]
+    {
+        let e = format!("{:#}", write(1e-3, batch, format).unwrap_err());
+        assert!(e.contains("thrown away") && e.contains(&format!("batch size {batch},")), "{e}");
         assert_eq!(files(dir.path()), ["decoder.pt", "encoder.pt", ABOUT]);
         assert_eq!(fs::read(dir.path().join(ABOUT)).unwrap(), before);
     }
+    let e = format!("{:#}", write(f64::NAN, 7, Format::Onnx).unwrap_err());
+    assert!(e.contains("not finite"), "{e}");
 }
 
 #[test]
-fn a_folder_with_other_files_is_refused_and_left_alone() {
+fn a_folder_with_other_files_is_refused_and_ones_own_is_not() {
     let (dir, vae) = (tempfile::tempdir().unwrap(), vae());
-    fs::write(dir.path().join("decoder.pt"), "mine").unwrap();
-    let e = export(&vae.networks(), &origin(), &[Format::Torchscript], dir.path()).unwrap_err();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("decoder.pt"), "mine").unwrap();
+    let e = check_folder(dir.path()).unwrap_err();
     assert!(e.is::<crate::config::Usage>() && e.to_string().contains("name another"), "{e}");
-    assert_eq!(fs::read(dir.path().join("decoder.pt")).unwrap(), b"mine");
-    let file = dir.path().join("file");
-    fs::write(&file, "").unwrap();
-    assert!(export(&vae.networks(), &origin(), &[Format::Onnx], &file).is_err());
+    assert!(check_folder(&at("decoder.pt")).is_err() && check_folder(&at("none")).is_ok());
+    assert!(export(&vae.networks(), &origin(), &[Format::Onnx], &at("decoder.pt")).is_err());
+    // What an export leaves may be exported into again; a run's own folder also when its description is gone.
+    let (own, formats) = (at("own"), [Format::Onnx, Format::Safetensors, Format::Onnx]);
+    assert_eq!(export(&vae.networks(), &origin(), &formats, &own).unwrap().len(), 4, "each format once");
+    check_folder(&own).unwrap();
+    fs::remove_file(own.join(ABOUT)).unwrap();
+    assert!(check_folder(&own).is_err());
+    export(&vae.networks(), &origin(), &formats, &own).unwrap();
+    let held = lock(&own).unwrap();
+    let e = export(&vae.networks(), &origin(), &formats, &own).unwrap_err().to_string();
+    assert!(e.contains("another ganvae is exporting"), "{e}");
+    drop(held);
+    export(&vae.networks(), &origin(), &formats, &own).unwrap();
 }
 
 #[test]

@@ -274,7 +274,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Random numbers of the current device start anew from `seed`; costs no launch.
+    /// Random numbers of the current device start anew from `seed`; waits for nothing.
     ///
     /// # Errors
     /// When work is being captured.

@@ -102,5 +102,7 @@ fn check(what: &str, message: *mut c_char) -> Result<()> {
         gv_free(message);
         text
     };
-    bail!("{what}: {}", text.lines().next().unwrap_or_default())
+    // What libtorch goes on to guess about its causes helps nobody.
+    let first = text.lines().next().unwrap_or_default().split(". This is an internal").next().unwrap_or_default();
+    bail!("{what}: {first}")
 }

@@ -2,8 +2,13 @@
 
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/export.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "guard.h"
@@ -22,6 +27,17 @@ Module fresh(const std::string& name, const std::shared_ptr<torch::jit::Compilat
   // What `train()` and `eval()` set, in C++ as in Python.
   module.register_attribute("training", c10::BoolType::get(), false);
   return module;
+}
+
+// Writes a file and waits until it is on the disk.
+void write_synced(const char* file, const std::string& bytes) {
+  std::FILE* out = std::fopen(file, "wb");
+  TORCH_CHECK(out != nullptr, std::strerror(errno));
+  const bool whole = std::fwrite(bytes.data(), 1, bytes.size(), out) == bytes.size() && std::fflush(out) == 0 &&
+      ::fsync(::fileno(out)) == 0;
+  const int error = errno;
+  const bool closed = std::fclose(out) == 0;
+  TORCH_CHECK(whole && closed, std::strerror(whole ? errno : error));
 }
 
 }  // namespace
@@ -50,7 +66,16 @@ char* gv_script_save(const char* file, const char* name, const char* description
       whole.register_module(part_names[i], part);
     }
     whole.define(methods);
-    whole.save(file, {{kDescription, description}});
+    // By way of memory: where a disk is full, libtorch's own writer throws from its destructor, which ends the process.
+    std::string bytes;
+    torch::jit::ExportModule(
+        whole,
+        [&bytes](const void* from, size_t n) {
+          bytes.append(static_cast<const char*>(from), n);
+          return n;
+        },
+        {{kDescription, description}});
+    write_synced(file, bytes);
   });
 }
 

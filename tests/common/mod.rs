@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -63,6 +64,11 @@ pub fn refused(dir: &Path, args: &[&str], code: i32, parts: &[&str]) -> String {
     assert!(out.stdout.is_empty(), "{args:?} printed {}", text(&out.stdout));
     assert_eq!(listing(dir), before, "{args:?} left something behind");
     sentence(&said, parts)
+}
+
+/// Says something aloud: the test runner keeps what passing tests print to itself.
+pub fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").unwrap();
 }
 
 /// Every path below a folder.
