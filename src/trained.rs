@@ -37,7 +37,7 @@ enum Networks {
     /// Of a run: its model, its configuration, and the updates that the model has seen.
     Live(Box<dyn Model>, Box<Config>, u64),
     /// Of an export.
-    Modules { decoder: Option<Module>, encoder: Option<Module> },
+    Modules { decoder: Option<Box<Module>>, encoder: Option<Box<Module>> },
 }
 
 /// An exported network.
@@ -148,28 +148,21 @@ impl Trained {
             }
             dims = Some((file.clone(), found));
             let place = if module.about.network == "encoder" { &mut encoder } else { &mut decoder };
-            if let Some(Module { path, .. }) = place.replace(module) {
-                bail!(
-                    "{} and {} both make images of latents: name the one that is meant",
-                    path.display(),
-                    file.display()
-                );
+            if let Some(other) = place.replace(Box::new(module)) {
+                let other = other.path.display();
+                bail!("{other} and {} both make images of latents: name the one that is meant", file.display());
             }
         }
-        if let (Some(Module { path, about, .. }), Some(Module { path: other, about: also, .. })) = (&encoder, &decoder)
-            && (&about.model, &about.data, about.step) != (&also.model, &also.data, also.step)
+        if let (Some(a), Some(b)) = (&encoder, &decoder)
+            && (&a.about.model, &a.about.data, a.about.step) != (&b.about.model, &b.about.data, b.about.step)
         {
+            let of = |m: &Module| format!("of a {} on {} after {} steps", m.about.model, m.about.data, m.about.step);
             bail!(
-                "{} and {} are not of one model (a {} on {} after {} steps, and a {} on {} after {}): put modules of one export \
-                 side by side",
-                path.display(),
-                other.display(),
-                about.model,
-                about.data,
-                about.step,
-                also.model,
-                also.data,
-                also.step
+                "{} is {} and {} {}: put modules of one export side by side",
+                a.path.display(),
+                of(a),
+                b.path.display(),
+                of(b)
             );
         }
         let Some((_, (latent, shape))) = dims else { bail!("{} holds no exported modules", root.display()) };
@@ -543,6 +536,12 @@ mod tests {
         assert!(said(gan.decode(&Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))).contains("[N,4]"));
         drop(save(&file("discriminator.pt"), "discriminator", 4, 1)?);
         assert!(said(open(&file("discriminator.pt"))).contains("makes no images"));
+        let both = tempfile::tempdir()?;
+        for name in ["decoder", "generator"] {
+            drop(save(&both.path().join(format!("{name}.pt")), name, 4, 1)?);
+        }
+        let e = said(open(both.path()));
+        assert!(e.contains("decoder.pt") && e.contains("generator.pt both make images"), "{e}");
         std::fs::write(file("bad.pt"), "no module")?;
         assert!(said(open(&file("bad.pt"))).contains("bad.pt is no TorchScript module"));
         let foreign = file("foreign.pt");
