@@ -68,7 +68,8 @@ pub fn refused(dir: &Path, args: &[&str], code: i32, parts: &[&str]) -> String {
 
 /// Says something aloud: the test runner keeps what passing tests print to itself.
 pub fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    let mut stderr = std::io::stderr().lock();
+    writeln!(stderr, "{line}").unwrap();
 }
 
 /// Every path below a folder.
