@@ -144,7 +144,7 @@ pub struct Reconstruct {
     /// Of which images.
     #[command(flatten)]
     pub given: Given,
-    /// Number of images, evenly spread over the set
+    /// Number of images at the most, evenly spread over the set
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub count: usize,
     /// A .png for a grid, rows of images above their reconstructions; the reconstructions alone: a .npy, or a folder for a
