@@ -1,7 +1,7 @@
 //! Whether a device trains as it must: its losses, gradients and steps beside the CPU's, captured steps beside those that run operation
 //! by operation. Imports setup, stepper, config, model, native, clock and seed.
 //!
-//! Small networks of every kind on the embedded digits: a minute on any GPU. `scripts/gpu_check` reads the result.
+//! Small networks of every kind on the embedded digits: about two minutes on a GPU. `scripts/gpu_check` reads the result.
 
 use std::collections::BTreeMap;
 
@@ -95,13 +95,45 @@ pub fn examine(device: &str, quick: bool, mut said: impl FnMut(&Check) -> Result
         let mut all = Vec::new();
         let made = case.against_the_cpu(name, lengths.against_cpu, &mut all);
         tell(name, made, all)?;
+        for few in FEW_BITS {
+            let mut all = Vec::new();
+            let made = case.in_few_bits(name, few, &mut all);
+            tell(name, made, all)?;
+        }
     }
     for (name, case) in &named {
+        for variant in case.variants(lengths.against_eager) {
+            let mut all = Vec::new();
+            let made = case.captured(name, variant, &mut all);
+            tell(name, made, all)?;
+        }
         let mut all = Vec::new();
-        let made = case.captured(name, lengths.against_eager, &mut all).and_then(|()| case.noise(name, &mut all));
+        let made = case.noise(name, &mut all).and_then(|()| case.step_size(name, &mut all));
         tell(name, made, all)?;
     }
     Ok(well)
+}
+
+/// Factors of fewer bits than the CPU's, and how far losses and the gradient may be from its.
+struct FewBits {
+    precision: Precision,
+    losses: f64,
+    gradient: f64,
+}
+
+/// A factor of 11 bits is off by up to 5e-4, one of 8 by up to 4e-3. Sums average that, small sums of large terms magnify it: what
+/// is wrong in kind is off by as much as the value itself.
+const FEW_BITS: [FewBits; 2] = [
+    FewBits { precision: Precision::Tf32, losses: 5e-3, gradient: 3e-2 },
+    FewBits { precision: Precision::Bf16, losses: 2e-2, gradient: 1e-1 },
+];
+
+/// Settings in which captured steps are compared with the same ones operation by operation.
+struct Variant {
+    what: &'static str,
+    settings: Settings,
+    steps: u64,
+    most: f64,
 }
 
 struct Case<'a> {
@@ -141,24 +173,37 @@ impl Case<'_> {
         config::resolve(self.kind, &settings.overlaid(&more)?)
     }
 
-    /// The same weights, images and noise here and on the CPU: the first step's values and gradients, then the values of many.
-    fn against_the_cpu(&self, name: &str, steps: u64, all: &mut Vec<Check>) -> Result<()> {
+    /// The same weights here, with `more` settings, and on the CPU.
+    fn twins(&self, more: Settings) -> Result<[Run; 2]> {
         let mut cpu = Run::new(&self.config("cpu", Settings::default())?, Way::Host)?;
-        let mut here = Run::new(&self.config(self.device, Settings::default())?, Way::Host)?;
+        let mut here = Run::new(&self.config(self.device, more)?, Way::Host)?;
         here.setup.model.visit(&mut Copy(&cpu.state()?))?;
+        Ok([here, cpu])
+    }
+
+    /// The first step of both, on the same images with the same noise: its values and its gradients.
+    fn first_step(&self, [here, cpu]: &mut [Run; 2]) -> Result<[[BTreeMap<String, Tensor>; 2]; 2]> {
+        let values = [here.step(0)?, cpu.step(0)?];
+        // The first moment after one step is the gradient, times 1 - beta1.
+        let moments = |run: &mut Run| -> Result<BTreeMap<String, Tensor>> {
+            Ok(run.state()?.into_iter().filter(|(name, _)| name.ends_with(".exp_avg")).collect())
+        };
+        Ok([values, [moments(here)?, moments(cpu)?]])
+    }
+
+    /// Here and on the CPU: the first step's values and gradients, then the values of many.
+    fn against_the_cpu(&self, name: &str, steps: u64, all: &mut Vec<Check>) -> Result<()> {
+        let mut twins = self.twins(Settings::default())?;
+        let [values, gradients] = self.first_step(&mut twins)?;
+        let off = compare(&values[0], &values[1], LEAST_VALUE);
+        all.push(Check::new(format!("{name}: losses against the CPU"), off, 1e-5));
+        let off = compare(&gradients[0], &gradients[1], 1e-6);
+        all.push(Check::new(format!("{name}: gradients against the CPU"), off, 1e-3));
+        let [mut here, mut cpu] = twins;
         let mut worst = (0.0, String::new());
-        for step in 0..steps {
-            // The divergence of fresh latents is a small difference of large sums: below 1 nat it is compared as it stands.
-            let off = compare(&here.step(step)?, &cpu.step(step)?, 1.0);
-            if step == 0 {
-                all.push(Check::new(format!("{name}: losses against the CPU"), off, 1e-5));
-                // The first moment after one step is the gradient, times 1 - beta1.
-                let moments = |run: &mut Run| -> Result<BTreeMap<String, Tensor>> {
-                    Ok(run.state()?.into_iter().filter(|(name, _)| name.ends_with(".exp_avg")).collect())
-                };
-                let off = compare(&moments(&mut here)?, &moments(&mut cpu)?, 1e-6);
-                all.push(Check::new(format!("{name}: gradients against the CPU"), off, 1e-3));
-            } else if off.0 > worst.0 {
+        for step in 1..steps {
+            let off = compare(&here.step(step)?, &cpu.step(step)?, LEAST_VALUE);
+            if off.0 > worst.0 {
                 worst = (off.0, format!("{} at step {step}", off.1));
             }
         }
@@ -168,16 +213,54 @@ impl Case<'_> {
         Ok(())
     }
 
+    /// The first step in this precision against the CPU's in float32.
+    fn in_few_bits(&self, name: &str, few: FewBits, all: &mut Vec<Check>) -> Result<()> {
+        let name = format!("{name}, {}", config::preset_name(few.precision));
+        if !self.device.starts_with("cuda") {
+            all.push(Check { name, passed: None, detail: "a CPU computes in fp32".into() });
+            return Ok(());
+        }
+        let more = Settings { precision: Some(few.precision), ..Settings::default() };
+        let [values, gradients] = self.first_step(&mut self.twins(more)?)?;
+        let off = compare(&values[0], &values[1], LEAST_VALUE);
+        all.push(Check::new(format!("{name}: losses against the CPU"), off, few.losses));
+        // As one vector: where few bits turn a ReLU on or off, one element may be anything.
+        let off = (distance(&gradients[0], &gradients[1]), "the gradient".to_owned());
+        all.push(Check::new(format!("{name}: gradient against the CPU"), off, few.gradient));
+        Ok(())
+    }
+
+    /// What changes the operations of a step: each must be captured as it runs.
+    fn variants(&self, steps: u64) -> Vec<Variant> {
+        let few = |what, settings, most| Variant { what, settings, steps: steps / 2, most };
+        let none = Settings::default;
+        let mut all = vec![
+            Variant { what: "", settings: none(), steps, most: 1e-3 },
+            few(", clipped AdamW", Settings { clip_norm: Some(0.5), weight_decay: Some(0.1), ..none() }, 1e-3),
+            few(", bf16", Settings { precision: Some(Precision::Bf16), ..none() }, 5e-2),
+            // As a run is that asks for nothing: what is chosen by the clock may round otherwise from one model to the next.
+            few(
+                ", tf32, not deterministic",
+                Settings { precision: Some(Precision::Tf32), deterministic: Some(false), ..none() },
+                5e-2,
+            ),
+        ];
+        if matches!(self.preset, Preset::ConvVae | Preset::Dcgan) {
+            all.push(few(", contiguous", Settings { tune: Some("off,layout=contiguous".into()), ..none() }, 1e-3));
+        }
+        all
+    }
+
     /// Captured steps against the same ones operation by operation: values on the way, and all state at the end.
-    fn captured(&self, name: &str, steps: u64, all: &mut Vec<Check>) -> Result<()> {
-        let name = format!("{name}: {steps} captured steps against steps operation by operation");
-        let config = self.config(self.device, Settings::default())?;
-        let mut eager = Run::new(&config, Way::Device)?;
-        if !eager.setup.device.is_cuda() {
+    fn captured(&self, name: &str, variant: Variant, all: &mut Vec<Check>) -> Result<()> {
+        let Variant { what, settings, steps, most } = variant;
+        let name = format!("{name}{what}: {steps} captured steps against steps operation by operation");
+        if !self.device.starts_with("cuda") {
             all.push(Check { name, passed: None, detail: "there is nothing to capture on a CPU".into() });
             return Ok(());
         }
-        let mut captured = Run::new(&config, Way::Captured)?;
+        let config = self.config(self.device, settings)?;
+        let [mut eager, mut captured] = [Run::new(&config, Way::Device)?, Run::new(&config, Way::Captured)?];
         let mut worst = (0.0, String::new());
         for step in 0..steps {
             let off = compare(&captured.step(step)?, &eager.step(step)?, 0.1);
@@ -187,11 +270,36 @@ impl Case<'_> {
         }
         let off = compare(&captured.state()?, &eager.state()?, 1e-4);
         let worst = if off.0 > worst.0 { off } else { worst };
-        let mut check = Check::new(name, worst, 1e-3);
+        let mut check = Check::new(name, worst, most);
         if !captured.stepper.captured() {
             check = Check { passed: Some(false), detail: "no step was captured".into(), ..check };
         }
         all.push(check);
+        Ok(())
+    }
+
+    /// A step size that is changed after the capture, as when a run goes back, is the one that replays take.
+    fn step_size(&self, name: &str, all: &mut Vec<Check>) -> Result<()> {
+        let config = self.config(self.device, Settings { weight_decay: Some(0.1), ..Settings::default() })?;
+        let way = if self.device.starts_with("cuda") { Way::Captured } else { Way::Device };
+        let mut run = Run::new(&config, way)?;
+        let mut weights = |from: u64, lr: f64| -> Result<BTreeMap<String, Tensor>> {
+            run.setup.model.set_lr(lr);
+            for step in from..from + 8 {
+                run.step(step)?;
+            }
+            let state = run.state()?;
+            let trained = |name: &String| state.contains_key(&format!("{name}.exp_avg"));
+            Ok(state.keys().filter(|name| trained(name)).map(|name| (name.clone(), state[name].copy())).collect())
+        };
+        let lr = config.hyper.adam.lr;
+        let (before, still, moved) = (weights(0, lr)?, weights(8, 0.0)?, weights(16, lr)?);
+        let [still, moved] = [&still, &moved].map(|after| compare(after, &before, 1e-6).0);
+        all.push(Check {
+            name: format!("{name}: a changed step size reaches later steps"),
+            passed: Some(!before.is_empty() && still == 0.0 && moved > 0.0),
+            detail: format!("{} weights move by {still:.1e} with none, by {moved:.1e} with one again", before.len()),
+        });
         Ok(())
     }
 
@@ -222,6 +330,9 @@ impl Case<'_> {
         Ok(())
     }
 }
+
+/// The divergence of fresh latents is a small difference of large sums: below 1 nat values are compared as they stand.
+const LEAST_VALUE: f64 = 1.0;
 
 /// A model under training.
 struct Run {
@@ -298,9 +409,29 @@ fn compare(got: &BTreeMap<String, Tensor>, want: &BTreeMap<String, Tensor>, leas
     want.iter().map(off).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default()
 }
 
+/// The Euclidean distance of two sets of tensors, each taken as one vector, as a share of the length of `want`.
+fn distance(got: &BTreeMap<String, Tensor>, want: &BTreeMap<String, Tensor>) -> f64 {
+    // sync: numbers of a check, on the CPU.
+    let square = |t: Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+    let off: f64 = want.iter().map(|(name, want)| got.get(name).map_or(f64::INFINITY, |got| square(got - want))).sum();
+    let length: f64 = want.values().map(|want| square(want.shallow_clone())).sum();
+    let share = (off / length).sqrt();
+    if share.is_nan() { f64::INFINITY } else { share }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_distance_is_that_of_whole_gradients() {
+        let of =
+            |a: f64, b: f64| BTreeMap::from([("a".to_owned(), Tensor::from(a)), ("b".to_owned(), Tensor::from(b))]);
+        assert_eq!(distance(&of(3.0, 4.0), &of(3.0, 4.0)), 0.0);
+        assert_eq!(distance(&of(3.0, 6.5), &of(3.0, 4.0)), 0.5);
+        assert_eq!(distance(&of(f64::NAN, 4.0), &of(3.0, 4.0)), f64::INFINITY);
+        assert_eq!(distance(&BTreeMap::new(), &of(3.0, 4.0)), f64::INFINITY);
+    }
 
     #[test]
     fn a_difference_is_found_where_it_is() {

@@ -10,9 +10,9 @@ use crate::device;
 use crate::gan::Gan;
 use crate::model::Model;
 use crate::native;
-use crate::nets::{Arch, Shape};
+use crate::nets::{Arch, Forms, Shape};
 use crate::seed::{Stream, seed_for};
-use crate::tune::{self, Chosen, Origin, Tuning};
+use crate::tune::{self, Chosen, Origin, Plan, Tuning};
 use crate::vae::Vae;
 
 /// A model with fresh weights from the seed.
@@ -92,19 +92,20 @@ impl Setup {
         let total = steps_of(config.budget, per_epoch);
         let fresh = || build(config, shape, per_epoch, device);
         let chosen = match stored {
-            Some(tuning) => Chosen { tuning, origin: Origin::Stored },
+            Some(Tuning { threads, forms }) => {
+                Chosen { tuning: Tuning { threads, forms: Forms { precision, ..forms } }, origin: Origin::Stored }
+            }
             None => {
                 let x = train.range(0, config.batch_size)?;
                 let convolutions = config.settings.arch == Some(Arch::Conv);
+                let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
                 let chosen =
-                    tune::choose(&config.plan, total, convolutions, &x, fresh).context("timing the forms of a step")?;
+                    tune::choose(&plan, total, convolutions, &x, fresh).context("timing the forms of a step")?;
                 // The model that was measured on has left holes that the real one does not quite fit.
                 native::release_free_memory();
                 chosen
             }
         };
-        let mut chosen = chosen;
-        chosen.tuning.forms.precision = precision;
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
         Ok(Setup { device, data, data_sha256, train, test, model, chosen, per_epoch, total })

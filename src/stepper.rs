@@ -6,7 +6,7 @@
 //! the step, the step size. The host only sets the seed of the noise before each replay, which waits for nothing. What
 //! must not be captured (the first steps, an epoch's last partial batch) runs operation by operation through the same code.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use crate::clock::{Clock, Phase};
@@ -14,10 +14,6 @@ use crate::model::StepCx;
 use crate::native;
 use crate::seed::epoch_order;
 use crate::setup::{Ahead, Setup};
-
-/// Whole batches that run operation by operation before the step is captured: cuDNN chooses its algorithms, libraries make their
-/// workspaces. They are steps of the training like any other.
-const WARM_UP: u32 = 3;
 
 /// Sums of the step's values since the last row of metrics, on the device.
 #[derive(Debug)]
@@ -135,7 +131,7 @@ struct OnDevice {
 enum Capture {
     /// None is wanted.
     Off,
-    /// After so many more steps.
+    /// After so many more steps of whole batches, which are steps of the training like any other.
     After(u32),
     /// Done: steps of whole batches replay it.
     Done(native::Graph),
@@ -159,7 +155,7 @@ impl Stepper {
         let there = match way {
             Way::Host => None,
             Way::Device => Some(there(Capture::Off)?),
-            Way::Captured => Some(there(Capture::After(WARM_UP))?),
+            Way::Captured => Some(there(Capture::After(native::WARM_UP))?),
         };
         Ok(Stepper { seed, batch_size, device, order: None, ahead: Ahead::default(), there })
     }
@@ -192,9 +188,7 @@ impl Stepper {
             // Before the capture and again below: it must find the generator as a replay does.
             native::seed_default(self.device, at.noise)?;
             let clock = Clock::off();
-            let graph = native::cuda()?.capture(|| there.update(setup, meter, order, count, &clock)).context(
-                "the step could not be captured as a CUDA graph: --cuda-graph off runs it operation by operation",
-            )?;
+            let graph = native::cuda()?.capture_step(|| there.update(setup, meter, order, count, &clock))?;
             there.graph = Capture::Done(graph);
         }
         native::seed_default(self.device, at.noise)?;

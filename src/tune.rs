@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::clock::Clock;
 use crate::model::{Model, StepCx};
 use crate::native;
-use crate::nets::{Forms, Kernels, Layout, Products};
+use crate::nets::{Forms, Kernels, Layout, Precision, Products};
 
 /// What a run computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,10 @@ pub struct Plan {
     pub layout: Option<Layout>,
     /// Fixed kernels.
     pub kernels: Option<Kernels>,
+    /// What the layers are computed in.
+    pub precision: Precision,
+    /// Whether steps on a GPU run as one captured launch.
+    pub captured: bool,
 }
 
 impl Plan {
@@ -105,10 +109,10 @@ impl Plan {
         let usual = match device {
             Device::Cpu => {
                 let products = if self.deterministic { Products::Onednn } else { Products::BySize };
-                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, ..Forms::default() }
+                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, precision: self.precision }
             }
             // Tensor cores read channels side by side; MLPs have no layout.
-            _ => Forms { layout: Layout::ChannelsLast, ..Forms::default() },
+            _ => Forms { layout: Layout::ChannelsLast, precision: self.precision, ..Forms::default() },
         };
         Tuning {
             threads: self.threads.unwrap_or_else(cores),
@@ -121,8 +125,10 @@ impl Plan {
         }
     }
 
-    /// The choices beside `now` that are open, each one key away from it.
-    fn neighbours(&self, now: Tuning, convolutions: bool) -> Vec<Tuning> {
+    /// The choices beside `now` that are open on this device, each one key away from it.
+    fn neighbours(&self, now: Tuning, device: Device, convolutions: bool) -> Vec<Tuning> {
+        // A GPU knows layouts alone.
+        let cpu = device == Device::Cpu;
         let mut all = Vec::new();
         let mut add = |open: bool, changed: Tuning| {
             if open && changed != now && !all.contains(&changed) {
@@ -131,17 +137,17 @@ impl Plan {
         };
         let forms = now.forms;
         for &products in Products::value_variants() {
-            add(self.products.is_none(), Tuning { forms: Forms { products, ..forms }, ..now });
+            add(cpu && self.products.is_none(), Tuning { forms: Forms { products, ..forms }, ..now });
         }
         for &layout in Layout::value_variants() {
             add(self.layout.is_none() && convolutions, Tuning { forms: Forms { layout, ..forms }, ..now });
         }
         for &kernels in Kernels::value_variants() {
-            add(self.kernels.is_none(), Tuning { forms: Forms { kernels, ..forms }, ..now });
+            add(cpu && self.kernels.is_none(), Tuning { forms: Forms { kernels, ..forms }, ..now });
         }
         // All, a half, and one: between those, the step's time changes smoothly.
         for threads in [cores().div_ceil(2), 1] {
-            add(self.threads.is_none() && threads < now.threads, Tuning { threads, ..now });
+            add(cpu && self.threads.is_none() && threads < now.threads, Tuning { threads, ..now });
         }
         all
     }
@@ -233,15 +239,22 @@ pub fn choose(
 ) -> Result<Chosen> {
     let first = plan.first(x.device());
     let unmeasured = Chosen { tuning: first, origin: Origin::Unmeasured };
-    let open = plan.neighbours(first, convolutions);
-    // On a GPU nothing is measured: it would take a capture of the step in each form.
-    if !plan.measure || steps < SHORT || x.device() != Device::Cpu || open.is_empty() {
+    let open = plan.neighbours(first, x.device(), convolutions);
+    if !plan.measure || steps < SHORT || open.is_empty() {
         return Ok(unmeasured);
     }
     let began = Instant::now();
     let mut model = build()?;
     let slice = Duration::from_secs_f64(BUDGET_S / 12.0);
-    let mut time = |tuning, best_ms| time(model.as_mut(), tuning, x, slice, best_ms);
+    let mut time = |tuning: Tuning, best_ms| {
+        // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
+        native::release_free_memory();
+        tuning.apply(model.as_mut())?;
+        match x.device() {
+            Device::Cpu => time(model.as_mut(), x, slice, best_ms),
+            _ => time_on_gpu(model.as_mut(), x, slice, plan.captured).map(Some),
+        }
+    };
     // Twice: a process that has just started is slow for a few steps.
     time(first, f64::INFINITY)?;
     let Some(mut best_ms) = time(first, f64::INFINITY)? else { return Ok(unmeasured) };
@@ -292,10 +305,7 @@ fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
 }
 
 /// Milliseconds of the fastest of a few steps, after one to warm up; none when that one alone took thrice `best_ms`.
-fn time(model: &mut dyn Model, tuning: Tuning, x: &Tensor, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
-    // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
-    native::release_free_memory();
-    tuning.apply(model)?;
+fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
     let clock = Clock::off();
     let mut step = || -> Result<f64> {
         let began = Instant::now();
@@ -313,6 +323,33 @@ fn time(model: &mut dyn Model, tuning: Tuning, x: &Tensor, slice: Duration, best
         least = least.min(step()?);
     }
     Ok(Some(least))
+}
+
+/// Milliseconds of a step by the device's own events, made as training makes it: as one launch where steps are captured, else
+/// operation by operation.
+fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: bool) -> Result<f64> {
+    let (cuda, clock) = (native::cuda()?, Clock::off());
+    let step = Tensor::f_zeros([], (Kind::Double, x.device()))?;
+    native::seed_default(x.device(), 0)?;
+    let mut once = || model.step(x, StepCx::device(&step, &clock)).map(drop);
+    for _ in 0..native::WARM_UP {
+        once()?;
+    }
+    let graph = if captured { Some(cuda.capture_step(&mut once)?) } else { None };
+    let mut mean = |steps: u32| -> Result<f64> {
+        let began = cuda.record()?;
+        for _ in 0..steps {
+            match &graph {
+                Some(graph) => graph.replay()?,
+                None => once()?,
+            }
+        }
+        Ok(began.ms_until(&cuda.record()?)? / f64::from(steps))
+    };
+    // The first replay also uploads the graph.
+    mean(1)?;
+    let about_ms = mean(native::WARM_UP)?;
+    mean((slice.as_secs_f64() * 1e3 / about_ms).clamp(5.0, 1000.0) as u32)
 }
 
 #[cfg(test)]
@@ -347,20 +384,34 @@ mod tests {
         let first = Plan::default().first(Device::Cpu);
         let plan = Plan::parse(&format!("off,{first}")).unwrap();
         assert_eq!(plan.first(Device::Cpu), first);
-        assert!(plan.neighbours(first, true).is_empty(), "nothing is left open");
+        assert!(plan.neighbours(first, Device::Cpu, true).is_empty(), "nothing is left open");
     }
 
     #[test]
     fn neighbours_differ_in_one_open_key() {
         let plan = Plan { measure: true, threads: Some(4), ..Plan::default() };
         let first = plan.first(Device::Cpu);
-        let all = plan.neighbours(first, true);
+        let all = plan.neighbours(first, Device::Cpu, true);
         assert_eq!(all.len(), 5);
         assert!(all.iter().all(|t| t.threads == 4));
-        assert_eq!(plan.neighbours(first, false).len(), 4, "no layout without convolutions");
+        assert_eq!(plan.neighbours(first, Device::Cpu, false).len(), 4, "no layout without convolutions");
         let better = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
         let merged = merge(better, first, Tuning { threads: 1, ..first });
         assert_eq!(merged, Tuning { threads: 1, ..better });
+    }
+
+    #[test]
+    fn a_gpu_chooses_between_layouts_alone_in_the_precision_of_the_run() {
+        let gpu = Device::Cuda(0);
+        let plan = Plan { measure: true, precision: Precision::Bf16, ..Plan::default() };
+        let first = plan.first(gpu);
+        assert_eq!((first.forms.layout, first.forms.precision), (Layout::ChannelsLast, Precision::Bf16));
+        let contiguous = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
+        assert_eq!(plan.neighbours(first, gpu, true), [contiguous]);
+        assert!(plan.neighbours(first, gpu, false).is_empty(), "an MLP has no layout");
+        let fixed = Plan { layout: Some(Layout::Contiguous), ..plan };
+        assert_eq!(fixed.first(gpu), contiguous);
+        assert!(fixed.neighbours(contiguous, gpu, true).is_empty());
     }
 
     /// A model whose step takes a time that depends on its forms.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Gpu, Timed, spread};
 use crate::clock::{Clock, PHASES};
@@ -19,10 +19,13 @@ const SLICE_MS: f64 = 2.0;
 const AHEAD: usize = 8;
 /// Steps whose parts are timed.
 const PARTS: u64 = 20;
-/// About how long the steps take, in milliseconds, that are queued up to see how long the device is busy with each.
-const GAPS_MS: f64 = 200.0;
-/// The most of them: a step is three launches, and a driver queues about a thousand before it makes the host wait.
-const MOST_QUEUED: f64 = 200.0;
+/// About how long the calls take, in milliseconds, that are queued up to see how long the device is busy with each.
+const QUEUED_MS: f64 = 200.0;
+/// The most of them that are one captured launch, with two for its noise: a driver queues about a thousand launches before it
+/// makes the host wait.
+pub(super) const MOST_CAPTURED: f64 = 200.0;
+/// The most of them that run operation by operation.
+const MOST_EAGER: f64 = 5.0;
 
 /// Steps one after another on whole batches: all do the same work.
 struct Steps<'a> {
@@ -117,26 +120,38 @@ fn slices(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, each: u64, secon
 }
 
 /// Share of a step of `step_ms` in which the device waits for the host: what a step takes less when the device finds many of
-/// them queued up behind other work. Waiting within one captured step, between its kernels, is not seen.
+/// them queued up. Waiting within one captured step, between its kernels, is not seen.
 fn gap(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, step_ms: f64) -> Result<f64> {
     let off = Clock::off();
-    let count = (GAPS_MS / step_ms).clamp(5.0, MOST_QUEUED);
-    let a = Tensor::f_rand([4096, 4096], (Kind::Float, steps.setup.device))?;
+    let most = if stepper.captured() { MOST_CAPTURED } else { MOST_EAGER };
+    let busy = queued_ms(cuda, steps.setup.device, (step_ms, most), || steps.next(stepper, &off))?;
+    Ok(((step_ms - busy) / step_ms).max(0.0))
+}
+
+/// Milliseconds on the device of one call of `one`, which takes it about `about_ms`: of many, `most` at the most, queued up behind
+/// other work, so that it never waits for the host.
+pub(super) fn queued_ms(
+    cuda: Cuda,
+    device: Device,
+    (about_ms, most): (f64, f64),
+    mut one: impl FnMut() -> Result<()>,
+) -> Result<f64> {
+    let count = (QUEUED_MS / about_ms).clamp(MOST_EAGER, most).floor();
+    let a = Tensor::f_rand([4096, 4096], (Kind::Float, device))?;
     let work = || a.f_matmul(&a);
     drop(work()?);
     let before = cuda.record()?;
     drop(work()?);
     let each = before.ms_until(&cuda.record()?)?;
-    // Longer than the host needs to queue the steps.
-    for _ in 0..((1.5 * count * step_ms + 20.0) / each).ceil() as u64 {
+    // Longer than the host needs to queue the calls.
+    for _ in 0..((1.5 * count * about_ms + 20.0) / each).ceil() as u64 {
         drop(work()?);
     }
     let begun = cuda.record()?;
     for _ in 0..count as u64 {
-        steps.next(stepper, &off)?;
+        one()?;
     }
-    let busy = begun.ms_until(&cuda.record()?)? / count.floor();
-    Ok(((step_ms - busy) / step_ms).max(0.0))
+    Ok(begun.ms_until(&cuda.record()?)? / count)
 }
 
 /// Milliseconds of each phase of a step that runs operation by operation, waiting for the device after each phase.

@@ -215,6 +215,10 @@ pub fn load(library: &str) -> Result<*mut c_void> {
     Ok(handle)
 }
 
+/// Steps that run operation by operation before one is captured or timed: cuDNN chooses its algorithms, libraries make their
+/// workspaces.
+pub const WARM_UP: u32 = 3;
+
 impl Cuda {
     /// Devices that the driver shows.
     ///
@@ -340,6 +344,15 @@ impl Cuda {
         // SAFETY: `graph` is the one whose capture has begun; it is freed once, by the value made here.
         check("capturing", unsafe { (self.0.capture_end)(graph) })?;
         Ok(Graph { cuda: self, graph, _this_thread: PhantomData })
+    }
+
+    /// [`Cuda::capture`] of a training step; the error says how to do without.
+    ///
+    /// # Errors
+    /// As [`Cuda::capture`].
+    pub fn capture_step(self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.capture(step)
+            .context("the step could not be captured as a CUDA graph: --cuda-graph off runs it operation by operation")
     }
 }
 

@@ -21,8 +21,8 @@ use tch::Tensor;
 pub use batch::gather_unit;
 pub use context::{Math, autocast, cpu_capability, cudnn_version, math, operations_of, set_math};
 pub use cuda::{
-    Cuda, CudaDevice, Event, Graph, cuda, cuda_half_built, libtorch_folder, load, load_driver, load_libtorch_cuda,
-    resolve_cuda_half,
+    Cuda, CudaDevice, Event, Graph, WARM_UP, cuda, cuda_half_built, libtorch_folder, load, load_driver,
+    load_libtorch_cuda, resolve_cuda_half,
 };
 pub use elf::needs;
 pub use layers::{
