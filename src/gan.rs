@@ -2,7 +2,7 @@
 //!
 //! Goodfellow et al. 2014 (arXiv 1406.2661). Never sees files, paths or ranks.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
 
@@ -94,9 +94,10 @@ impl Discriminator {
         if mode != Mode::Eval && self.net.has_batch_norm() {
             return Ok((self.forward(real, mode)?, self.forward(fake, mode)?));
         }
-        let n = real.size()[0];
         let logits = self.forward(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
-        Ok((logits.f_narrow(0, 0, n)?, logits.f_narrow(0, n, fake.size()[0])?))
+        // One operation of the backward pass; two slices would be five.
+        let mut both = logits.f_split_with_sizes([real.size()[0], fake.size()[0]], 0)?.into_iter();
+        both.next().zip(both.next()).context("the logits of two batches are not two")
     }
 }
 

@@ -116,17 +116,6 @@ impl Number {
         self.map(|n| n.min(v), |n| n.f_clamp_max(v))
     }
 
-    /// t · self, in the precision of t.
-    ///
-    /// # Errors
-    /// As [`Number::plus`].
-    pub fn times(&self, t: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Number::Host(n) => t.f_mul_scalar(*n)?,
-            Number::Device(n) => t.f_mul(&n.f_to_kind(t.kind())?)?,
-        })
-    }
-
     fn map(
         &self,
         host: impl FnOnce(f64) -> f64,
@@ -282,8 +271,6 @@ mod tests {
             let there = Tensor::from(t);
             let Number::Device(device) = formula(Number::Device(there)).unwrap() else { panic!("it has come back") };
             assert_eq!((device.kind(), device.double_value(&[])), (Kind::Double, host), "{t}");
-            let x = Tensor::from_slice(&[3f32, -1.0]);
-            assert_eq!(Number::Device(device).times(&x).unwrap(), Number::Host(host).times(&x).unwrap());
         }
         let inverse = Number::Host(2.0).over(&Number::Device(Tensor::from(8.0))).unwrap();
         assert!(matches!(inverse, Number::Device(n) if n.double_value(&[]) == 0.25));

@@ -1,36 +1,11 @@
-//! Loss terms as pure functions of tensors, all from logits in softplus forms.
+//! A GAN's loss terms as pure functions of tensors, all from logits in softplus forms (a VAE's stand in native/loss.rs).
 //!
-//! Leaf: imports no other module of the crate. Reductions: sum over pixels and latents, mean over the batch; in nats.
+//! Leaf: imports no other module of the crate. Means over the batch, in nats.
 
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Reduction, Tensor};
-
-/// KL(N(mu, exp(logvar)) ‖ N(0, I)): ½ Σ (mu² + exp(logvar) − 1 − logvar), summed over latents, mean over the batch.
-///
-/// Kingma and Welling 2014 (arXiv 1312.6114), appendix B. `mu`, `logvar` [B,Z] -> scalar, nats per image, ≥ 0.
-///
-/// # Errors
-/// libtorch's, when the shapes differ.
-pub fn gaussian_kl(mu: &Tensor, logvar: &Tensor) -> Result<Tensor> {
-    let batch = mu.size()[0] as f64;
-    let terms = (mu.f_square()? + logvar.f_exp()?).f_sub(logvar)?; // [B,Z]
-    let count = terms.numel() as f64;
-    Ok((terms.f_sum(Kind::Float)? - count) * (0.5 / batch))
-}
-
-/// −log p(x|z) of independent Bernoulli pixels: binary cross entropy, summed over pixels, mean over the batch.
-///
-/// `logits`, `x` [B,C,H,W]; x in [0,1], grey values allowed (they are taken as probabilities, as the field's VAE examples
-/// do) -> scalar, nats per image. Finite for every finite logit.
-///
-/// # Errors
-/// libtorch's, when the shapes differ.
-pub fn bernoulli_nll(logits: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let batch = x.size()[0] as f64;
-    Ok(logits.f_binary_cross_entropy_with_logits::<Tensor>(x, None, None, Reduction::Sum)? / batch)
-}
+use tch::{Kind, Tensor};
 
 /// Discriminator loss, to be minimised: −E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits).
 ///
@@ -75,64 +50,6 @@ mod tests {
 
     fn scalar(v: f64) -> Tensor {
         Tensor::from_slice(&[v as f32])
-    }
-
-    /// ∫ q(z) (log q(z) − log p(z)) dz by Simpson's rule over ±12 standard deviations.
-    fn kl_by_integral(mu: f64, logvar: f64) -> f64 {
-        let sd = (logvar / 2.0).exp();
-        let log_normal =
-            |z: f64, m: f64, s: f64| -0.5 * ((z - m) / s).powi(2) - s.ln() - 0.5 * std::f64::consts::TAU.ln();
-        let (n, lo, hi) = (20_000, mu - 12.0 * sd, mu + 12.0 * sd);
-        let h = (hi - lo) / n as f64;
-        (0..=n)
-            .map(|i| {
-                let z = lo + h * i as f64;
-                let w = match i {
-                    0 => 1.0,
-                    i if i == n => 1.0,
-                    i if i % 2 == 1 => 4.0,
-                    _ => 2.0,
-                };
-                let lq = log_normal(z, mu, sd);
-                w * lq.exp() * (lq - log_normal(z, 0.0, 1.0))
-            })
-            .sum::<f64>()
-            * h
-            / 3.0
-    }
-
-    #[test]
-    fn kl_equals_its_integral() {
-        for (mu, logvar) in [(0.0, 0.0), (1.5, -2.0), (-0.7, 1.2), (3.0, 0.5), (0.0, -6.0)] {
-            let got = value(gaussian_kl(
-                &Tensor::from_slice(&[mu as f32]).view([1, 1]),
-                &Tensor::from_slice(&[logvar as f32]).view([1, 1]),
-            ));
-            let want = kl_by_integral(mu, logvar);
-            assert!((got - want).abs() < 1e-5 * (1.0 + want), "({mu}, {logvar}): {got} against {want}");
-        }
-    }
-
-    #[test]
-    fn kl_sums_latents_and_averages_the_batch() {
-        let mu = Tensor::from_slice(&[1f32, 2., 3., 4., 5., 6.]).view([3, 2]);
-        let logvar = Tensor::zeros([3, 2], (Kind::Float, tch::Device::Cpu));
-        assert!((value(gaussian_kl(&mu, &logvar)) - 91.0 / 6.0).abs() < 1e-5);
-    }
-
-    #[test]
-    fn bernoulli_stays_finite_at_huge_logits() {
-        for (logit, x, want) in [
-            (80.0, 1.0, 0.0),
-            (80.0, 0.0, 80.0),
-            (-80.0, 1.0, 80.0),
-            (-80.0, 0.0, 0.0),
-            (80.0, 0.25, 60.0),
-            (0.0, 0.5, std::f64::consts::LN_2),
-        ] {
-            let got = value(bernoulli_nll(&scalar(logit), &scalar(x)));
-            assert!((got - want).abs() < 1e-5, "logit {logit}, x {x}: {got} against {want}");
-        }
     }
 
     #[test]

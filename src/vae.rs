@@ -1,10 +1,10 @@
-//! The variational autoencoder: one update, scores, pictures. Imports model, nets, objectives, optim, clock.
+//! The variational autoencoder: one update, scores, pictures. Imports model, nets, native, optim, clock.
 //!
 //! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Never sees files, paths or ranks.
 
 use anyhow::Result;
 use tch::nn::{self, VarStore};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::clock::Phase;
 use crate::model::{Model, Moment, Number, StepCx, Visit, visit_vars};
@@ -12,7 +12,6 @@ use crate::native;
 use crate::nets::{
     self, Forms, Init, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
 };
-use crate::objectives::{bernoulli_nll, gaussian_kl};
 use crate::optim::{Adam, Hyper};
 
 /// Everything that decides a VAE's mathematics.
@@ -89,17 +88,19 @@ impl Vae {
     /// libtorch's.
     pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Number, mode: Mode) -> Result<VaeLoss> {
         let (mu, logvar) = self.posterior(x, mode)?;
-        if let (true, Number::Host(beta)) = (self.decoder.forms.own(x), beta) {
-            let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
-            let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
-            let (loss, recon) = native::bernoulli_bound(&logits, x, &kl, *beta)?;
-            return Ok(VaeLoss { loss, recon, kl });
-        }
-        let z = mu.f_addcmul(&(&logvar * 0.5).f_exp_()?, eps)?; // [B,Z]
+        // The loops know the host's numbers alone.
+        let by_loops = self.decoder.forms.own(x) && matches!(beta, Number::Host(_));
+        let draw = if by_loops { native::gaussian_draw } else { native::gaussian_draw_ops };
+        let (z, kl) = draw(&mu, &logvar, eps)?; // [B,Z]
         let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
-        let recon = bernoulli_nll(&logits, x)?;
-        let kl = gaussian_kl(&mu, &logvar)?;
-        Ok(VaeLoss { loss: &recon + beta.times(&kl)?, recon, kl })
+        let (loss, recon) = match beta {
+            Number::Host(beta) if by_loops => native::bernoulli_bound(&logits, x, &kl, *beta)?,
+            Number::Host(beta) => native::bernoulli_bound_ops(&logits, x, &kl, *beta, None)?,
+            Number::Device(beta) => {
+                native::bernoulli_bound_ops(&logits, x, &kl, 1.0, Some(&beta.f_to_kind(Kind::Float)?))?
+            }
+        };
+        Ok(VaeLoss { loss, recon, kl })
     }
 
     /// One update with the noise given; returns the terms before it.

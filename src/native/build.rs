@@ -18,6 +18,7 @@ const SHIM: &[&str] = &[
     "src/native/layer.cpp",
     "src/native/linear.cpp",
     "src/native/loss.cpp",
+    "src/native/loss_ops.cpp",
     "src/native/norm.cpp",
     "src/native/optim.cpp",
     "src/native/random.cpp",

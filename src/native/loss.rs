@@ -1,4 +1,5 @@
-//! The loss of a variational autoencoder with its gradients, in as few passes over memory as there can be (CPU).
+//! The loss of a variational autoencoder with its gradients: in as few passes over memory as there can be (CPU), or in as few
+//! operations (`_ops`: on a GPU each is a launch, and none reads anything back).
 
 use std::ffi::c_char;
 
@@ -17,10 +18,21 @@ unsafe extern "C" {
         kl: Handle,
         beta: f64,
     ) -> *mut c_char;
+    fn gv_gaussian_draw_ops(z: *mut Handle, kl: *mut Handle, mu: Handle, logvar: Handle, eps: Handle) -> *mut c_char;
+    fn gv_bernoulli_bound_ops(
+        loss: *mut Handle,
+        recon: *mut Handle,
+        logits: Handle,
+        x: Handle,
+        kl: Handle,
+        beta: f64,
+        ramp: Handle,
+    ) -> *mut c_char;
 }
 
-/// mu, logvar, eps [B,Z] -> z = mu + exp(logvar/2)·eps [B,Z], and KL(N(mu, exp(logvar)) ‖ N(0, I)), a scalar: summed over
-/// latents, mean over the batch, in nats. Seen by autograd once (no second derivative).
+/// mu, logvar, eps [B,Z] -> z = mu + exp(logvar/2)·eps [B,Z], and KL(N(mu, exp(logvar)) ‖ N(0, I)), a scalar:
+/// ½ Σ (mu² + exp(logvar) − 1 − logvar), summed over latents, mean over the batch, in nats. Seen by autograd once (no second
+/// derivative).
 ///
 /// Kingma and Welling 2014 (arXiv 1312.6114), section 2.4 and appendix B.
 ///
@@ -42,12 +54,54 @@ pub fn bernoulli_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> R
     })
 }
 
+/// [`gaussian_draw`] on any device.
+///
+/// # Errors
+/// When the shapes or devices differ, or a tensor is not float32.
+pub fn gaussian_draw_ops(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> {
+    // SAFETY: the tensors live until the call returns; so below.
+    made_two("drawing latents", |z, kl| unsafe { gv_gaussian_draw_ops(z, kl, handle(mu), handle(logvar), handle(eps)) })
+}
+
+/// [`bernoulli_bound`] on any device; the weight of `kl` is `beta`, times `ramp`, a float32 scalar there, if one is given.
+///
+/// # Errors
+/// As [`gaussian_draw_ops`].
+pub fn bernoulli_bound_ops(
+    logits: &Tensor,
+    x: &Tensor,
+    kl: &Tensor,
+    beta: f64,
+    ramp: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let ramp = ramp.map_or(std::ptr::null_mut(), handle);
+    made_two("loss", |loss, recon| unsafe {
+        gv_bernoulli_bound_ops(loss, recon, handle(logits), handle(x), handle(kl), beta, ramp)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use tch::{Device, Kind, Reduction};
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    type Draw = fn(&Tensor, &Tensor, &Tensor) -> Result<(Tensor, Tensor)>;
+    type Bound = fn(&Tensor, &Tensor, &Tensor, f64) -> Result<(Tensor, Tensor)>;
+
+    const DRAWS: [Draw; 2] = [gaussian_draw, gaussian_draw_ops];
+
+    fn plain(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
+        bernoulli_bound_ops(logits, x, kl, beta, None)
+    }
+
+    /// Half of the weight as a number, twice as a tensor.
+    fn ramped(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
+        bernoulli_bound_ops(logits, x, kl, beta / 2.0, Some(&Tensor::from(2f32)))
+    }
+
+    const BOUNDS: [Bound; 3] = [bernoulli_bound, plain, ramped];
 
     fn leaf(t: Tensor) -> Tensor {
         t.detach().set_requires_grad(true)
@@ -63,10 +117,10 @@ mod tests {
     #[test]
     fn latents_and_their_divergence_are_the_formulas() {
         tch::manual_seed(1);
-        for shape in [[1, 1], [3, 5], [20, 50], [7, 1111]] {
+        for (draw, shape) in DRAWS.into_iter().flat_map(|d| [[1, 1], [3, 5], [20, 50], [7, 1111]].map(|s| (d, s))) {
             let (mu, logvar) = (leaf(Tensor::randn(shape, CPU)), leaf(Tensor::randn(shape, CPU) * 3.0));
             let (eps, weights) = (Tensor::randn(shape, CPU), Tensor::randn(shape, CPU));
-            let (z, kl) = gaussian_draw(&mu, &logvar, &eps).unwrap();
+            let (z, kl) = draw(&mu, &logvar, &eps).unwrap();
             let double = |t: &Tensor| t.detach().to_kind(Kind::Double);
             let (mu2, logvar2) = (leaf(double(&mu)), leaf(double(&logvar)));
             let z2 = &mu2 + (&logvar2 * 0.5).exp() * double(&eps);
@@ -81,20 +135,58 @@ mod tests {
                 close("gradient of mu", &got[0], &want[0]);
                 close("gradient of logvar", &got[1], &want[1]);
             }
-            let alone = Tensor::run_backward(&[kl], &[&mu], true, false);
-            close("gradient of mu, of kl alone", &alone[0], &(double(&mu) / shape[0]));
+            let alone = |of: &Tensor| Tensor::run_backward(&[of], &[&mu, &logvar], true, false);
+            close("gradient of mu, of kl alone", &alone(&kl)[0], &(double(&mu) / shape[0]));
+            close("gradient of mu, of z alone", &alone(&z.sum(Kind::Float))[0], &mu2.ones_like());
+        }
+    }
+
+    /// ∫ q(z) (log q(z) − log p(z)) dz by Simpson's rule over ±12 standard deviations.
+    fn kl_by_integral(mu: f64, logvar: f64) -> f64 {
+        let sd = (logvar / 2.0).exp();
+        let log_normal =
+            |z: f64, m: f64, s: f64| -0.5 * ((z - m) / s).powi(2) - s.ln() - 0.5 * std::f64::consts::TAU.ln();
+        let (n, lo, hi) = (20_000, mu - 12.0 * sd, mu + 12.0 * sd);
+        let h = (hi - lo) / n as f64;
+        (0..=n)
+            .map(|i| {
+                let z = lo + h * i as f64;
+                let w = match i {
+                    0 => 1.0,
+                    i if i == n => 1.0,
+                    i if i % 2 == 1 => 4.0,
+                    _ => 2.0,
+                };
+                let lq = log_normal(z, mu, sd);
+                w * lq.exp() * (lq - log_normal(z, 0.0, 1.0))
+            })
+            .sum::<f64>()
+            * h
+            / 3.0
+    }
+
+    #[test]
+    fn the_divergence_equals_its_integral() {
+        for (mu, logvar) in [(0.0, 0.0), (1.5, -2.0), (-0.7, 1.2), (3.0, 0.5), (0.0, -6.0)] {
+            let of = |v: f64| Tensor::from_slice(&[v as f32]).view([1, 1]);
+            let want = kl_by_integral(mu, logvar);
+            for draw in DRAWS {
+                let got = draw(&of(mu), &of(logvar), &of(0.0)).unwrap().1.double_value(&[]);
+                assert!((got - want).abs() < 1e-5 * (1.0 + want), "({mu}, {logvar}): {got} against {want}");
+            }
         }
     }
 
     #[test]
     fn the_bound_is_cross_entropy_and_the_weighed_divergence() {
         tch::manual_seed(2);
-        for shape in [[1, 1, 1, 1], [3, 1, 5, 7], [20, 1, 28, 28], [2, 3, 40, 33]] {
+        let shapes = [[1, 1, 1, 1], [3, 1, 5, 7], [20, 1, 28, 28], [2, 3, 40, 33]];
+        for (bound, shape) in BOUNDS.into_iter().flat_map(|b| shapes.map(|s| (b, s))) {
             // Logits from the straight parts to the bend.
             let logits = leaf(Tensor::randn(shape, CPU) * 8.0);
             let x = Tensor::rand(shape, CPU);
             let kl = leaf(Tensor::from(2.5f32));
-            let (loss, recon) = bernoulli_bound(&logits, &x, &kl, 0.5).unwrap();
+            let (loss, recon) = bound(&logits, &x, &kl, 0.5).unwrap();
             let l2 = leaf(logits.detach().to_kind(Kind::Double));
             let x2 = x.to_kind(Kind::Double);
             let plain =
@@ -107,41 +199,53 @@ mod tests {
             assert_eq!(f64::try_from(&got[1]).unwrap(), 0.5);
             let alone = Tensor::run_backward(&[&recon], &[&logits], true, false);
             close("gradient of recon alone", &alone[0], &want[0]);
+            let twice = Tensor::run_backward(&[&loss + &recon], &[&logits], true, false);
+            close("gradient of both", &twice[0], &(&want[0] * 2.0));
         }
     }
 
     #[test]
     fn huge_and_broken_numbers_come_out_as_what_they_are() {
-        let run = |l: f32, x: f32| {
-            let l = leaf(Tensor::from_slice(&[l]).view([1, 1]));
-            let (loss, _) =
-                bernoulli_bound(&l, &Tensor::from_slice(&[x]).view([1, 1]), &Tensor::from(0f32), 1.0).unwrap();
-            let grad = Tensor::run_backward(&[&loss], &[&l], false, false);
-            (loss.double_value(&[]), grad[0].double_value(&[0, 0]))
-        };
-        assert_eq!(run(200.0, 1.0), (0.0, 0.0));
-        assert_eq!(run(200.0, 0.0), (200.0, 1.0));
-        assert_eq!(run(-200.0, 1.0), (200.0, -1.0));
-        let (loss, grad) = run(0.0, 0.25);
-        assert!((loss - std::f64::consts::LN_2).abs() < 1e-7 && grad == 0.25, "{loss}, {grad}");
-        assert!(run(f32::NAN, 0.5).0.is_nan() && run(f32::NAN, 0.0).1.is_nan());
+        for bound in BOUNDS {
+            let run = |l: f32, x: f32| {
+                let l = leaf(Tensor::from_slice(&[l]).view([1, 1]));
+                let x = Tensor::from_slice(&[x]).view([1, 1]);
+                let (loss, _) = bound(&l, &x, &Tensor::from(0f32), 1.0).unwrap();
+                let grad = Tensor::run_backward(&[&loss], &[&l], false, false);
+                (loss.double_value(&[]), grad[0].double_value(&[0, 0]))
+            };
+            assert_eq!(run(200.0, 1.0), (0.0, 0.0));
+            assert_eq!(run(200.0, 0.0), (200.0, 1.0));
+            assert_eq!(run(-200.0, 1.0), (200.0, -1.0));
+            assert_eq!(run(80.0, 0.25), (60.0, 0.75), "a grey pixel");
+            let (loss, grad) = run(0.0, 0.25);
+            assert!((loss - std::f64::consts::LN_2).abs() < 1e-7 && grad == 0.25, "{loss}, {grad}");
+            assert!(run(f32::NAN, 0.5).0.is_nan() && run(f32::NAN, 0.0).1.is_nan());
+        }
         let broken = Tensor::from_slice(&[f32::NAN]).view([1, 1]);
         let zero = broken.zeros_like();
-        for (mu, logvar) in [(&broken, &zero), (&zero, &broken)] {
-            let (z, kl) = gaussian_draw(mu, logvar, &zero.ones_like()).unwrap();
-            assert!(z.double_value(&[0, 0]).is_nan() && kl.double_value(&[]).is_nan());
+        for draw in DRAWS {
+            for (mu, logvar) in [(&broken, &zero), (&zero, &broken)] {
+                let (z, kl) = draw(mu, logvar, &zero.ones_like()).unwrap();
+                assert!(z.double_value(&[0, 0]).is_nan() && kl.double_value(&[]).is_nan());
+            }
+            let (_, kl) = draw(&zero, &(&zero + 200.0), &zero).unwrap();
+            assert_eq!(kl.double_value(&[]), f64::INFINITY);
         }
-        let (_, kl) = gaussian_draw(&zero, &(&zero + 200.0), &zero).unwrap();
-        assert_eq!(kl.double_value(&[]), f64::INFINITY);
     }
 
     #[test]
     fn what_does_not_fit_is_an_error() {
         let (a, b) = (Tensor::zeros([2, 3], CPU), Tensor::zeros([3, 2], CPU));
-        for (mu, logvar, eps) in [(&a, &b, &a), (&a, &a, &b), (&a, &a, &a.to_kind(Kind::Double))] {
-            let e = gaussian_draw(mu, logvar, eps).unwrap_err().to_string();
-            assert!(e.starts_with("drawing latents: wanted float32 [2, 3] on the CPU, found"), "{e}");
+        for draw in DRAWS {
+            for (mu, logvar, eps) in [(&a, &b, &a), (&a, &a, &b), (&a, &a, &a.to_kind(Kind::Double))] {
+                let e = draw(mu, logvar, eps).unwrap_err().to_string();
+                assert!(e.starts_with("drawing latents: wanted float32 [2, 3] on "), "{e}");
+                assert!(e.contains(", found "), "{e}");
+            }
         }
-        assert!(bernoulli_bound(&a, &b, &Tensor::from(0f32), 1.0).is_err());
+        for bound in BOUNDS {
+            assert!(bound(&a, &b, &Tensor::from(0f32), 1.0).is_err());
+        }
     }
 }
