@@ -254,10 +254,6 @@ impl Model for Gan {
         &["d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "diversity"]
     }
 
-    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
-        self.scalars().iter().copied().zip(values.iter().copied()).collect()
-    }
-
     fn limits(&self) -> Vec<f64> {
         // At chance the losses are ln 4 and ln 2; one player that wins clearly has the other's at some tens of nats.
         vec![1000.0, 1000.0, f64::INFINITY, f64::INFINITY, f64::INFINITY, f64::INFINITY]
@@ -281,11 +277,6 @@ impl Model for Gan {
         all
     }
 
-    fn criterion(&self) -> Option<usize> {
-        // No loss of a game says how good its pictures are.
-        None
-    }
-
     fn end_training(&mut self) {
         self.adam_g.forget();
         self.adam_d.forget();
@@ -298,14 +289,6 @@ impl Model for Gan {
 
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| self.shown().forward(z, Mode::Eval))
-    }
-
-    fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-
-    fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
-        Ok(None)
     }
 
     fn networks(&self) -> Vec<Network<'_>> {

@@ -1,5 +1,6 @@
-//! Images in a tensor drawn as one picture, with plotters. Leaf: imports no other module of the crate.
+//! Images in a tensor drawn as one picture, with plotters. Imports part.
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -7,6 +8,8 @@ use plotters::backend::BitMapBackend;
 use plotters::element::BitMapElement;
 use plotters::prelude::{IntoDrawingArea, RGBColor};
 use tch::{Device, Kind, Tensor};
+
+use crate::part::Part;
 
 /// Pixels between two images of a grid and around it.
 const GAP: usize = 2;
@@ -122,21 +125,19 @@ impl Picture {
     /// # Errors
     /// When the file cannot be written; names it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let part = path.with_extension("png.part");
         let write = || -> Result<()> {
-            // Encoded in memory: dropping an encoder or a buffer on a file would lose the error of its last bytes.
+            // Encoded in memory: dropping an encoder on a file would lose the error of its last bytes.
             let mut bytes = Vec::new();
             let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
             encoder.set_color(png::ColorType::Rgb);
             let mut writer = encoder.write_header()?;
             writer.write_image_data(&self.rgb)?;
             writer.finish()?;
-            std::fs::write(&part, bytes)?;
-            Ok(std::fs::rename(&part, path)?)
+            let (part, mut file) = Part::create(path)?;
+            file.write_all(&bytes)?;
+            Ok(part.place(file)?)
         };
-        write()
-            .inspect_err(|_| drop(std::fs::remove_file(&part)))
-            .with_context(|| format!("the picture {} could not be written", path.display()))
+        write().with_context(|| format!("the picture {} could not be written", path.display()))
     }
 }
 

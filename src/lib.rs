@@ -22,9 +22,9 @@
 //! nets        layers and architectures
 //! native      the calls into libtorch that tch lacks
 //!
-//! timelapse   training as an animation          film  npy   files of many pictures
+//! timelapse   training as an animation          film  npy  grid   files of pictures
 //!
-//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, grid, part, plot
+//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, part, plot
 //! ```
 //!
 //! # From a program of your own

@@ -146,18 +146,27 @@ pub trait Model {
     /// Names of the values that [`Model::step`] and [`Model::score`] return, in order.
     fn scalars(&self) -> &'static [&'static str];
 
-    /// What is reported of those values: themselves and what follows from them (`elbo`).
-    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)>;
+    /// What is reported of those values: themselves, and what follows from them (`elbo`).
+    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+        self.scalars().iter().copied().zip(values.iter().copied()).collect()
+    }
 
     /// For each value the largest magnitude that training which works can have, far above that of a model which has learned
     /// nothing; infinite for none.
-    fn limits(&self) -> Vec<f64>;
+    fn limits(&self) -> Vec<f64> {
+        vec![f64::INFINITY; self.scalars().len()]
+    }
 
     /// What is worrying if these means are those of many updates: a sentence each, which says what to try.
-    fn worries(&self, means: &[f64]) -> Vec<&'static str>;
+    fn worries(&self, _means: &[f64]) -> Vec<&'static str> {
+        Vec::new()
+    }
 
-    /// Which of the values says how good a model is when it is held-out (less is better); none where none does.
-    fn criterion(&self) -> Option<usize>;
+    /// Which of the values says how good a model is when it is held-out (less is better); none where none does, as in a game,
+    /// whose losses say how the players stand to each other.
+    fn criterion(&self) -> Option<usize> {
+        None
+    }
 
     /// Training is over: lets go of what only further updates need, which fail from now on.
     fn end_training(&mut self);
@@ -175,14 +184,18 @@ pub trait Model {
     ///
     /// # Errors
     /// As [`Model::step`].
-    fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>>;
+    fn reconstruct(&self, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
 
     /// The posterior of x [N,C,H,W] in [0,1] in evaluation mode: (mu [N,Z], logvar [N,Z]); none where a model has no encoder
     /// (a GAN).
     ///
     /// # Errors
     /// As [`Model::step`].
-    fn encode(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>>;
+    fn encode(&self, _x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        Ok(None)
+    }
 
     /// The networks that exports are of, in evaluation mode, of the averaged weights where the model keeps an average.
     fn networks(&self) -> Vec<Network<'_>>;

@@ -429,29 +429,11 @@ mod tests {
         fn scalars(&self) -> &'static [&'static str] {
             &["none"]
         }
-        fn report(&self, _: &[f64]) -> Vec<(&'static str, f64)> {
-            Vec::new()
-        }
-        fn limits(&self) -> Vec<f64> {
-            vec![f64::INFINITY]
-        }
-        fn worries(&self, _: &[f64]) -> Vec<&'static str> {
-            Vec::new()
-        }
-        fn criterion(&self) -> Option<usize> {
-            None
-        }
         fn set_lr(&mut self, _: f64) {}
         fn decode(&self, z: &Tensor) -> Result<Tensor> {
             Ok(z.shallow_clone())
         }
-        fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
-            Ok(None)
-        }
         fn end_training(&mut self) {}
-        fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
-            Ok(None)
-        }
         fn networks(&self) -> Vec<crate::nets::Network<'_>> {
             Vec::new()
         }

@@ -20,29 +20,11 @@ impl Model for Witness {
     fn scalars(&self) -> &'static [&'static str] {
         &["mean"]
     }
-    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
-        vec![("mean", values[0])]
-    }
-    fn limits(&self) -> Vec<f64> {
-        vec![f64::INFINITY]
-    }
-    fn worries(&self, _: &[f64]) -> Vec<&'static str> {
-        Vec::new()
-    }
-    fn criterion(&self) -> Option<usize> {
-        None
-    }
     fn set_lr(&mut self, _: f64) {}
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
         Ok(z.shallow_clone())
     }
-    fn reconstruct(&self, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
     fn end_training(&mut self) {}
-    fn encode(&self, _: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
-        Ok(None)
-    }
     fn networks(&self) -> Vec<crate::nets::Network<'_>> {
         Vec::new()
     }

@@ -1,4 +1,4 @@
-//! ONNX files of networks, written natively: one for each network, of any batch size. Imports nets.
+//! ONNX files of networks, written natively: one for each network, of any batch size. Imports nets and part.
 //!
 //! [`write`] turns a [`Network`]'s operations into the nodes of opset 17; constants carry the keys that the weights have in
 //! PyTorch (`fc1.weight`). [`Loaded`] reads such a file back and runs it from what stands in it alone, so that an export can be
@@ -8,14 +8,14 @@ mod check;
 mod proto;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 
 use crate::nets::{Activation, BN_EPS, LEAK, Network, Operation, Port};
+use crate::part::Part;
 pub use check::Loaded;
 use proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, Stream,
@@ -74,19 +74,14 @@ fn save(model: &ModelProto, built: &Built, path: &Path) -> Result<()> {
         path.display(),
         stream.len()
     );
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = path.with_file_name(name);
     let write = || -> Result<()> {
-        let mut out = BufWriter::new(File::create(&part)?);
-        stream.write(&mut out, |i| built.constants[i].bytes())?;
-        out.flush()?;
-        out.get_ref().sync_all()?;
-        Ok(fs::rename(&part, path)?)
+        let (part, mut file) = Part::create(path)?;
+        stream.write(&mut file, |i| built.constants[i].bytes())?;
+        file.flush()?;
+        file.get_ref().sync_all()?;
+        Ok(part.place(file)?)
     };
-    write()
-        .inspect_err(|_| drop(fs::remove_file(&part)))
-        .with_context(|| format!("the ONNX file {} could not be written", path.display()))
+    write().with_context(|| format!("the ONNX file {} could not be written", path.display()))
 }
 
 /// A named constant, as it lies on its device.

@@ -1,5 +1,6 @@
 //! ONNX files of every kind of network against the live ones, and what becomes of bad files. Imports the models to have some.
 
+use std::fs;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
