@@ -154,7 +154,8 @@ pub fn smooth(values: &[f64], beta: f64) -> Vec<f64> {
     values.iter().map(next).collect()
 }
 
-/// Draws one run: losses above, their parts (VAE: reconstruction and KL; GAN: mean critic outputs) below.
+/// Draws one run: losses above, below what they consist of (VAE: reconstruction and KL) or stand for (GAN: mean critic outputs, and
+/// where they were logged the critic's accuracy and the images' diversity).
 /// Logged values are faint, their moving average is solid, held-out values are dots. A run without rows gives
 /// an empty chart that says so.
 ///
@@ -174,8 +175,13 @@ pub fn draw_run(metrics: &Metrics, title: &str, out: &Path) -> Result<()> {
             let logits = [("d_real", "real images", GREEN), ("d_fake", "generated images", PURPLE)];
             let mut upper = gan_panel(metrics, &loss, "loss (nats)");
             add_equilibrium(metrics, &mut upper);
-            let lower = gan_panel(metrics, &logits, "mean critic output (logit)");
-            vec![vec![upper], vec![lower]]
+            let mut lower = vec![gan_panel(metrics, &logits, "mean critic output (logit)")];
+            // Runs of other programs may have the losses alone.
+            if !metrics.series("d_accuracy").is_empty() {
+                let health = [("d_accuracy", "accuracy", ORANGE), ("diversity", "diversity", SKY)];
+                lower.push(gan_panel(metrics, &health, "accuracy and diversity"));
+            }
+            vec![vec![upper], lower]
         }
         None => vec![vec![panel("loss", Vec::new())]],
     };

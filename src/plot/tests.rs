@@ -198,6 +198,17 @@ fn a_gan_chart_shows_each_curve_in_its_panel() {
     for text in texts {
         assert!(svg.contains(text), "{text}");
     }
+    assert!(!svg.contains("accuracy"), "of what was not logged there is no panel");
+    let mut whole = gan();
+    whole.columns.insert("d_accuracy".into(), curve(200, |t| 1.0 - 0.3 * t));
+    whole.columns.insert("diversity".into(), curve(200, |t| 0.2 + 0.78 * t));
+    let (image, svg) = draw("healthy", &whole);
+    for (region, color) in [(LOWER_LEFT, GREEN), (LOWER_RIGHT, ORANGE), (LOWER_RIGHT, SKY)] {
+        assert!(count(&image, region, color) > 400, "{color:?}");
+    }
+    for text in ["accuracy and diversity", "accuracy (d_accuracy, last 0.7", "diversity (diversity, last 0.9"] {
+        assert!(svg.contains(text), "{text}");
+    }
     let mut other = gan();
     other.equilibrium = false;
     assert!(!draw("hinge", &other).1.contains("ln 4"));
