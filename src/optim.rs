@@ -191,13 +191,9 @@ impl Ema {
         let decay = t.plus(1.0)?.over(&t.plus(10.0)?)?.at_most(self.decay)?;
         match decay.scaled(-1.0)?.plus(1.0)? {
             Number::Host(weight) => native::foreach_lerp(&self.average, &self.current, weight),
-            Number::Device(weight) => tch::no_grad(|| {
-                let weight = weight.f_to_kind(Kind::Float)?;
-                for (average, current) in self.average.iter().zip(&self.current) {
-                    let _ = average.shallow_clone().f_lerp_tensor_(current, &weight)?;
-                }
-                Ok(())
-            }),
+            Number::Device(weight) => {
+                native::foreach_lerp_on_device(&self.average, &self.current, &weight.f_to_kind(Kind::Float)?)
+            }
         }
     }
 }

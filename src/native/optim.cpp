@@ -263,4 +263,14 @@ char* gv_foreach_lerp(size_t n, at::Tensor* const* averages, at::Tensor* const* 
   });
 }
 
+// The same with the weight, a float32 scalar, on the device: three launches however many pairs there are.
+char* gv_foreach_lerp_on_device(size_t n, at::Tensor* const* averages, at::Tensor* const* current, at::Tensor* weight) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    const std::vector<at::Tensor> a = list(averages, n), steps = at::_foreach_sub(list(current, n), a);
+    at::_foreach_mul_(steps, *weight);
+    at::_foreach_add_(a, steps);
+  });
+}
+
 }  // extern "C"

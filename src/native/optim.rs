@@ -46,6 +46,12 @@ unsafe extern "C" {
         most: f64,
     ) -> *mut c_char;
     fn gv_foreach_lerp(n: usize, averages: *const Handle, current: *const Handle, weight: f64) -> *mut c_char;
+    fn gv_foreach_lerp_on_device(
+        n: usize,
+        averages: *const Handle,
+        current: *const Handle,
+        weight: Handle,
+    ) -> *mut c_char;
 }
 
 /// The numbers of one Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); the default is PyTorch's.
@@ -193,15 +199,28 @@ pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tenso
 /// # Errors
 /// When the lists differ in length, or libtorch refuses a tensor.
 pub fn foreach_lerp(averages: &[Tensor], current: &[Tensor], weight: f64) -> Result<()> {
+    let (a, c) = pairs(averages, current)?;
+    // SAFETY: both lists hold `a.len()` live tensors (checked), borrowed until the call returns; so below.
+    check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight) })
+}
+
+/// [`foreach_lerp`] with the weight on the device, a float32 scalar, so that the update can be captured and replayed.
+///
+/// # Errors
+/// As [`foreach_lerp`].
+pub fn foreach_lerp_on_device(averages: &[Tensor], current: &[Tensor], weight: &Tensor) -> Result<()> {
+    let (a, c) = pairs(averages, current)?;
+    check("moving average", unsafe { gv_foreach_lerp_on_device(a.len(), a.as_ptr(), c.as_ptr(), handle(weight)) })
+}
+
+fn pairs(averages: &[Tensor], current: &[Tensor]) -> Result<(Vec<Handle>, Vec<Handle>)> {
     ensure!(
         averages.len() == current.len(),
         "the moving average holds {} tensors, the network {}: there must be as many of each",
         averages.len(),
         current.len()
     );
-    let (a, c) = (handles(averages), handles(current));
-    // SAFETY: both lists hold `averages.len()` live tensors (checked above), borrowed until the call returns.
-    check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight) })
+    Ok((handles(averages), handles(current)))
 }
 
 #[cfg(test)]
