@@ -1,4 +1,4 @@
-//! The generative adversarial network: one update of both players. Imports model, nets, objectives, optim, clock.
+//! The generative adversarial network: one update of both players. Imports model, nets, native, objectives, optim, clock.
 //!
 //! Goodfellow et al. 2014 (arXiv 1406.2661). Never sees files, paths or ranks.
 
@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::clock::Phase;
 use crate::model::{Model, Moment, StepCx, Visit, visit_vars};
+use crate::native;
 use crate::nets::{
     self, Activation, Forms, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
 };
@@ -59,8 +60,7 @@ impl Generator {
     /// tanh, moved from [−1,1] to [0,1]: images are in [0,1] at every interface.
     fn forward(&self, z: &Tensor, mode: Mode) -> Result<Tensor> {
         // Not in place: an MLP's output is a view, on which autograd would pay for a copy.
-        let out = self.net.forward(z, mode)?.f_tanh()?;
-        Ok(out.f_mul_scalar(0.5)?.f_add_scalar_(0.5)?)
+        native::affine(&self.net.forward(z, mode)?.f_tanh()?, 0.5, 0.5)
     }
 }
 
@@ -83,8 +83,7 @@ impl Discriminator {
 
     /// Centres the images, [0,1] to [−1,1], before the first layer.
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let centred = x.f_mul_scalar(2.0)?.f_sub_scalar_(1.0)?;
-        let h = self.net.forward(&centred, mode)?; // [B,F]
+        let h = self.net.forward(&native::affine(x, 2.0, -1.0)?, mode)?; // [B,F]
         Ok(self.net.forms.linear(&h, &self.out.ws, self.out.bs.as_ref(), 1.0)?.f_squeeze_dim(1)?) // [B]
     }
 

@@ -105,25 +105,26 @@ impl Way {
 /// Makes the steps of one run.
 #[derive(Debug)]
 pub struct Stepper {
+    // First, as its graph below: what is captured must go before the tensors that it reads.
+    there: Option<OnDevice>,
     seed: u64,
     batch_size: i64,
     device: Device,
     /// The order of the images of `epoch`, int64 [N], always in the same place.
     order: Option<(u64, Tensor)>,
     ahead: Ahead,
-    there: Option<OnDevice>,
 }
 
 /// What a step on the device reads and moves on.
 #[derive(Debug)]
 struct OnDevice {
+    graph: Capture,
     /// Updates done, a float64 scalar.
     step: Tensor,
     /// Positions in the order of the next whole batch's images, int64 [B].
     rows: Tensor,
     /// The step and the batch that those two stand at; none before the first.
     stand: Option<(u64, u64)>,
-    graph: Capture,
 }
 
 /// How far the capture is.

@@ -248,7 +248,7 @@ pub fn choose(
     let slice = Duration::from_secs_f64(BUDGET_S / 12.0);
     let mut time = |tuning: Tuning, best_ms| {
         // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
-        native::release_free_memory();
+        native::release_free_memory()?;
         tuning.apply(model.as_mut())?;
         match x.device() {
             Device::Cpu => time(model.as_mut(), x, slice, best_ms),

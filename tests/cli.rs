@@ -712,9 +712,9 @@ fn a_device_is_checked_against_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
     let said = good(dir.path(), &["doctor", "--device", "cpu", "--check", "--quick", "--json"]);
     let checks: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    // Of each of four models: losses, gradients, steps, two precisions, captured steps in four ways, noise and step size; captured
+    // Of each of four models: losses, gradients, steps, two precisions, captured steps in four ways, noise, updates and step size; captured
     // steps in the other layout of the two with convolutions.
-    assert_eq!(checks.len(), 4 * 11 + 2, "{said}");
+    assert_eq!(checks.len(), 4 * 12 + 2, "{said}");
     for check in checks {
         let name = check["name"].as_str().unwrap();
         let cuda_alone = ["captured", ", tf32", ", bf16"].iter().any(|part| name.contains(part));

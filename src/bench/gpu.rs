@@ -56,6 +56,8 @@ impl Steps<'_> {
 /// Those of training.
 pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f64) -> Result<Timed> {
     let cuda = native::cuda()?;
+    // What tuning took is not the training's.
+    cuda.release_free_memory()?;
     cuda.reset_peak(index)?;
     let (device, precision) = (setup.device, setup.chosen.tuning.forms.precision);
     let mut stepper = Stepper::new(Way::on(device, config.cuda_graph), device, config.seed, config.batch_size)?;
@@ -66,9 +68,9 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
     let each = (SLICE_MS / step_ms).ceil().max(1.0) as u64;
     let (slices, total_ms) = slices(cuda, &mut steps, &mut stepper, each, seconds)?;
     let step_ms = spread(slices.iter().map(|ms| ms / each as f64).collect());
-    let gap = gap(cuda, &mut steps, &mut stepper, step_ms.0)?;
     // Before anything else takes memory.
     let (_, taken) = cuda.peak_bytes(index)?;
+    let gap = gap(cuda, &mut steps, &mut stepper, step_ms.0)?;
     let captured = stepper.captured();
     drop(stepper);
     Ok(Timed {

@@ -135,12 +135,22 @@ char* gv_leaky_relu(at::Tensor* x, double slope) {
   return guarded([&] { at::leaky_relu_(*x, slope); });
 }
 
+// scale x + shift in one operation, and one in the backward pass, recorded by autograd.
+char* gv_affine(at::Tensor** out, at::Tensor* x, double scale, double shift) {
+  return guarded([&] {
+    // A scalar of the CPU's goes to any device as an argument of the kernel.
+    const at::Tensor start = at::scalar_tensor(shift, x->options().device(at::kCPU));
+    *out = new at::Tensor(at::add(start, *x, scale));
+  });
+}
+
 // x [B,C,H,W] with the channels of a pixel side by side in memory; the same tensor where they are already.
 char* gv_channels_last(at::Tensor** out, at::Tensor* x) {
   return guarded([&] {
     if (x->size(1) == 1 && x->is_contiguous()) {
-      // One channel lies the same either way; the strides must say so, or convolutions take it for contiguous.
-      *out = new at::Tensor(x->as_strided(x->sizes(), {x->stride(0), 1, x->stride(2), 1}));
+      // One channel lies the same either way; the strides must say so, or convolutions take it for contiguous. Not by
+      // as_strided, whose backward pass copies.
+      *out = new at::Tensor(x->view({x->size(0), x->size(2), x->size(3), 1}).permute({0, 3, 1, 2}));
     } else if (x->is_contiguous(at::MemoryFormat::ChannelsLast)) {
       *out = new at::Tensor(*x);
     } else {

@@ -56,6 +56,7 @@ calls! {
     synchronize: unsafe extern "C" fn() -> Message = "gvc_synchronize",
     peak_bytes: unsafe extern "C" fn(c_int, *mut i64, *mut i64) -> Message = "gvc_peak_bytes",
     reset_peak: unsafe extern "C" fn(c_int) -> Message = "gvc_reset_peak",
+    empty_cache: unsafe extern "C" fn() -> Message = "gvc_empty_cache",
     record: unsafe extern "C" fn(*mut *mut c_void) -> Message = "gvc_record",
     elapsed_ms: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut f32) -> Message = "gvc_elapsed_ms",
     free_event: unsafe extern "C" fn(*mut c_void) = "gvc_free_event",
@@ -107,11 +108,18 @@ impl std::fmt::Debug for Cuda {
 /// One sentence that names the part that is missing: the NVIDIA driver, a CUDA half of libtorch, a library that it needs, or the
 /// shim's own half.
 pub fn cuda() -> Result<Cuda> {
-    static LOADED: OnceLock<Result<Calls, String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         load_driver().and_then(|()| load_libtorch_cuda()).and_then(|()| load_half()).map_err(|e| format!("{e:#}"))
     });
     loaded.as_ref().map(Cuda).map_err(|why| anyhow!(why.clone()))
+}
+
+/// What the first call of [`cuda`] came to.
+static LOADED: OnceLock<Result<Calls, String>> = OnceLock::new();
+
+/// The CUDA half, if [`cuda`] has loaded it.
+pub(super) fn loaded() -> Option<Cuda> {
+    LOADED.get()?.as_ref().ok().map(Cuda)
 }
 
 /// The NVIDIA driver's library.
@@ -314,6 +322,15 @@ impl Cuda {
     pub fn reset_peak(self, index: usize) -> Result<()> {
         // SAFETY: as in `select`.
         check("the GPU's peak memory", unsafe { (self.0.reset_peak)(index as c_int) })
+    }
+
+    /// Gives memory that no tensor and no captured work uses back to the driver.
+    ///
+    /// # Errors
+    /// Those of work that was under way.
+    pub fn release_free_memory(self) -> Result<()> {
+        // SAFETY: the call takes nothing.
+        check("the GPU's memory", unsafe { (self.0.empty_cache)() })
     }
 
     /// Marks a point in this thread's stream.

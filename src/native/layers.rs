@@ -40,6 +40,7 @@ unsafe extern "C" {
         slope: f64,
     ) -> *mut c_char;
     fn gv_leaky_relu(x: Handle, slope: f64) -> *mut c_char;
+    fn gv_affine(out: *mut Handle, x: Handle, scale: f64, shift: f64) -> *mut c_char;
 }
 
 /// Who multiplies the matrices of a [`linear`] layer (CPU).
@@ -141,6 +142,15 @@ pub fn leaky_relu(x: Tensor, slope: f64) -> Result<Tensor> {
     // SAFETY: `x` is a live tensor, owned here until it is handed back.
     check("leaky ReLU", unsafe { gv_leaky_relu(handle(&x), slope) })?;
     Ok(x)
+}
+
+/// `scale`·x + `shift` in one pass over memory, on a GPU one launch; seen by autograd.
+///
+/// # Errors
+/// libtorch's, when memory ends.
+pub fn affine(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
+    // SAFETY: `x` lives until the call returns.
+    made("scaling", |out| unsafe { gv_affine(out, handle(x), scale, shift) })
 }
 
 #[cfg(test)]
@@ -302,6 +312,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn affine_is_the_plain_formula_to_the_bit_for_powers_of_two() {
+        let x = random(&[3, 1, 5, 7]).set_requires_grad(true);
+        for (scale, shift) in [(2.0, -1.0), (0.5, 0.5), (-3.0, 0.25)] {
+            let (got, want) = (affine(&x, scale, shift).unwrap(), &x * scale + shift);
+            assert!((&got - &want).abs().max().double_value(&[]) <= if scale > 0.0 { 0.0 } else { 1e-6 });
+            let grad = Tensor::run_backward(&[got.sum(Kind::Float)], &[&x], false, false);
+            assert_eq!(grad[0], x.full_like(scale));
+        }
+        let last = channels_last(&random(&[2, 3, 4, 5])).unwrap();
+        assert_eq!(affine(&last, 2.0, -1.0).unwrap().stride(), last.stride());
+    }
+
+    /// One channel lies alike in both layouts, and what reads the strides must be told; gradients pass through it.
+    #[test]
+    fn one_channel_is_channels_last_by_its_strides_alone() {
+        let x = random(&[2, 1, 4, 5]).set_requires_grad(true);
+        let laid = channels_last(&x).unwrap();
+        assert_eq!((laid.stride(), laid.data_ptr()), (vec![20, 1, 5, 1], x.data_ptr()));
+        let weights = random(&[2, 1, 4, 5]);
+        let grad = Tensor::run_backward(&[(laid * &weights).sum(Kind::Float)], &[&x], false, false);
+        assert_eq!(grad[0], weights);
     }
 
     #[test]

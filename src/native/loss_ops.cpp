@@ -76,8 +76,9 @@ struct Bernoulli : Function<Bernoulli> {
     if (!both.defined()) return {{}, {}, {}, {}, {}};
     at::Tensor kl;
     if (loss.defined()) {
-      kl = loss.mul(ctx->saved_data["beta"].toDouble());
-      if (ramp.defined()) kl.mul_(ramp);
+      const double beta = ctx->saved_data["beta"].toDouble();
+      kl = ramp.defined() ? ramp.mul(loss) : loss;
+      if (beta != 1) kl = kl.mul(beta);
     }
     return {at::sigmoid(logits).sub_(x).mul_(both.mul(1.0 / logits.size(0))), {}, kl, {}, {}};
   }

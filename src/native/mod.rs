@@ -26,7 +26,8 @@ pub use cuda::{
 };
 pub use elf::needs;
 pub use layers::{
-    Products, channels_last, contiguous, leaky_relu, linear, linear_gradient, norm_relu, strided, strided_gradient,
+    Products, affine, channels_last, contiguous, leaky_relu, linear, linear_gradient, norm_relu, strided,
+    strided_gradient,
 };
 pub use loss::{bernoulli_bound, bernoulli_bound_ops, gaussian_draw, gaussian_draw_ops};
 pub use optim::{
@@ -57,13 +58,18 @@ pub fn keep_large_blocks() {
     }
 }
 
-/// Gives what [`keep_large_blocks`] has kept and nothing uses back to the system. Other systems: no effect.
-pub fn release_free_memory() {
+/// Gives what [`keep_large_blocks`] has kept and nothing uses back to the system (other systems: no effect), and the same of a GPU's
+/// memory, where CUDA is in use.
+///
+/// # Errors
+/// Those of work that was under way on the GPU.
+pub fn release_free_memory() -> Result<()> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }
+    cuda::loaded().map_or(Ok(()), Cuda::release_free_memory)
 }
 
 fn handle(t: &Tensor) -> Handle {

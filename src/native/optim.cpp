@@ -65,7 +65,11 @@ at::Tensor laid_as(const at::Tensor& g, const at::Tensor& p, const at::Tensor& m
   TORCH_CHECK(m.strides() == p.strides() && v.strides() == p.strides(), "the moments of a parameter ", p.sizes(),
               " lie in memory otherwise than the parameter");
   TORCH_CHECK(g.sizes() == p.sizes(), "a gradient ", g.sizes(), " is not that of a parameter ", p.sizes());
-  return g.strides() == p.strides() ? g : at::empty_like(p).copy_(g);
+  bool alike = true;
+  for (int64_t d = 0; d < p.dim(); ++d) alike &= p.size(d) == 1 || g.stride(d) == p.stride(d);
+  if (!alike) return at::empty_like(p).copy_(g);
+  // A dimension of one says nothing about memory, but its stride may differ.
+  return g.strides() == p.strides() ? g : g.as_strided(p.sizes(), p.strides());
 }
 
 // One Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) in one pass over memory; with a weight decay, AdamW's

@@ -294,18 +294,21 @@ mod tests {
     fn a_gradient_in_another_layout_moves_the_right_weights() -> Result<()> {
         tch::manual_seed(3);
         let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, ..AdamStep::default() };
-        let p = [Tensor::randn([2, 3, 4, 4], CPU)];
-        let grad = Tensor::randn([2, 3, 4, 4], CPU);
-        let last = grad.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-        assert_ne!(last.stride(), p[0].stride());
-        let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
-        let [want, ..] = adam_by_the_paper(&p[0], &grad, &m[0], &v[0], 1, c);
-        let twin = [p[0].copy()];
-        fused_adam(&p, &[last.shallow_clone()], &m, &v, &Tensor::zeros([], CPU), c)?;
-        let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
-        fused_adam_on_device(&twin, &[last], [&m, &v], &Tensor::zeros([], CPU), &Tensor::from(0.01f32), c)?;
-        for p in [p, twin] {
-            assert!((p[0].to_kind(Kind::Double) - &want).abs().max().double_value(&[]) < 1e-6);
+        // Of one channel, both layouts are the same memory under other strides.
+        for channels in [3, 1] {
+            let p = [Tensor::randn([2, channels, 4, 4], CPU)];
+            let grad = Tensor::randn([2, channels, 4, 4], CPU);
+            let last = channels_last(&grad)?;
+            assert_ne!(last.stride(), p[0].stride());
+            let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
+            let [want, ..] = adam_by_the_paper(&p[0], &grad, &m[0], &v[0], 1, c);
+            let twin = [p[0].copy()];
+            fused_adam(&p, &[last.shallow_clone()], &m, &v, &Tensor::zeros([], CPU), c)?;
+            let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
+            fused_adam_on_device(&twin, &[last], [&m, &v], &Tensor::zeros([], CPU), &Tensor::from(0.01f32), c)?;
+            for p in [p, twin] {
+                assert!((p[0].to_kind(Kind::Double) - &want).abs().max().double_value(&[]) < 1e-6);
+            }
         }
         Ok(())
     }
@@ -381,8 +384,10 @@ mod tests {
         let a = [Tensor::randn([7, 3], CPU), Tensor::randn([5], CPU)];
         let c = [Tensor::randn([7, 3], CPU), Tensor::randn([5], CPU)];
         let want: Vec<_> = a.iter().zip(&c).map(|(a, c)| a + (c - a) * 0.125).collect();
+        let twin = a.each_ref().map(Tensor::copy);
         foreach_lerp(&a, &c, 0.125)?;
-        for (got, want) in a.iter().zip(&want) {
+        foreach_lerp_on_device(&twin, &c, &Tensor::from(0.125f32))?;
+        for (got, want) in a.iter().zip(&want).chain(twin.iter().zip(&want)) {
             assert!(got.allclose(want, 1e-6, 1e-7, false));
         }
         Ok(())

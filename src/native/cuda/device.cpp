@@ -95,6 +95,14 @@ char* gvc_reset_peak(int index) {
   return guarded([&] { c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(index)); });
 }
 
+// What the allocator keeps and nothing uses goes back to the driver.
+char* gvc_empty_cache() {
+  return guarded([] {
+    c10::cuda::device_synchronize();
+    c10::cuda::CUDACachingAllocator::emptyCache();
+  });
+}
+
 // A point in the work of the current stream, by whose distance from another time is measured. Free with gvc_free_event.
 char* gvc_record(cudaEvent_t* out) {
   return guarded([&] {
