@@ -160,6 +160,24 @@ fn numbers_on_the_device_follow_a_resumed_run() {
     }
 }
 
+/// Noise of a seed's own is that of the global generator after the same seed, which stays as it was.
+#[test]
+fn numbers_of_a_seed_leave_the_global_generator_alone() -> Result<()> {
+    let _alone = alone();
+    let global = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+    tch::manual_seed(7);
+    let (want, next) = (global(&[5, 30]), global(&[4]));
+    tch::manual_seed(7);
+    assert_eq!(native::randn(7, &[5, 30])?, want);
+    assert_ne!(native::randn(8, &[5, 30])?, want);
+    assert_eq!(native::seeded(7, || Ok(global(&[5, 30])))?, want);
+    assert!(native::seeded(1, || -> Result<()> { anyhow::bail!("no") }).is_err());
+    assert_eq!(global(&[5, 30]), want, "the global generator has not moved");
+    let _between = native::seeded(9, || Ok(global(&[100])))?;
+    assert_eq!(global(&[4]), next, "work inside leaves what follows as it was");
+    Ok(())
+}
+
 /// Noise is that of the seed: another for each step, the same for the same step.
 #[test]
 fn each_step_draws_its_own_noise() {

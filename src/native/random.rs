@@ -51,33 +51,3 @@ pub fn seeded<T>(seed: i64, work: impl FnOnce() -> Result<T>) -> Result<T> {
     check("generator state", unsafe { gv_set_rng_state(handle(&before)) })?;
     result
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::Kind;
-
-    /// The global generator is one for the whole process, and tests run side by side: all in one test.
-    #[test]
-    fn numbers_are_those_of_the_seeded_global_generator_which_stays_as_it_was() -> Result<()> {
-        let state = || made("state", |out| unsafe { gv_rng_state(out) });
-        let global = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-        let (got, want) = seeded(7, || {
-            let before = state()?;
-            let got = randn(7, &[5, 30])?;
-            assert_eq!(state()?, before, "the global generator has not moved");
-            Ok((got, global(&[5, 30])))
-        })?;
-        assert_eq!(got, want);
-        assert_ne!(randn(8, &[5, 30])?, want);
-        let (first, second) = seeded(3, || {
-            let first = global(&[4]);
-            let _between = seeded(9, || Ok(global(&[100])))?;
-            Ok((first, global(&[4])))
-        })?;
-        let both = seeded(3, || Ok((global(&[4]), global(&[4]))))?;
-        assert_eq!((first, second), both, "work inside leaves what follows as it was");
-        assert!(seeded(1, || -> Result<()> { anyhow::bail!("no") }).is_err());
-        Ok(())
-    }
-}
