@@ -23,11 +23,7 @@ fn main() -> ExitCode {
         if data::folder::decoding() {
             return;
         }
-        let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
-        let payload = info.payload();
-        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-        let what = config::one_line(text.unwrap_or_default().split("Exception raised").next().unwrap_or_default());
-        say(&format!("error: ganvae failed{place}: {what}"));
+        say(&commands::failed(info));
     }));
     match std::panic::catch_unwind(|| commands::run(cli)) {
         Ok(Ok(code)) => ExitCode::from(code),
