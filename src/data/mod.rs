@@ -147,7 +147,9 @@ impl Dataset {
             Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
         let dims = [images.count as i64, shape.channels, shape.height, shape.width];
         let tensor = Tensor::f_from_data_size(&images.pixels, &dims, Kind::Uint8)?;
-        Ok(Dataset { images: tensor.f_to_device(device)?, shape })
+        let images =
+            tensor.f_to_device(device).with_context(|| format!("moving {} images to the device", images.count))?;
+        Ok(Dataset { images, shape })
     }
 
     /// N.
