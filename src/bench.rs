@@ -15,7 +15,7 @@ use crate::clock::{Clock, PHASES, Phase};
 use crate::config::{self, Config, ModelKind, Settings};
 use crate::device;
 use crate::model::StepCx;
-use crate::nets::{Precision, Work};
+use crate::nets::{Layout, Precision, Work};
 use crate::progress::say;
 use crate::seed::{Stream, epoch_order, seed_for};
 use crate::setup::{Ahead, Setup};
@@ -45,6 +45,7 @@ pub struct Report {
 struct Gpu {
     name: String,
     precision: Precision,
+    layout: Layout,
     /// Whether a step is one launch.
     captured: bool,
     /// Most memory that libtorch took from the driver.
@@ -189,7 +190,12 @@ impl Report {
             None => self.tuning.clone(),
             Some(gpu) => {
                 let how = if gpu.captured { "one launch a step" } else { "operation by operation" };
-                format!("{}, {}, {how}", gpu.name, config::preset_name(gpu.precision))
+                format!(
+                    "{}, {}, {how}, {}",
+                    gpu.name,
+                    config::preset_name(gpu.precision),
+                    config::preset_name(gpu.layout)
+                )
             }
         };
         let mut text = format!(

@@ -102,7 +102,7 @@ impl Setup {
                 let chosen =
                     tune::choose(&plan, total, convolutions, &x, fresh).context("timing the forms of a step")?;
                 // The model that was measured on has left holes that the real one does not quite fit.
-                native::release_free_memory()?;
+                native::release_free_memory(device)?;
                 chosen
             }
         };

@@ -315,7 +315,7 @@ impl<'a> Session<'a> {
     fn export(&mut self, rec: &Recorder) -> Result<()> {
         // Room for the copies that are compared: the run holds no more memory at its end than in a step.
         self.setup.model.end_training();
-        native::release_free_memory()?;
+        native::release_free_memory(self.setup.device)?;
         let write = || -> Result<()> {
             let twin = self.twin_on_cpu(rec)?;
             let networks = twin.as_ref().unwrap_or(&self.setup.model).networks();

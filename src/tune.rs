@@ -248,20 +248,23 @@ pub fn choose(
     let slice = Duration::from_secs_f64(BUDGET_S / 12.0);
     let mut time = |tuning: Tuning, best_ms| {
         // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
-        native::release_free_memory()?;
+        native::release_free_memory(x.device())?;
         tuning.apply(model.as_mut())?;
         match x.device() {
             Device::Cpu => time(model.as_mut(), x, slice, best_ms),
-            _ => time_on_gpu(model.as_mut(), x, slice, plan.captured).map(Some),
+            _ => time_on_gpu(model.as_mut(), x, slice, plan.captured),
         }
     };
-    // Twice: a process that has just started is slow for a few steps.
-    time(first, f64::INFINITY)?;
+    if x.device() == Device::Cpu {
+        // Twice: a process that has just started is slow for a few steps.
+        time(first, f64::INFINITY)?;
+    }
     let Some(mut best_ms) = time(first, f64::INFINITY)? else { return Ok(unmeasured) };
     let mut best = first;
     let mut measured = 1;
-    // Each form takes at least two steps, and as many again where it wins.
-    let cost_s = BUDGET_S.max(3.0 * open.len() as f64 * best_ms / 1e3);
+    // Each form takes at least two steps, on a GPU a dozen, and as many again where it wins.
+    let least = if x.device() == Device::Cpu { 3.0 } else { 20.0 };
+    let cost_s = BUDGET_S.max(least * open.len() as f64 * best_ms / 1e3);
     if best_ms * steps as f64 / 1e3 * SHARE < cost_s {
         return Ok(unmeasured);
     }
@@ -326,14 +329,17 @@ fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Res
 }
 
 /// Milliseconds of a step by the device's own events, made as training makes it: as one launch where steps are captured, else
-/// operation by operation.
-fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: bool) -> Result<f64> {
+/// operation by operation. None where the form needs more memory than there is.
+fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: bool) -> Result<Option<f64>> {
     let (cuda, clock) = (native::cuda()?, Clock::off());
     let step = Tensor::f_zeros([], (Kind::Double, x.device()))?;
     native::seed_default(x.device(), 0)?;
     let mut once = || model.step(x, StepCx::device(&step, &clock)).map(drop);
     for _ in 0..native::WARM_UP {
-        once()?;
+        match once() {
+            Err(e) if format!("{e:#}").contains("CUDA out of memory") => return Ok(None),
+            made => made?,
+        }
     }
     let graph = if captured { Some(cuda.capture_step(&mut once)?) } else { None };
     let mut mean = |steps: u32| -> Result<f64> {
@@ -349,7 +355,7 @@ fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: boo
     // The first replay also uploads the graph.
     mean(1)?;
     let about_ms = mean(native::WARM_UP)?;
-    mean((slice.as_secs_f64() * 1e3 / about_ms).clamp(5.0, 1000.0) as u32)
+    mean((slice.as_secs_f64() * 1e3 / about_ms).clamp(5.0, 1000.0) as u32).map(Some)
 }
 
 #[cfg(test)]

@@ -24,8 +24,8 @@ const QUEUED_MS: f64 = 200.0;
 /// The most of them that are one captured launch, with two for its noise: a driver queues about a thousand launches before it
 /// makes the host wait.
 pub(super) const MOST_CAPTURED: f64 = 200.0;
-/// The most of them that run operation by operation.
-const MOST_EAGER: f64 = 5.0;
+/// As many of them as run operation by operation, each of up to some hundred launches.
+const EAGER: f64 = 3.0;
 
 /// Steps one after another on whole batches: all do the same work.
 struct Steps<'a> {
@@ -59,7 +59,7 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
     // What tuning took is not the training's.
     cuda.release_free_memory()?;
     cuda.reset_peak(index)?;
-    let (device, precision) = (setup.device, setup.chosen.tuning.forms.precision);
+    let (device, forms) = (setup.device, setup.chosen.tuning.forms);
     let mut stepper = Stepper::new(Way::on(device, config.cuda_graph), device, config.seed, config.batch_size)?;
     let meter = Meter::new(setup.model.scalars().len(), device);
     let whole = (setup.train.len() / config.batch_size).max(1) as u64;
@@ -79,7 +79,14 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
         phases_ms: parts(&mut steps, config)?,
         step_ms,
         peak_rss_mb: super::peak_rss_mb(),
-        gpu: Some(Gpu { name: cuda.describe(index)?.name, precision, captured, peak_mb: taken as f64 / 1e6, gap }),
+        gpu: Some(Gpu {
+            name: cuda.describe(index)?.name,
+            precision: forms.precision,
+            layout: forms.layout,
+            captured,
+            peak_mb: taken as f64 / 1e6,
+            gap,
+        }),
     })
 }
 
@@ -125,7 +132,7 @@ fn slices(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, each: u64, secon
 /// them queued up. Waiting within one captured step, between its kernels, is not seen.
 fn gap(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, step_ms: f64) -> Result<f64> {
     let off = Clock::off();
-    let most = if stepper.captured() { MOST_CAPTURED } else { MOST_EAGER };
+    let most = if stepper.captured() { MOST_CAPTURED } else { EAGER };
     let busy = queued_ms(cuda, steps.setup.device, (step_ms, most), || steps.next(stepper, &off))?;
     Ok(((step_ms - busy) / step_ms).max(0.0))
 }
@@ -138,7 +145,7 @@ pub(super) fn queued_ms(
     (about_ms, most): (f64, f64),
     mut one: impl FnMut() -> Result<()>,
 ) -> Result<f64> {
-    let count = (QUEUED_MS / about_ms).clamp(MOST_EAGER, most).floor();
+    let count = (QUEUED_MS / about_ms).clamp(EAGER, most).floor();
     let a = Tensor::f_rand([4096, 4096], (Kind::Float, device))?;
     let work = || a.f_matmul(&a);
     drop(work()?);

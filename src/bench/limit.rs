@@ -64,7 +64,7 @@ fn replayed_ms(ways: &[Way], device: Device) -> Result<f64> {
     graph.replay()?;
     let about_ms = begun.ms_until(&cuda.record()?)?;
     let mut rounds = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..3 {
         rounds.push(gpu::queued_ms(cuda, device, (about_ms, gpu::MOST_CAPTURED), || graph.replay())?);
     }
     rounds.sort_by(f64::total_cmp);

@@ -29,7 +29,8 @@ const SHIM: &[&str] = &[
 const CUDA_SHIM: &[&str] = &["src/native/cuda/device.cpp", "src/native/cuda/graph.cpp"];
 /// What it is compiled with; of the three wheels that bring CUDA's headers, `crt` is the one that a slim install lacks.
 const CUDA_HEADERS: &[&str] = &["cuda.h", "cuda_runtime_api.h", "crt/host_defines.h"];
-const HEADERS: &[&str] = &["src/native/guard.h", "src/native/layer.h", "src/native/optim.h", "src/native/rows.h"];
+const HEADERS: &[&str] =
+    &["src/native/guard.h", "src/native/layer.h", "src/native/loss.h", "src/native/optim.h", "src/native/rows.h"];
 
 fn main() {
     for file in SHIM.iter().chain(CUDA_SHIM).chain(HEADERS) {

@@ -108,18 +108,11 @@ impl std::fmt::Debug for Cuda {
 /// One sentence that names the part that is missing: the NVIDIA driver, a CUDA half of libtorch, a library that it needs, or the
 /// shim's own half.
 pub fn cuda() -> Result<Cuda> {
+    static LOADED: OnceLock<Result<Calls, String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         load_driver().and_then(|()| load_libtorch_cuda()).and_then(|()| load_half()).map_err(|e| format!("{e:#}"))
     });
     loaded.as_ref().map(Cuda).map_err(|why| anyhow!(why.clone()))
-}
-
-/// What the first call of [`cuda`] came to.
-static LOADED: OnceLock<Result<Calls, String>> = OnceLock::new();
-
-/// The CUDA half, if [`cuda`] has loaded it.
-pub(super) fn loaded() -> Option<Cuda> {
-    LOADED.get()?.as_ref().ok().map(Cuda)
 }
 
 /// The NVIDIA driver's library.

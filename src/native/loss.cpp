@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "guard.h"
+#include "loss.h"
 #include "rows.h"
 
 using namespace ganvae;
@@ -123,22 +124,14 @@ constexpr int64_t kGrain = 8192;
 
 at::Tensor scalar(double value, const at::Tensor& like) { return at::full({}, value, like.options()); }
 
-void refuse_second_derivative() {
-  TORCH_CHECK(!at::GradMode::is_enabled(), "this form of the loss has no second derivative");
-}
-
-void check(const at::Tensor& t, const at::Tensor& like) {
-  TORCH_CHECK(t.sizes() == like.sizes() && t.scalar_type() == at::kFloat && t.is_cpu(), "wanted float32 ", like.sizes(),
-              " on the CPU, found ", t.scalar_type(), " ", t.sizes());
-}
-
 // mu, logvar, eps [B,Z] -> z = mu + exp(logvar / 2) eps [B,Z] and KL(N(mu, exp(logvar)) || N(0, I)), summed over Z, mean over
 // B. Kingma and Welling 2014 (arXiv 1312.6114), section 2.4 and appendix B.
 struct Draw : Function<Draw> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& mean, const at::Tensor& log_variance,
                                const at::Tensor& noise) {
     at::AutoDispatchBelowADInplaceOrView below;
-    for (const auto* t : {&mean, &log_variance, &noise}) check(*t, mean);
+    TORCH_CHECK(mean.is_cpu(), "the loops are for the CPU");
+    for (const auto* t : {&mean, &log_variance, &noise}) check_like(*t, mean);
     const at::Tensor mu = mean.contiguous(), logvar = log_variance.contiguous(), eps = noise.contiguous();
     at::Tensor z = at::empty_like(mu);
     const double sum = draw(mu.const_data_ptr<float>(), logvar.const_data_ptr<float>(), eps.const_data_ptr<float>(),
@@ -167,8 +160,9 @@ struct Bernoulli : Function<Bernoulli> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& logits, const at::Tensor& images,
                                const at::Tensor& kl, double beta) {
     at::AutoDispatchBelowADInplaceOrView below;
-    check(logits, logits);
-    check(images, logits);
+    TORCH_CHECK(logits.is_cpu(), "the loops are for the CPU");
+    for (const auto* t : {&logits, &images}) check_like(*t, logits);
+    check_scalar(kl, logits);
     const at::Tensor l = logits.contiguous(), x = images.contiguous();
     const int64_t batch = l.size(0), each = l.numel() / batch;
     const float *ls = l.const_data_ptr<float>(), *xs = x.const_data_ptr<float>();

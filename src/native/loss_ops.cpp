@@ -8,27 +8,19 @@
 #include <optional>
 
 #include "guard.h"
+#include "loss.h"
 
-using ganvae::guarded;
+using namespace ganvae;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 namespace {
 
-void refuse_second_derivative() {
-  TORCH_CHECK(!at::GradMode::is_enabled(), "this form of the loss has no second derivative");
-}
-
-void check(const at::Tensor& t, const at::Tensor& like) {
-  TORCH_CHECK(t.sizes() == like.sizes() && t.scalar_type() == at::kFloat && t.device() == like.device(), "wanted float32 ",
-              like.sizes(), " on ", like.device(), ", found ", t.scalar_type(), " ", t.sizes(), " on ", t.device());
-}
-
 struct Draw : Function<Draw> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& mu, const at::Tensor& logvar, const at::Tensor& eps) {
     at::AutoDispatchBelowADInplaceOrView below;
-    for (const auto* t : {&mu, &logvar, &eps}) check(*t, mu);
+    for (const auto* t : {&mu, &logvar, &eps}) check_like(*t, mu);
     const at::Tensor deviation = at::mul(logvar, 0.5).exp_();
     // logvar - mu^2 - exp(logvar)
     const at::Tensor terms = at::addcmul(logvar, mu, mu, -1).addcmul_(deviation, deviation, -1);
@@ -57,8 +49,9 @@ struct Bernoulli : Function<Bernoulli> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& logits, const at::Tensor& x, const at::Tensor& kl,
                                double beta, const std::optional<at::Tensor>& ramp) {
     at::AutoDispatchBelowADInplaceOrView below;
-    check(logits, logits);
-    check(x, logits);
+    for (const auto* t : {&logits, &x}) check_like(*t, logits);
+    check_scalar(kl, logits);
+    if (ramp) check_scalar(*ramp, logits);
     // log(1 + e^l) - l x
     const at::Tensor terms = at::softplus(logits).addcmul_(logits, x, -1);
     const at::Tensor recon = terms.sum().mul_(1.0 / logits.size(0));

@@ -16,7 +16,7 @@ mod script;
 use std::ffi::{CStr, c_char};
 
 use anyhow::{Result, bail};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 pub use batch::gather_unit;
 pub use context::{Math, autocast, cpu_capability, cudnn_version, math, operations_of, set_math};
@@ -58,18 +58,18 @@ pub fn keep_large_blocks() {
     }
 }
 
-/// Gives what [`keep_large_blocks`] has kept and nothing uses back to the system (other systems: no effect), and the same of a GPU's
-/// memory, where CUDA is in use.
+/// Gives what [`keep_large_blocks`] has kept and nothing uses back to the system (other systems: no effect), and on a GPU the same of
+/// its memory.
 ///
 /// # Errors
 /// Those of work that was under way on the GPU.
-pub fn release_free_memory() -> Result<()> {
+pub fn release_free_memory(device: Device) -> Result<()> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }
-    cuda::loaded().map_or(Ok(()), Cuda::release_free_memory)
+    if device.is_cuda() { cuda()?.release_free_memory() } else { Ok(()) }
 }
 
 fn handle(t: &Tensor) -> Handle {

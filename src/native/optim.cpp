@@ -267,7 +267,7 @@ char* gv_foreach_lerp(size_t n, at::Tensor* const* averages, at::Tensor* const* 
   });
 }
 
-// The same with the weight, a float32 scalar, on the device: three launches however many pairs there are.
+// The same with the weight, a float32 scalar, on the device: three calls, each of a launch for some tens of pairs.
 char* gv_foreach_lerp_on_device(size_t n, at::Tensor* const* averages, at::Tensor* const* current, at::Tensor* weight) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
