@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{ModelKind, Settings};
 use crate::export::Format;
@@ -17,6 +17,12 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The page of help that covers `command`, the first word of a command line.
+pub fn help_of(command: Option<String>) -> String {
+    let known = command.filter(|name| Cli::command().find_subcommand(name).is_some());
+    known.map_or_else(|| "ganvae --help".into(), |name| format!("ganvae {name} --help"))
 }
 
 /// The commands.
@@ -51,11 +57,11 @@ pub enum Command {
 #[command(allow_negative_numbers = true)]
 pub struct Train {
     /// What to train
-    #[arg(value_enum, required_unless_present_any = ["resume", "config"])]
+    #[arg(value_enum, value_name = "vae|gan", required_unless_present_any = ["resume", "config"])]
     pub model: Option<ModelKind>,
     /// Go on with a run where it stands; flags may change how far it goes (--epochs, --steps), where (--device, --threads, --data)
     /// and what it writes (--keep, --log-every and so on)
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "config"])]
+    #[arg(long, value_name = "RUN", conflicts_with = "config")]
     pub resume: Option<PathBuf>,
     /// Settings in TOML, the keys as the flags; flags win over the file, the file over the preset
     #[arg(long, value_name = "FILE")]

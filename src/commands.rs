@@ -111,7 +111,7 @@ fn run_train(args: &Train) -> Result<u8> {
                 root.display()
             );
         }
-        train::resume(root, &args.settings)?
+        train::resume(root, args.model, &args.settings)?
     } else {
         let (from_file, file) = match &args.config {
             Some(path) => Settings::read(path)?,

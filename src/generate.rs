@@ -42,7 +42,8 @@ pub fn sample(root: &Path, ask: Samples, over: &Settings) -> Result<PathBuf> {
             TRUNCATION.end()
         );
     }
-    let out = out.map_or_else(|| default_place(root, "samples", &format!("sample-{seed}.png")), Path::to_owned);
+    let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
+    let out = out.map_or_else(|| default_place(root, "samples", &format!("sample-{seed}{cut}.png")), Path::to_owned);
     Format::of(&out, count as usize, false)?;
     let trained = Trained::open(root, over)?;
     let mut sink = Sink::open(&out, count as usize, trained.shape(), None)?;

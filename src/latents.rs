@@ -72,8 +72,12 @@ pub fn reconstruct(root: &Path, given: Given, count: usize, out: Option<&Path>, 
     if !(1..=1_000_000).contains(&count) {
         usage!("--count {count}: wanted a whole number from 1 to 1000000");
     }
-    let name = "reconstruct.png";
-    let out = out.map_or_else(|| default_place(root, "reconstructions", name), Path::to_owned);
+    // Of other images than the run's own under another name.
+    let of = given.data.map_or_else(String::new, |data| {
+        format!("-{}", Path::new(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
+    });
+    let name = format!("reconstruct{of}.png");
+    let out = out.map_or_else(|| default_place(root, "reconstructions", &name), Path::to_owned);
     let format = Format::of(&out, if Format::of(&out, 1, false)? == Format::Grid { 2 * count } else { count }, false)?;
     let trained = Trained::open(root, over)?;
     trained.check_encoder()?;

@@ -3,17 +3,18 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use ganvae::{cli::Cli, commands, config, data, native, progress::say};
+use ganvae::{cli, commands, config, data, native, progress::say};
 
 fn main() -> ExitCode {
     native::keep_large_blocks();
-    let cli = match Cli::try_parse() {
+    let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // clap's first paragraphs say what is wrong and what is near; the rest repeats the usage.
             let text = e.render().to_string();
             let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
-            say(&format!("{} (see ganvae --help)", config::one_line(&said.collect::<Vec<_>>().join("; "))));
+            let said = config::one_line(&said.collect::<Vec<_>>().join("; "));
+            say(&format!("{said} (see {})", cli::help_of(std::env::args().nth(1))));
             return ExitCode::from(2);
         }
         Err(e) => e.exit(),

@@ -403,7 +403,8 @@ fn figure(title: String, note: String, legend: Vec<Entry>, rows: Vec<Vec<Panel>>
     let x_label = match rates.split_first() {
         Some((Some(rate), rest)) if rest.iter().all(|r| r.is_some_and(|r| (r / rate - 1.0).abs() < 0.01)) => {
             let sign = if (rate - rate.round()).abs() < 0.02 { "=" } else { "≈" };
-            format!("step (1 epoch {sign} {} steps)", grouped(rate.round(), 0))
+            let steps = if rate.round() == 1.0 { "step" } else { "steps" };
+            format!("step (1 epoch {sign} {} {steps})", grouped(rate.round(), 0))
         }
         _ => "step".to_string(),
     };

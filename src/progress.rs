@@ -71,10 +71,19 @@ impl Progress {
                 None => self.smoothed.push((name, *v)),
             }
         }
-        let shown: Vec<_> = self.smoothed.iter().take(4).map(|(name, v)| format!("{name} {}", short(*v))).collect();
-        bar.set_prefix(format!("epoch {epoch:.1}"));
-        // What a narrow terminal must cut off comes last.
-        bar.set_message(format!("ETA {} · {images_per_s:.0} img/s · {}", clock(eta_s), shown.join(" ")));
+        let shown = self.smoothed.iter().map(|(name, v)| format!("{name} {}", short(*v)));
+        let facts = [format!("ETA {}", clock(eta_s)), format!("{images_per_s:.0} img/s")].into_iter().chain(shown);
+        let prefix = format!("epoch {epoch:.1}");
+        let room = usize::from(console::Term::stderr().size().1).saturating_sub(prefix.len() + BAR);
+        bar.set_message(as_fit(facts, room));
+        bar.set_prefix(prefix);
+    }
+
+    /// What is done between two steps that takes its time; until the next [`Progress::update`].
+    pub fn doing(&self, what: &'static str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what);
+        }
     }
 
     /// Takes the bar away.
@@ -83,6 +92,23 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Columns of a run's bar itself, its share of the whole and the spaces around them.
+const BAR: usize = 27;
+
+/// The first of `facts` that fit into so many columns: a number that is cut off reads as another.
+fn as_fit(facts: impl Iterator<Item = String>, columns: usize) -> String {
+    let mut text = String::new();
+    for fact in facts {
+        let between = if text.is_empty() { "" } else { " · " };
+        if (text.chars().count() + between.chars().count() + fact.chars().count()) > columns {
+            break;
+        }
+        text.push_str(between);
+        text.push_str(&fact);
+    }
+    text
 }
 
 /// Seconds between two lines of a [`Tally`] in a pipe, and before the first.
@@ -175,6 +201,14 @@ mod tests {
         tally.advance(100);
         tally.advance(150);
         assert_eq!(tally.line(25.0), "250 of 1000 images  ETA 1:15");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_whole() {
+        let facts = || ["ETA 0:10", "6000 img/s", "loss 105.4"].map(str::to_owned).into_iter();
+        assert_eq!(as_fit(facts(), 34), "ETA 0:10 · 6000 img/s · loss 105.4");
+        assert_eq!(as_fit(facts(), 33), "ETA 0:10 · 6000 img/s");
+        assert_eq!(as_fit(facts(), 7), "");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Best, State};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ModelKind};
 use crate::device;
 use crate::export;
 use crate::grid;
@@ -219,6 +219,9 @@ impl<'a> Session<'a> {
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
+        if let Some(warning) = self.too_few() {
+            rec.progress.say(&warning);
+        }
         if self.config.rollbacks > 0 && self.step == 0 {
             // There must be something to go back to.
             self.checkpoint(&mut rec)?;
@@ -369,6 +372,22 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What to say of a run of so few updates that nothing is learnt, unless just so many were asked for.
+    fn too_few(&self) -> Option<String> {
+        let (total, fresh) = (self.setup.total, self.step == 0 && self.config.settings.steps.is_none());
+        let (enough, sees) = match self.config.model {
+            ModelKind::Vae => (300, "a VAE's pictures take shape after some hundred"),
+            ModelKind::Gan => (1000, "a GAN's pictures take shape after some thousand"),
+        };
+        (fresh && total < enough).then(|| {
+            format!(
+                "warning: this run has {total} updates ({} an epoch), and {sees}: more --epochs, --steps {}, or a smaller --batch-size",
+                self.setup.per_epoch,
+                5 * enough
+            )
+        })
+    }
+
     fn headline(&self, rec: &Recorder) -> String {
         format!(
             "{}: {} on {} ({} training, {} held-out images of {}), {} steps, {}",
@@ -458,6 +477,7 @@ impl<'a> Session<'a> {
         let whole = self.step.is_multiple_of(self.setup.per_epoch);
         let due = |every: u64| last || (whole && every > 0 && epoch.is_multiple_of(every));
         if due(self.config.eval_every) {
+            rec.progress.doing("scoring the held-out images");
             let Some(values) = self.evaluate(stop)? else { return Ok(false) };
             let mut row = self.row_head(rec);
             row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
@@ -467,6 +487,7 @@ impl<'a> Session<'a> {
             rec.progress.say(&format!("epoch {:.2}  {}", self.step as f64 / self.setup.per_epoch as f64, rec.scores));
         }
         if due(self.config.sample_every) {
+            rec.progress.doing("drawing");
             let name = if whole { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
             self.draw_samples(rec, &name)?;
             rec.picture = name;

@@ -448,6 +448,53 @@ fn idx_folder(dir: &Path, name: &str, change: impl Fn(&str, &mut Vec<u8>)) -> Pa
 }
 
 #[test]
+fn a_size_in_a_file_may_be_a_number() {
+    let dir = tempfile::tempdir().unwrap();
+    for (size, want) in [("64", "image-size = \"64\""), ("'64x48'", "image-size = \"64x48\"")] {
+        fs::write(dir.path().join("c.toml"), format!("image-size = {size}\ndata = 'my/pictures'")).unwrap();
+        let text = good(dir.path(), &["train", "vae", "--config", "c.toml", "--print-config"]);
+        assert!(text.contains(want), "{text}");
+    }
+    fs::write(dir.path().join("c.toml"), "image-size = [64, 64]").unwrap();
+    refused(dir.path(), &["train", "vae", "--config", "c.toml"], 2, &["wanted a size such as 64"]);
+}
+
+/// Ten epochs of a hundred pictures are ten updates, which is not what was hoped for.
+#[test]
+fn a_run_of_too_few_updates_is_warned_of_unless_they_were_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |args: &[&str]| {
+        let out = ganvae(dir.path(), &with(&with(SMALL_GAN, args), &["--sample-every", "0"]));
+        assert!(out.status.success());
+        text(&out.stderr)
+    };
+    let warned = said(&["--epochs", "2", "--out", "a"]);
+    assert!(
+        warned.contains("updates (") && warned.contains("more --epochs, --steps 5000, or a smaller --batch-size"),
+        "{warned}"
+    );
+    // As many as these, but asked for.
+    let out = ganvae(
+        dir.path(),
+        &[
+            "train",
+            "gan",
+            "--base-width",
+            "4",
+            "--train-limit",
+            "64",
+            "--test-limit",
+            "8",
+            "--steps",
+            "2",
+            "--out",
+            "b",
+        ],
+    );
+    assert!(out.status.success() && !text(&out.stderr).contains("warning"), "{}", text(&out.stderr));
+}
+
+#[test]
 fn bad_flags_and_settings_get_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
@@ -460,7 +507,8 @@ fn bad_flags_and_settings_get_one_sentence() {
     fs::create_dir(d.join("full")).unwrap();
     fs::write(d.join("full/x"), "x").unwrap();
     let vae = |more: &[&str], parts: &[&str]| refused(d, &with(&["train", "vae"], more), 2, parts);
-    refused(d, &["train"], 2, &["<MODEL>"]);
+    refused(d, &["train"], 2, &["<vae|gan>", "(see ganvae train --help)"]);
+    refused(d, &["trian"], 2, &["(see ganvae --help)"]);
     refused(d, &["trian"], 2, &["trian", "train"]);
     refused(d, &["train", "diffusion"], 2, &["diffusion", "vae"]);
     vae(&["--no-such-flag"], &["--no-such-flag"]);

@@ -633,6 +633,8 @@ fn resuming_names_every_setting_that_may_not_change() {
     good(d, &with(SMALL_GAN, &["--out", "g"]));
     let vae = |args: &[&str], parts: &[&str]| refused(d, &with(&["train", "--resume", "v"], args), 2, parts);
     let gan = |args: &[&str], parts: &[&str]| refused(d, &with(&["train", "--resume", "g"], args), 2, parts);
+    let other = ["train", "gan", "--resume", "v"];
+    refused(d, &other, 2, &["v is a run of a vae, and `train gan` was asked for: leave the gan out"]);
     // Each difference is `KEY... IN THE RUN in the run, ASKED FOR asked for`.
     let cannot = "--resume cannot change ";
     vae(&["--lr", "0.01"], &[cannot, "lr", "0.001 in the run, 0.01 asked for"]);
@@ -705,8 +707,8 @@ fn resuming_takes_equal_settings_and_those_that_may_change() {
     good(d, &with(SMALL_VAE, &["--out", "whole", "--epochs", "4"]));
     good(d, &with(SMALL_VAE, &["--out", "same"]));
     // The command that began the run, with --resume in place of its place.
-    let mut again = with(SMALL_VAE, &["--epochs", "4", "--resume", "same"]);
-    again.remove(1);
+    let again = with(SMALL_VAE, &["--epochs", "4", "--resume", "same"]);
+    assert_eq!(again[1], "vae");
     let spelt_out = ["--lr", "1e-3", "--preset", "pytorch-vae", "--beta", "1.0", "--seed", "0"];
     good(d, &with(&again, &spelt_out));
     assert_same(&d.join("whole"), &d.join("same"));

@@ -220,6 +220,21 @@ fn traversals_move_one_dimension_and_name_it() {
     );
 }
 
+/// What differs has a name of its own, so that the one does not take the place of the other.
+#[test]
+fn pictures_without_a_given_place_do_not_replace_each_other() {
+    let dir = place();
+    for (args, name) in [
+        (&["sample", "../v", "--count", "4"][..], "samples/sample-0.png"),
+        (&["sample", "../v", "--count", "4", "--truncation", "0.5"], "samples/sample-0-truncation-0.5.png"),
+        (&["reconstruct", "../v", "--count", "4"], "reconstructions/reconstruct.png"),
+        (&["reconstruct", "../v", "--count", "4", "--data", "digits:5"], "reconstructions/reconstruct-digits-5.png"),
+    ] {
+        let said = good(dir.path(), args);
+        assert!(said.trim_end().ends_with(name), "{args:?}: {said}");
+    }
+}
+
 #[test]
 fn reconstructions_are_those_that_training_drew() {
     let dir = place();

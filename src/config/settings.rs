@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use clap::{Args, CommandFactory, ValueEnum};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::nets::{Activation, Arch, Precision};
 use crate::objectives::GanLoss;
@@ -216,6 +216,7 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// Resize pictures of a folder: HEIGHTxWIDTH, or one number for both
     #[arg(long, value_name = "HxW", help_heading = "Data")]
+    #[serde(default, deserialize_with = "size")]
     pub image_size: Option<String>,
     /// Force pictures of a folder to grey (1) or colour (3)
     #[arg(long, value_name = "1|3", help_heading = "Data")]
@@ -347,6 +348,20 @@ fn nearest(key: &str, known: &[String]) -> String {
             || ": `ganvae train --help` lists the keys (they are the flags' names)".to_owned(),
             |(_, k)| format!(": did you mean '{k}'?"),
         )
+}
+
+/// A size as on the command line: text, in a file also a number by itself.
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "wanted a size such as 64 or \"64x48\"")]
+    enum Size {
+        Text(String),
+        Number(u64),
+    }
+    Ok(Option::<Size>::deserialize(from)?.map(|size| match size {
+        Size::Text(text) => text,
+        Size::Number(number) => number.to_string(),
+    }))
 }
 
 /// An error message without its line breaks.

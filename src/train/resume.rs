@@ -6,23 +6,26 @@ use anyhow::{Result, ensure};
 
 use super::{Outcome, Session};
 use crate::checkpoint;
-use crate::config::{self, Settings, usage};
+use crate::config::{self, ModelKind, Settings, usage};
 use crate::progress;
 use crate::run::{RunDir, RunInfo};
 
 /// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
-/// change what does not change the run.
+/// change what does not change the run, `asked` is the kind of model that it is taken for.
 ///
 /// # Errors
 /// As [`train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or there
 /// is nothing left to do.
-pub fn resume(root: &Path, given: &Settings) -> Result<Outcome> {
+pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result<Outcome> {
     if given.out.is_some() {
         usage!("--out is for a new run: --resume goes on in {}", root.display());
     }
     let run = RunDir::open(root)?;
     let lock = run.lock()?;
     let (model, stored, info) = run.config()?;
+    if let Some(asked) = asked.filter(|asked| *asked != model) {
+        usage!("{} is a run of a {model}, and `train {asked}` was asked for: leave the {asked} out", root.display());
+    }
     config::refuse_changes(&stored, given)?;
     let mut settings = stored.overlaid(given)?;
     // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
