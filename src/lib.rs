@@ -24,7 +24,7 @@
 //!
 //! timelapse   training as an animation          film  npy  grid   files of pictures
 //!
-//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, part, plot
+//! leaves, importing nothing of the crate: seed, hash, health, clock, objectives, weights, part, plot, signals
 //! ```
 //!
 //! # From a program of your own
@@ -91,6 +91,7 @@ pub mod run;
 pub mod seed;
 pub mod selfcheck;
 pub mod setup;
+pub mod signals;
 pub mod stepper;
 pub mod timelapse;
 pub mod train;

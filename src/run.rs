@@ -1,11 +1,9 @@
-//! The run folder: its name, its files, the rows of metrics, and the signals that stop a run. Imports config's usage errors.
+//! The run folder: its name, its files, the rows of metrics. Imports config's usage errors.
 
 use std::fs::{self, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -370,39 +368,6 @@ fn number(v: f64) -> Value {
     }
     let rounded = format!("{v:.7e}").parse::<f64>().unwrap_or(v);
     serde_json::Number::from_f64(rounded).map_or(Value::Null, Value::Number)
-}
-
-/// SIGINT and SIGTERM as a flag that the loop reads between steps; a second one ends the process at once.
-#[derive(Debug)]
-pub struct StopFlag {
-    signal: Arc<AtomicUsize>,
-}
-
-impl StopFlag {
-    /// Starts listening.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn listen() -> Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let signal = Arc::new(AtomicUsize::new(0));
-        let armed = Arc::new(AtomicBool::new(false));
-        for sig in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds it unarmed and arms it, the second ends the process.
-            signal_hook::flag::register_conditional_shutdown(sig, 128 + sig, Arc::clone(&armed))?;
-            signal_hook::flag::register(sig, Arc::clone(&armed))?;
-            signal_hook::flag::register_usize(sig, Arc::clone(&signal), sig as usize)?;
-        }
-        Ok(StopFlag { signal })
-    }
-
-    /// The signal that came, if any.
-    pub fn signal(&self) -> Option<u8> {
-        match self.signal.load(Ordering::Relaxed) {
-            0 => None,
-            s => Some(s as u8),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Training: the loop. Imports setup, stepper, run, checkpoint, progress, plot, grid, health, config, device and seed.
+//! Training: the loop. Imports setup, stepper, run, checkpoint, progress, plot, grid, health, signals, config, device and seed.
 
 mod resume;
 
@@ -21,9 +21,10 @@ use crate::model::{Model, Part, StepCx, Visit, noise};
 use crate::native;
 use crate::plot;
 use crate::progress::{self, Progress};
-use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo, StopFlag};
+use crate::run::{self, Lock, MetricsLog, RunDir, RunInfo};
 use crate::seed::{Stream, seed_for};
 use crate::setup::{self, Setup};
+use crate::signals::{self, StopFlag};
 use crate::stepper::{At, Meter, Stepper, Way};
 use crate::timelapse;
 use crate::tune::Tuning;
@@ -53,6 +54,7 @@ pub enum Outcome {
 /// # Errors
 /// Bad data, a model that does not fit it, a folder that cannot be written, a loss that is not finite.
 pub fn train(config: &Config) -> Result<Outcome> {
+    signals::hold()?;
     let out = config.settings.out.as_deref();
     if let Some(out) = out {
         run::check_free(out)?;
@@ -199,7 +201,7 @@ impl<'a> Session<'a> {
         if !run.path("data.png").exists() {
             grid::draw(&self.setup.train.spread(SAMPLES)?, COLUMNS)?.save(&run.path("data.png"))?;
         }
-        let stop = StopFlag::listen().context("the handlers of SIGINT and SIGTERM could not be set")?;
+        let stop = StopFlag::listen()?;
         let mut rec = Recorder {
             log: MetricsLog::open(run.path("metrics.jsonl"), state.metrics_bytes)?,
             progress: Progress::start(self.step, self.setup.total),

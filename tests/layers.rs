@@ -47,6 +47,7 @@ const HEIGHTS: &[(&str, u32)] = &[
     ("part", 0),
     ("plot", 0),
     ("progress", 0),
+    ("signals", 0),
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

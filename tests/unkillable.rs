@@ -949,6 +949,49 @@ fn a_folder_that_cannot_be_written_is_named() {
 
 // ---- 8. SIGTERM and SIGINT ----
 
+/// A handler's frame on the stack of a thread that computes breaks what kernels of oneDNN keep there (src/signals.rs), so no
+/// thread may have one: every thread blocks both signals, the process has no handler for them, and one thread waits for them.
+#[test]
+fn no_thread_that_computes_is_interrupted_by_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let mut run = Running::start(d, &with(SMALL_VAE, &["--out", "r", "--epochs", "100000", "--log-every", "1"]));
+    run.until_it_trains();
+    // Bits of signals 2 and 15, which count from 1.
+    let both = (1u64 << 1) | (1 << 14);
+    let mut threads = 0;
+    for task in fs::read_dir(format!("/proc/{}/task", run.child.id())).unwrap() {
+        let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+        let bits = |key: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        assert_eq!(bits("SigCgt:") & both, 0, "{status}");
+        // The system lets them through to the one that waits.
+        if !status.starts_with("Name:\tsignals\n") {
+            assert_eq!(bits("SigBlk:") & both, both, "{status}");
+            threads += 1;
+        }
+    }
+    assert!(threads >= 1, "the one that trains");
+    run.signal("TERM");
+    let (status, said) = run.ends_within(30);
+    assert_eq!(status.code(), Some(143), "{said}");
+}
+
+/// Before there is anything to keep, a signal does what it does to any program.
+#[test]
+fn a_signal_before_training_ends_the_program_as_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    // Drawing so many digits takes seconds.
+    let run = Running::start(dir.path(), &["train", "vae", "--data", "digits:77", "--out", "r", "--device", "cpu"]);
+    sleep(Duration::from_millis(150));
+    run.signal("TERM");
+    let (status, said) = run.ends_within(10);
+    assert_eq!(status.signal(), Some(15), "{said}");
+    assert!(!dir.path().join("r").exists());
+}
+
 #[test]
 fn the_largest_preset_stops_in_time_and_a_second_signal_stops_at_once() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ use crate::checkpoint;
 use crate::config::{self, ModelKind, Settings, usage};
 use crate::progress;
 use crate::run::{RunDir, RunInfo};
+use crate::signals;
 
 /// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
 /// change what does not change the run, `asked` is the kind of model that it is taken for.
@@ -17,6 +18,7 @@ use crate::run::{RunDir, RunInfo};
 /// As [`train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or there
 /// is nothing left to do.
 pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result<Outcome> {
+    signals::hold()?;
     if given.out.is_some() {
         usage!("--out is for a new run: --resume goes on in {}", root.display());
     }
