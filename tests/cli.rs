@@ -563,7 +563,8 @@ fn bad_flags_and_settings_get_one_sentence() {
     refused(d, &["train", "gan", "--ema", "1"], 2, &["--ema 1"]);
     refused(d, &["train", "--resume", "nowhere"], 2, &["nowhere"]);
     refused(d, &["train", "--resume", "full"], 2, &["full", "not a run"]);
-    refused(d, &["train", "vae", "--resume", "full"], 2, &["--resume"]);
+    refused(d, &["train", "vae", "--resume", "full"], 2, &["full", "not a run"]);
+    refused(d, &["train", "--config", "twice.toml", "--resume", "full"], 2, &["--resume"]);
     refused(d, &["sample", "nowhere"], 2, &["nowhere"]);
     refused(d, &["sample", "full", "--count", "0"], 2, &["--count 0"]);
     refused(d, &["sample", "full", "--out", "x.jpg"], 2, &["x.jpg", ".png"]);
