@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use ganvae::{cli, commands, config, data, native, progress::say};
+use ganvae::base::{progress::say, usage::one_line};
+use ganvae::{commands, commands::cli, data, native};
 
 fn main() -> ExitCode {
     native::keep_large_blocks();
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
             // clap's first paragraphs say what is wrong and what is near; the rest repeats the usage.
             let text = e.render().to_string();
             let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
-            let said = config::one_line(&said.collect::<Vec<_>>().join("; "));
+            let said = one_line(&said.collect::<Vec<_>>().join("; "));
             say(&format!("{said} (see {})", cli::help_of(std::env::args().nth(1))));
             return ExitCode::from(2);
         }

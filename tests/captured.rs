@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
-use ganvae::clock::Clock;
+use ganvae::base::seed::{Stream, seed_for};
+use ganvae::base::timer::Clock;
 use ganvae::config::{self, Config, ModelKind, Settings};
-use ganvae::model::{Part, Visit};
+use ganvae::models::{Part, Visit};
 use ganvae::native;
-use ganvae::seed::{Stream, seed_for};
-use ganvae::setup::Setup;
-use ganvae::stepper::{At, Meter, Stepper, Way};
+use ganvae::train::setup::Setup;
+use ganvae::train::stepper::{At, Meter, Stepper, Way};
 use tch::{Device, Kind, Tensor};
 
 fn alone() -> MutexGuard<'static, ()> {

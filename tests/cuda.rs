@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use ganvae::{doctor, native};
+use ganvae::commands::doctor;
+use ganvae::native;
 
 /// The headers' folder beside the libtorch that this program was built with.
 fn headers() -> std::path::PathBuf {

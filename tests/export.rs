@@ -9,12 +9,12 @@ use std::process::Command;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ganvae::config::build;
 use ganvae::config::{self, ModelKind, Preset, Settings};
 use ganvae::export::{self, Format, Origin};
-use ganvae::init::init_from;
-use ganvae::model::{Model, Part, Visit};
+use ganvae::models::{Model, Part, Visit};
 use ganvae::nets::Shape;
-use ganvae::setup;
+use ganvae::train::initial_weights::init_from;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 /// Batch sizes of the fixed inputs.
@@ -31,7 +31,7 @@ struct Case {
 
 fn build(kind: ModelKind, settings: &Settings, shape: Shape) -> Result<(Box<dyn Model>, Origin)> {
     let config = config::resolve(kind, settings)?;
-    let mut model = setup::build(&config, shape, 10, Device::Cpu)?;
+    let mut model = build::build(&config, shape, 10, Device::Cpu)?;
     model.visit(&mut Scramble)?;
     Ok((model, Origin::new(&config, 3)))
 }
@@ -111,7 +111,7 @@ fn write_expected(model: &dyn Model, file: &Path) -> Result<()> {
             all.push((format!("{}.{batch}.input", network.name), x));
         }
     }
-    ganvae::weights::write(file, all)
+    ganvae::base::weights_file::write(file, all)
 }
 
 #[test]

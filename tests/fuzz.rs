@@ -25,14 +25,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use flate2::{Compression, Crc};
-use ganvae::checkpoint::{self, State};
-use ganvae::config::{self, ModelKind, Settings, Usage};
+use ganvae::base::hash;
+use ganvae::base::seed::Rng;
+use ganvae::base::usage::Usage;
+use ganvae::config::{self, ModelKind, Settings};
 use ganvae::data::images::{Images, Source};
 use ganvae::data::{cifar, folder, idx};
-use ganvae::hash;
-use ganvae::model::{Part, Visit};
-use ganvae::plot;
-use ganvae::seed::Rng;
+use ganvae::models::{Part, Visit};
+use ganvae::pictures::curves;
+use ganvae::run::checkpoint::{self, State};
 use image::codecs::gif::GifEncoder;
 use image::codecs::pnm::{PnmEncoder, PnmSubtype, SampleEncoding};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgba, RgbaImage};
@@ -1354,7 +1355,7 @@ impl Target for MetricsFile {
     }
 
     fn read(&mut self) -> Result<()> {
-        let metrics = plot::read_metrics(&self.path)?;
+        let metrics = curves::read_metrics(&self.path)?;
         for key in ["loss", "recon", "kl", "test_loss", "epoch", "d_loss", "g_loss", "d_real", "step", "lr"] {
             let series = metrics.series(key);
             assert!(series.iter().all(|p| p.0.is_finite() && p.1.is_finite()), "{key} is not finite");

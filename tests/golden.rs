@@ -8,14 +8,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use ganvae::clock::Clock;
-use ganvae::gan::{Gan, GanSpec};
-use ganvae::model::{Model, Number, Part, StepCx, Visit};
+use ganvae::base::timer::Clock;
+use ganvae::models::gan::{Gan, GanSpec};
+use ganvae::models::losses::GanLoss;
+use ganvae::models::optimizer::Hyper;
+use ganvae::models::vae::{Vae, VaeSpec};
+use ganvae::models::{Model, Number, Part, StepCx, Visit};
 use ganvae::native::AdamStep;
 use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, Mode, NetSpec, Products, Shape};
-use ganvae::objectives::GanLoss;
-use ganvae::optim::Hyper;
-use ganvae::vae::{Vae, VaeSpec};
 use tch::{Device, Kind, Tensor};
 
 type Tensors = BTreeMap<String, Tensor>;

@@ -12,8 +12,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{BIN, command, ganvae, listing, refused, sentence, text};
-use ganvae::hash;
-use ganvae::seed::Rng;
+use ganvae::base::hash;
+use ganvae::base::seed::Rng;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 

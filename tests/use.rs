@@ -52,9 +52,9 @@ fn trained() -> &'static Path {
 }
 
 /// The VAE, opened through the library.
-fn library() -> ganvae::trained::Trained {
+fn library() -> ganvae::run::trained::Trained {
     let settings = ganvae::config::Settings { device: Some("cpu".into()), ..Default::default() };
-    ganvae::trained::Trained::open(trained().join("v"), &settings).unwrap()
+    ganvae::run::trained::Trained::open(trained().join("v"), &settings).unwrap()
 }
 
 /// A fresh folder from which the runs are `../v` and `../g`.
@@ -135,7 +135,7 @@ fn samples_of_all_kinds_are_the_same_images() {
     assert!(off < 1e-4, "hardly truncated: {off}");
     good(d, &["sample", "../v", "--count", "70", "--truncation", "0.7", "--out", "cut.npy"]);
     let model = library();
-    let z = ganvae::generate::truncated(&model.prior(0, 0, 70).unwrap(), 0.7).unwrap();
+    let z = ganvae::commands::sample::truncated(&model.prior(0, 0, 70).unwrap(), 0.7).unwrap();
     assert_eq!(array(d, "cut.npy"), model.decode(&z).unwrap());
     good(d, &["sample", "../v", "--count", "70", "--truncation", "0.01", "--out", "narrow.npy"]);
     let spread = |t: &Tensor| t.std_dim(&[0i64][..], false, false).max().double_value(&[]);

@@ -1,8 +1,9 @@
 //! Settings resolved into a [`Config`]: preset, then config file, then flags, every value and combination checked.
 //!
-//! Imports vae, gan, nets, objectives, native for the types it fills. [`Settings`] is the one list of what can be set: its
-//! fields are the flags, the keys of the TOML file and the lines of the help at once.
+//! [`Settings`] is the one list of what can be set: its fields are the flags, the keys of the TOML file and the lines of the help at once.
 
+pub mod build;
+pub mod device;
 mod presets;
 mod settings;
 
@@ -11,17 +12,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::gan::GanSpec;
+use crate::base::usage::usage;
+use crate::models::gan::GanSpec;
+use crate::models::losses::GanLoss;
+use crate::models::optimizer::Hyper;
+use crate::models::tuning::Plan;
+use crate::models::vae::VaeSpec;
 use crate::native::AdamStep;
 use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
-use crate::objectives::GanLoss;
-use crate::optim::Hyper;
-use crate::tune::Plan;
-use crate::vae::VaeSpec;
 
 pub use presets::name as preset_name;
-pub(crate) use settings::usage;
-pub use settings::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Usage, Widths, one_line};
+pub use settings::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Widths};
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +77,9 @@ enum Networks {
 /// A model's full specification.
 #[derive(Clone, Debug)]
 pub enum ModelSpec {
-    /// For [`crate::vae::Vae::new`].
+    /// For [`crate::models::vae::Vae::new`].
     Vae(VaeSpec),
-    /// For [`crate::gan::Gan::new`].
+    /// For [`crate::models::gan::Gan::new`].
     Gan(GanSpec),
 }
 

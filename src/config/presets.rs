@@ -1,11 +1,12 @@
-//! Networks and hyper-parameters that belong together (README, "presets"). Imports nets and objectives for their enums.
+//! Networks and hyper-parameters that belong together (README, "presets").
 
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Widths, usage};
+use super::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Widths};
+use crate::base::usage::usage;
+use crate::models::losses::GanLoss;
 use crate::nets::{Activation, Arch};
-use crate::objectives::GanLoss;
 
 fn widths(list: &[i64]) -> Option<Widths> {
     Some(Widths(list.to_vec()))

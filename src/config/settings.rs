@@ -1,4 +1,4 @@
-//! The one list of what can be set, and its config file. Imports nets and objectives for the enums that are settings.
+//! The one list of what can be set, and its config file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,26 +8,9 @@ use anyhow::Result;
 use clap::{Args, CommandFactory, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::base::usage::{one_line, usage};
+use crate::models::losses::GanLoss;
 use crate::nets::{Activation, Arch, Precision};
-use crate::objectives::GanLoss;
-
-/// A mistake in what was asked for, not in what happened: exit code 2.
-#[derive(Debug)]
-pub struct Usage(pub String);
-
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Usage {}
-
-/// Leaves the function with a [`Usage`] error.
-macro_rules! usage {
-    ($($arg:tt)*) => { return Err($crate::config::Usage(format!($($arg)*)).into()) };
-}
-pub(crate) use usage;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -362,9 +345,4 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
         Size::Text(text) => text,
         Size::Number(number) => number.to_string(),
     }))
-}
-
-/// An error message without its line breaks.
-pub fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

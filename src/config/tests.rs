@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::ValueEnum;
 
 use super::*;
+use crate::base::usage::Usage;
 
 fn toml(text: &str) -> Result<(Option<ModelKind>, Settings)> {
     Settings::from_toml(text, Path::new("my.toml"))

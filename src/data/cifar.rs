@@ -1,6 +1,4 @@
 //! Reads CIFAR-10 in its binary version.
-//!
-//! Imports `super::images`, and from `super::idx` only the allocation that fails with an error.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read};

@@ -1,4 +1,4 @@
-//! What `ganvae data` prints. Imports its parent, grid and hash.
+//! What `ganvae data` prints.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,9 +7,9 @@ use anyhow::Result;
 use tch::Device;
 
 use super::{Dataset, checksum};
+use crate::base::hash;
 use crate::data::images::{Images, Source};
-use crate::grid;
-use crate::hash;
+use crate::pictures::grid;
 
 /// Images in a preview.
 const PREVIEW: usize = 100;

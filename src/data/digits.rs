@@ -1,5 +1,4 @@
 //! The built-in data set: 28x28 handwritten-looking digits drawn from strokes, with their true generating factors.
-//! May import `crate::seed` and `super::images` only.
 //!
 //! A digit is a few splines through hand-placed points. Its points are jittered, bent and mapped to the frame by the
 //! factors, the splines are cut into short segments, and each segment leaves ink in the pixels around it. Image `i` of
@@ -8,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::images::Images;
-use crate::seed::{Rng, Stream, seed_for};
+use crate::base::seed::{Rng, Stream, seed_for};
 
 /// Height and width of an image in pixels.
 pub const SIDE: usize = 28;

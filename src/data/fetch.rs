@@ -1,6 +1,4 @@
 //! Finds the named data sets on disk, or downloads them.
-//!
-//! Imports `super::idx`, for the names that the four files of a set may have, `crate::hash` and `crate::progress`.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,8 +13,8 @@ use sha2::{Digest, Sha256};
 use ureq::Agent;
 
 use super::idx;
-use crate::hash::hex;
-use crate::progress::say;
+use crate::base::hash::hex;
+use crate::base::progress::say;
 
 /// The variable that names a server to ask first: it must serve `<set>/<file>`, such as `mnist/train-images-...gz`.
 pub const MIRROR_VARIABLE: &str = "GANVAE_MIRROR";

@@ -1,6 +1,4 @@
 //! Reads a folder of pictures, with or without class sub-folders.
-//!
-//! Imports `super::images`, and from `super::idx` only the allocation that fails with an error.
 
 use std::cell::Cell;
 use std::fs::{self, File};

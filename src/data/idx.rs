@@ -1,6 +1,4 @@
 //! Reads IDX files (the format of MNIST), plain or gzip, and checks every header field against the data.
-//!
-//! Imports `super::images` only.
 
 use std::fmt::Display;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! A set of images in memory, as bytes. Imports no other module of the crate.
+//! A set of images in memory, as bytes.
 
 use anyhow::{Result, ensure};
 

@@ -1,5 +1,4 @@
-//! Where images come from ([`open`]) and how they are fed ([`Dataset`]). Imports seed, hash, nets, native, config's settings and usage
-//! errors, and its own files.
+//! Where images come from ([`open`]) and how they are fed ([`Dataset`]).
 //!
 //! Images stay bytes, on the device, for the whole run; a batch is gathered, converted and scaled when it is needed.
 
@@ -16,11 +15,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{Settings, parse_size, usage};
-use crate::hash;
+use crate::base::hash;
+use crate::base::seed::Stream;
+use crate::base::usage::usage;
+use crate::config::{Settings, parse_size};
 use crate::native;
 use crate::nets::Shape;
-use crate::seed::Stream;
 use images::{Images, Source};
 
 /// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
@@ -31,7 +31,7 @@ const MOST_DIGITS: usize = 10_000_000;
 /// Finds, downloads or draws the images that `--data` names, with the limits and sizes that the settings ask for.
 ///
 /// # Errors
-/// [`crate::config::Usage`] for a SPEC that is no known name and no folder, or a size asked of a set that has its own; else
+/// [`crate::base::usage::Usage`] for a SPEC that is no known name and no folder, or a size asked of a set that has its own; else
 /// the reader's own sentence about the file.
 pub fn open(s: &Settings) -> Result<Source> {
     let spec = s.data.as_deref().unwrap_or("digits");
@@ -238,7 +238,7 @@ mod tests {
     fn an_unknown_spec_is_a_usage_error_with_the_nearest_name() {
         for (spec, part) in [("mnits", "did you mean mnist?"), ("digits:x", "digits:SEED"), ("/no/such", "no folder")] {
             let e = open(&settings(spec)).unwrap_err();
-            assert!(e.is::<crate::config::Usage>() && e.to_string().contains(part), "{e}");
+            assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains(part), "{e}");
         }
         let sized = Settings { image_size: Some("32".into()), ..settings("digits") };
         assert!(open(&sized).unwrap_err().to_string().contains("--image-size"));

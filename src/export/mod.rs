@@ -1,8 +1,7 @@
 //! Trained networks as files for other programs: TorchScript, safetensors, ONNX, each read back and compared before it counts.
-//! Imports config, nets, native, weights.
 
 pub mod onnx;
-mod script;
+mod torchscript;
 
 use std::fs::{self, TryLockError};
 use std::io::ErrorKind;
@@ -13,10 +12,11 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use tch::{CModule, IValue, Tensor};
 
-use crate::config::{Config, preset_name, usage};
+use crate::base::usage::usage;
+use crate::base::weights_file;
+use crate::config::{Config, preset_name};
 use crate::native;
 use crate::nets::{NETWORKS, Network, Port};
-use crate::weights;
 
 /// What the folder's description is called.
 pub const ABOUT: &str = "export.json";
@@ -129,7 +129,7 @@ pub fn export(networks: &[Network], origin: &Origin, formats: &[Format], dir: &P
         about.insert("networks".into(), described.into());
         let file = part.join(ABOUT);
         let text = format!("{:#}\n", Value::from(about));
-        let write = || fs::write(&file, text).map_err(anyhow::Error::from).and_then(|()| weights::sync(&file));
+        let write = || fs::write(&file, text).map_err(anyhow::Error::from).and_then(|()| weights_file::sync(&file));
         write().with_context(|| format!("{} could not be written", file.display()))?;
         Ok(all)
     };
@@ -155,7 +155,7 @@ fn lock(dir: &Path) -> Result<fs::File> {
 /// Refuses a folder of the user's choice whose files this program did not export.
 ///
 /// # Errors
-/// [`crate::config::Usage`] when it has files and no earlier export; when it cannot be read.
+/// [`crate::base::usage::Usage`] when it has files and no earlier export; when it cannot be read.
 pub fn check_folder(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -192,7 +192,7 @@ fn move_in(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
             }
         }
     }
-    weights::sync(dir).with_context(|| format!("{} could not be synced", dir.display()))?;
+    weights_file::sync(dir).with_context(|| format!("{} could not be synced", dir.display()))?;
     Ok(placed)
 }
 
@@ -216,13 +216,13 @@ fn write_one(network: &Network, origin: &Origin, format: Format, dir: &Path) -> 
             let mut about = head(origin);
             about.insert("network".into(), json!(network.name));
             about.extend(port_list(network));
-            script::write(network, &Value::from(about).to_string(), &path).with_context(failed)?;
+            torchscript::write(network, &Value::from(about).to_string(), &path).with_context(failed)?;
             let module = CModule::load(&path).with_context(reread)?;
             compare(network, |x| outputs(module.forward_is(&[IValue::Tensor(x.shallow_clone())])?))
         }
         Format::Safetensors => {
             let tensors = network.tensors().into_iter().map(|(key, t, _)| (key, t)).collect();
-            weights::write(&path, tensors).with_context(failed)?;
+            weights_file::write(&path, tensors).with_context(failed)?;
             Ok(vec![weights_difference(network, &path).with_context(reread)?])
         }
         Format::Onnx => {
@@ -294,7 +294,7 @@ fn weights_difference(network: &Network, path: &Path) -> Result<f64> {
     let live = network.tensors();
     ensure!(stored.len() == live.len(), "it holds {} tensors, the network {}", stored.len(), live.len());
     for (key, t, _) in live {
-        ensure!(weights::same(&stored.tensor(&key)?, &t)?, "its {key} is not the live network's");
+        ensure!(weights_file::same(&stored.tensor(&key)?, &t)?, "its {key} is not the live network's");
     }
     Ok(0.0)
 }

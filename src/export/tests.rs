@@ -1,12 +1,12 @@
-//! Tests of exports that need no other program: what is compared, what is refused, what stays. Imports its parent and the models.
+//! Tests of exports that need no other program: what is compared, what is refused, what stays.
 
 use super::*;
+use crate::models::optimizer::Hyper;
+use crate::models::vae::{Vae, VaeSpec};
 use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
-use crate::optim::Hyper;
-use crate::vae::{Vae, VaeSpec};
 use tch::Device;
 
-use crate::model::Model;
+use crate::models::Model;
 
 fn vae() -> Vae {
     let net = NetSpec {
@@ -99,7 +99,7 @@ fn a_folder_with_other_files_is_refused_and_ones_own_is_not() {
     let at = |name: &str| dir.path().join(name);
     fs::write(at("decoder.pt"), "mine").unwrap();
     let e = check_folder(dir.path()).unwrap_err();
-    assert!(e.is::<crate::config::Usage>() && e.to_string().contains("name another"), "{e}");
+    assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains("name another"), "{e}");
     assert!(check_folder(&at("decoder.pt")).is_err() && check_folder(&at("none")).is_ok());
     assert!(export(&vae.networks(), &origin(), &[Format::Onnx], &at("decoder.pt")).is_err());
     // What an export leaves may be exported into again; a run's own folder also when its description is gone.
@@ -124,6 +124,6 @@ fn weights_that_are_not_the_live_ones_are_noticed() {
     let decoder = &networks[1];
     let mut tensors: Vec<_> = decoder.tensors().into_iter().map(|(key, t, _)| (key, t)).collect();
     tensors[0].1 = tensors[0].1.detach() + 1e-7;
-    weights::write(&path, tensors).unwrap();
+    weights_file::write(&path, tensors).unwrap();
     assert!(weights_difference(decoder, &path).unwrap_err().to_string().contains("fc1.weight"));
 }

@@ -1,7 +1,6 @@
 //! The safe face of the C++ shim (the .cpp files beside it) and the few process-wide switches of libc and libtorch.
 //!
-//! Imports no other module of the crate. Tensors are borrowed for the length of a call; a tensor that comes back is the
-//! caller's own; errors carry libtorch's message, and nothing unwinds across the boundary. Threads are tch's to set.
+//! Tensors are borrowed for the length of a call; a tensor that comes back is the caller's own; errors carry libtorch's message, and nothing unwinds across the boundary. Threads are tch's to set.
 
 mod batch;
 mod context;

@@ -1,4 +1,4 @@
-//! Strided convolutional networks after DCGAN (Radford et al. 2016, arXiv 1511.06434). Imports nothing but its parent.
+//! Strided convolutional networks after DCGAN (Radford et al. 2016, arXiv 1511.06434).
 //!
 //! Both sides are halved as long as they stay even and the result is at least 4: 28×28 ends at 7×7, 32×32 and 64×64 at
 //! 4×4. Differs: where DCGAN has a convolution that covers its whole input, a linear layer of the same arithmetic stands.

@@ -1,4 +1,4 @@
-//! Fully connected networks. Imports nothing but its parent.
+//! Fully connected networks.
 
 use anyhow::Result;
 use tch::nn::Path;

@@ -1,14 +1,13 @@
 //! Networks as lists of a closed set of layers, built with PyTorch's initialisation.
 //!
-//! Imports `native` alone (for an activation that tch lacks). Two families cover every model: [`features`] turns an image into a vector
-//! (encoder, discriminator), [`synthesis`] turns a vector into an image (decoder, generator). Each architecture is one
+//! Two families cover every model: [`features`] turns an image into a vector (encoder, discriminator), [`synthesis`] turns a vector into an image (decoder, generator). Each architecture is one
 //! file here that knows both. Variable paths (`fc1.weight`, `conv2.bias`, ...) are explicit and unique: exports carry them.
 
 mod conv;
-mod forms;
+mod cost;
+mod kernels;
 mod mlp;
 mod network;
-mod work;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -16,39 +15,11 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{self, Path};
 use tch::{Kind, Tensor};
 
+pub use crate::base::shape::Shape;
 use crate::native;
-pub use forms::{Forms, Kernels, Layout, Precision, Products};
+pub use cost::{Op, Pass, Work, training};
+pub use kernels::{Forms, Kernels, Layout, Precision, Products};
 pub use network::{Live, NETWORKS, Named, Network, Operation, Port};
-pub use work::{Op, Pass, Work, training};
-
-/// Shape of one image: C channels, H rows, W columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
-    /// C.
-    pub channels: i64,
-    /// H in pixels.
-    pub height: i64,
-    /// W in pixels.
-    pub width: i64,
-}
-
-impl Shape {
-    /// [C,H,W].
-    pub fn dims(self) -> [i64; 3] {
-        [self.channels, self.height, self.width]
-    }
-
-    /// C·H·W.
-    pub fn numel(self) -> i64 {
-        self.channels * self.height * self.width
-    }
-}
-
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}x{}x{}", self.channels, self.height, self.width)
-    }
-}
 
 /// The architectures there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! A trained network as exports see it: named operations from one input to its outputs. Imports nothing but its parent.
+//! A trained network as exports see it: named operations from one input to its outputs.
 
 use anyhow::Result;
 use tch::Tensor;

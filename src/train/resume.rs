@@ -1,15 +1,16 @@
-//! Going on with a run. Imports what its parent does.
+//! Going on with a run.
 
 use std::path::Path;
 
 use anyhow::{Result, ensure};
 
 use super::{Outcome, Session};
-use crate::checkpoint;
-use crate::config::{self, ModelKind, Settings, usage};
-use crate::progress;
-use crate::run::{RunDir, RunInfo};
-use crate::signals;
+use crate::base::progress;
+use crate::base::signals;
+use crate::base::usage::usage;
+use crate::config::{self, ModelKind, Settings};
+use crate::run::checkpoint;
+use crate::run::folder::{RunDir, RunInfo};
 
 /// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
 /// change what does not change the run, `asked` is the kind of model that it is taken for.

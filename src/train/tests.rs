@@ -1,9 +1,9 @@
-//! Tests of the loop. Imports data and model.
+//! Tests of the loop.
 
 use super::*;
 use crate::config::{self, Settings};
 use crate::data::{self, Dataset};
-use crate::model::Model;
+use crate::models::Model;
 use tch::Device;
 
 /// A model that only keeps what it was shown.

@@ -1,4 +1,4 @@
-//! Tests of folders of pictures. Imports its parent alone.
+//! Tests of folders of pictures.
 
 use super::*;
 use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};

@@ -1,4 +1,4 @@
-//! Runs an ONNX file from what stands in it, with plain tensor operations. Imports nothing of the crate but its parent's messages.
+//! Runs an ONNX file from what stands in it, with plain tensor operations.
 //!
 //! A second account of the operators that `write` uses, after ONNX's specification and not after the networks: what a file says
 //! wrongly comes out wrong here. Anything in a node that is not understood is an error, never passed over.

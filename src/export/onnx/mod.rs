@@ -1,4 +1,4 @@
-//! ONNX files of networks, written natively: one for each network, of any batch size. Imports nets and part.
+//! ONNX files of networks, written natively: one for each network, of any batch size.
 //!
 //! [`write`] turns a [`Network`]'s operations into the nodes of opset 17; constants carry the keys that the weights have in
 //! PyTorch (`fc1.weight`). [`Loaded`] reads such a file back and runs it from what stands in it alone, so that an export can be
@@ -14,8 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 
+use crate::base::atomic_file::Part;
 use crate::nets::{Activation, BN_EPS, LEAK, Network, Operation, Port};
-use crate::part::Part;
 pub use check::Loaded;
 use proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, Stream,

@@ -1,4 +1,4 @@
-//! The part of ONNX's messages that networks here need, and how a large one streams to a file. Imports nothing of the crate.
+//! The part of ONNX's messages that networks here need, and how a large one streams to a file.
 //!
 //! Field numbers are those of onnx.proto3 (github.com/onnx/onnx). What a reader meets beside them it passes over, as protocol
 //! buffers ask. Optional fields are those whose absence ONNX's own checker tells from a zero.

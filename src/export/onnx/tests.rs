@@ -1,4 +1,4 @@
-//! ONNX files of every kind of network against the live ones, and what becomes of bad files. Imports the models to have some.
+//! ONNX files of every kind of network against the live ones, and what becomes of bad files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use prost::Message;
 
 use super::*;
 use crate::config::{self, ModelKind, ModelSpec, Preset, Settings};
-use crate::gan::Gan;
-use crate::model::{Model, Part, Visit};
+use crate::models::gan::Gan;
+use crate::models::vae::Vae;
+use crate::models::{Model, Part, Visit};
 use crate::native;
 use crate::nets::{Arch, Forms, Kernels, Layout, Products, Shape};
-use crate::vae::Vae;
 use tch::{Device, nn};
 
 /// Numbers that depend on `seed` alone, also with other tests beside: images in [0,1], or N(0, 1).

@@ -1,0 +1,102 @@
+//! Where the time of a step goes.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+/// The parts of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Gathering and converting the batch.
+    Data,
+    /// Noise, networks and losses, and giving back what they held.
+    Forward,
+    /// Gradients, and the updates of a linear layer's weights, which its backward pass makes block by block.
+    Backward,
+    /// Clipping, the other updates, moving averages.
+    Optimizer,
+}
+
+/// The phases in the order of a step, with their names.
+pub const PHASES: [(Phase, &str); 4] = [
+    (Phase::Data, "data"),
+    (Phase::Forward, "forward"),
+    (Phase::Backward, "backward"),
+    (Phase::Optimizer, "optimizer"),
+];
+
+/// A stopwatch that a step tells which phase has just ended; off, it costs nothing.
+#[derive(Debug)]
+pub struct Clock {
+    last: Cell<Option<Instant>>,
+    sums: [Cell<f64>; 4],
+    /// What the end of a phase waits for: a device that works on after its calls have returned.
+    wait: Option<fn()>,
+}
+
+impl Clock {
+    /// One that measures nothing.
+    pub fn off() -> Self {
+        Clock { last: Cell::new(None), sums: Default::default(), wait: None }
+    }
+
+    /// One that runs from now.
+    pub fn on() -> Self {
+        Clock { last: Cell::new(Some(Instant::now())), ..Clock::off() }
+    }
+
+    /// One that calls `wait` at the end of each phase, before it looks at the time.
+    pub fn waiting(wait: fn()) -> Self {
+        Clock { wait: Some(wait), ..Clock::on() }
+    }
+
+    /// The time since the last call belongs to `phase`.
+    pub fn lap(&self, phase: Phase) {
+        if let Some(last) = self.last.get() {
+            if let Some(wait) = self.wait {
+                wait();
+            }
+            let now = Instant::now();
+            let sum = &self.sums[phase as usize];
+            sum.set(sum.get() + (now - last).as_secs_f64());
+            self.last.set(Some(now));
+        }
+    }
+
+    /// Moves `seconds` that were counted as `from` to `to`.
+    pub fn shift(&self, from: Phase, to: Phase, seconds: f64) {
+        if self.last.get().is_some() {
+            let [a, b] = [from, to].map(|phase| &self.sums[phase as usize]);
+            a.set(a.get() - seconds);
+            b.set(b.get() + seconds);
+        }
+    }
+
+    /// Seconds that belong to `phase` so far.
+    pub fn seconds(&self, phase: Phase) -> f64 {
+        self.sums[phase as usize].get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn time_goes_to_the_phase_that_ended() {
+        let clock = Clock::on();
+        std::thread::sleep(Duration::from_millis(20));
+        clock.lap(Phase::Data);
+        std::thread::sleep(Duration::from_millis(5));
+        clock.lap(Phase::Backward);
+        clock.lap(Phase::Data);
+        assert!(clock.seconds(Phase::Data) >= 0.02 && clock.seconds(Phase::Backward) >= 0.005);
+        assert_eq!(clock.seconds(Phase::Forward), 0.0);
+        let waiting = Clock::waiting(|| std::thread::sleep(Duration::from_millis(5)));
+        waiting.lap(Phase::Forward);
+        assert!(waiting.seconds(Phase::Forward) >= 0.005, "what is waited for belongs to the phase");
+        let off = Clock::off();
+        off.lap(Phase::Data);
+        assert_eq!(off.seconds(Phase::Data), 0.0);
+    }
+}

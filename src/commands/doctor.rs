@@ -1,0 +1,260 @@
+//! What this ganvae stands on, found and missing: libtorch, CUDA, the processor, the data folder.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+
+use crate::config::Settings;
+use crate::config::device;
+use crate::data;
+use crate::native;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Report {
+    /// A page for people; ends with what to do for each thing that is missing.
+    pub text: String,
+    /// Whether the device that was asked about can be used; also when none was.
+    pub works: bool,
+}
+
+/// A page under way: a line for each thing, and what to do.
+#[derive(Default)]
+struct Page {
+    lines: String,
+    todo: Vec<String>,
+}
+
+impl Page {
+    fn line(&mut self, name: &str, text: impl AsRef<str>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.lines, "{name:<11}{}", text.as_ref());
+    }
+
+    /// What was found, or that it is missing, with what to do.
+    fn found(&mut self, name: &str, what: Result<String>) {
+        match what {
+            Ok(text) => self.line(name, text),
+            Err(why) => {
+                let why = crate::base::usage::one_line(&format!("{why:#}"));
+                self.line(name, "MISSING, see below");
+                if !self.todo.contains(&why) {
+                    self.todo.push(why);
+                }
+            }
+        }
+    }
+}
+
+/// Looks at everything; `asked` is the value of `--device`.
+///
+/// # Errors
+/// [`crate::base::usage::Usage`] for a device's name that is none.
+pub fn examine(asked: Option<&str>) -> Result<Report> {
+    let mut page = Page::default();
+    page.line("ganvae", env!("CARGO_PKG_VERSION"));
+    let folder = native::libtorch_folder();
+    page.line("libtorch", format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
+    page.line("threads", format!("{} of {} cores", tch::get_num_threads(), cores()));
+    let kernels = native::cpu_capability().unwrap_or_else(|_| "unknown".into());
+    page.line("processor", format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
+    page.found("data", data_folder());
+    page.lines.push('\n');
+    let cuda = |page: &mut Page| {
+        libraries(page, &folder);
+        page.found("driver", driver());
+        page.found("half", half());
+    };
+    let name = asked.unwrap_or("cuda");
+    if name != "cpu" {
+        cuda(&mut page);
+    }
+    // What is missing is said part by part above; the verdict is that of a training run.
+    let opened = device::open(&Settings { device: Some(name.into()), ..Settings::default() });
+    if opened.as_ref().is_err_and(|e| e.is::<crate::base::usage::Usage>()) {
+        opened?;
+        return Err(anyhow!("a device's name was refused without a reason"));
+    }
+    if name != "cpu" {
+        devices(&mut page);
+        page.found("math", math());
+    }
+    let works = opened.is_ok();
+    if let Err(why) = &opened
+        && page.todo.is_empty()
+    {
+        page.todo.push(crate::base::usage::one_line(&format!("{why:#}")));
+    }
+    let mut text = page.lines;
+    text.push_str(&match &opened {
+        Ok(device) => format!("\n--device {name} works: it is {}\n", device::name(*device)),
+        Err(_) => format!("\n--device {name} would fail\n"),
+    });
+    for todo in &page.todo {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  - {todo}");
+    }
+    Ok(Report { text, works: works || asked.is_none() })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Those that make a difference to training.
+fn instruction_sets() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let sets = {
+        let all = [
+            ("avx2", std::is_x86_feature_detected!("avx2")),
+            ("fma", std::is_x86_feature_detected!("fma")),
+            ("avx512f", std::is_x86_feature_detected!("avx512f")),
+            ("avx512bw", std::is_x86_feature_detected!("avx512bw")),
+            ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
+            ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
+        ];
+        all.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect::<Vec<_>>().join(" ")
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let sets = std::env::consts::ARCH.to_owned();
+    if sets.is_empty() { "none of those that libtorch is fast with".into() } else { sets }
+}
+
+fn data_folder() -> Result<String> {
+    let dir = data::data_dir(&Settings::default())?;
+    let note = if dir.is_dir() { "" } else { " (not there yet: the first download makes it)" };
+    Ok(format!("{}{note}", dir.display()))
+}
+
+/// libtorch's CUDA half, and each library that it asks for.
+fn libraries(page: &mut Page, folder: &Path) {
+    let library = folder.join("libtorch_cuda.so");
+    let needs = if library.is_file() { native::needs(&library).map(Some) } else { Ok(None) };
+    match needs {
+        Ok(Some((names, mut folders))) => {
+            folders.push(folder.to_owned());
+            let found: Vec<_> = names.iter().filter(|n| is_cuda(n)).map(|n| (n, load(n, &folders))).collect();
+            let missing: Vec<_> = found.iter().filter(|(_, loads)| loads.is_err()).collect();
+            let good: Vec<_> = found.iter().filter(|(_, l)| l.is_ok()).map(|(n, _)| short(n)).collect();
+            page.line("cuda", format!("{} of {} libraries load: {}", good.len(), found.len(), good.join(" ")));
+            for (name, loads) in missing {
+                let why = loads.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default();
+                page.line("", format!("MISSING {name}"));
+                page.todo.push(format!("{name} does not load ({why}): run scripts/setup --full"));
+            }
+        }
+        // Elsewhere on the loader's path it may still be.
+        Ok(None) => {}
+        Err(why) => {
+            page.found("cuda", Err(why));
+        }
+    }
+    page.found("libtorch", native::load_libtorch_cuda().map(|()| "its CUDA half loads".into()));
+}
+
+/// Whether a library is part of CUDA, not of the system or libtorch's CPU half.
+fn is_cuda(name: &str) -> bool {
+    let others =
+        ["libtorch", "libc10", "libc.so", "libm.so", "libdl", "librt", "libpthread", "libstdc++", "libgcc", "ld-"];
+    !others.iter().any(|o| name.starts_with(o))
+}
+
+/// `cublas` of `libcublas.so.13`.
+fn short(name: &str) -> &str {
+    name.trim_start_matches("lib").split(".so").next().unwrap_or(name)
+}
+
+/// From the first of the folders that has it, else from wherever the loader finds it.
+fn load(name: &str, folders: &[PathBuf]) -> Result<()> {
+    let found = folders.iter().map(|f| f.join(name)).find(|f| f.is_file());
+    native::load(&found.map_or_else(|| name.to_owned(), |f| f.to_string_lossy().into_owned())).map(|_| ())
+}
+
+fn driver() -> Result<String> {
+    native::load_driver()?;
+    let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let version = version.lines().next().unwrap_or_default().trim_start_matches("NVRM version:").trim().to_owned();
+    match native::cuda().and_then(native::Cuda::versions) {
+        Ok([(major, minor), (of, runtime)]) => {
+            Ok(format!("serves CUDA {major}.{minor}, this libtorch is of {of}.{runtime}; {version}"))
+        }
+        // That its libraries load is all that can be said; what else is missing has a line of its own.
+        Err(_) => Ok(format!("loads; {version}")),
+    }
+}
+
+fn half() -> Result<String> {
+    if native::cuda_half_built() {
+        return Ok("ganvae's own CUDA half is built in".into());
+    }
+    Err(anyhow!(
+        "this ganvae was built without its CUDA half, because CUDA's headers were missing: run scripts/setup --full and cargo build \
+         --release again"
+    ))
+}
+
+/// Every device, with its memory.
+fn devices(page: &mut Page) {
+    // Without CUDA, the lines above have said why.
+    let Ok(cuda) = native::cuda() else { return };
+    match cuda.devices() {
+        Ok(count) => {
+            for index in 0..count {
+                let text = cuda.describe(index).map(|d| {
+                    let (major, minor) = d.capability;
+                    let gb = d.total_bytes as f64 / 1e9;
+                    format!(
+                        "{}, {gb:.1} GB, compute capability {major}.{minor}, {} multiprocessors",
+                        d.name, d.multiprocessors
+                    )
+                });
+                page.found(&format!("cuda:{index}"), text);
+            }
+        }
+        Err(why) => {
+            page.found(
+                "devices",
+                Err(why.context("no CUDA device can be used: check nvidia-smi and CUDA_VISIBLE_DEVICES")),
+            );
+        }
+    }
+}
+
+/// As a run without flags computes.
+fn math() -> Result<String> {
+    let m = native::math()?;
+    let yes = |on: bool| if on { "on" } else { "off" };
+    let cudnn = native::cudnn_version().map_or_else(|_| String::new(), |(a, b)| format!(" {a}.{b}"));
+    Ok(format!(
+        "TF32 {} in products, {} in convolutions (--precision); deterministic {} (--deterministic); cuDNN{cudnn} times its algorithms: {}",
+        yes(m.tf32_products),
+        yes(m.tf32_convolutions),
+        yes(m.deterministic),
+        yes(m.benchmark)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_works_and_names_that_are_none_are_refused() {
+        let report = examine(Some("cpu")).unwrap();
+        assert!(report.works, "{}", report.text);
+        for part in ["libtorch   2.11.0, /", "threads", "processor", "data", "--device cpu works: it is cpu"] {
+            assert!(report.text.contains(part), "{part} in {}", report.text);
+        }
+        assert!(examine(Some("gpu")).unwrap_err().is::<crate::base::usage::Usage>());
+    }
+
+    #[test]
+    fn libraries_of_the_system_are_not_cudas() {
+        assert!(is_cuda("libcublas.so.13") && is_cuda("libnccl.so.2"));
+        assert!(
+            !is_cuda("libc.so.6") && !is_cuda("libc10_cuda.so") && !is_cuda("libtorch_cpu.so") && !is_cuda("libc10.so")
+        );
+        assert_eq!(short("libcublas.so.13"), "cublas");
+    }
+}

@@ -1,0 +1,129 @@
+//! Which device a run uses, and what it computes in.
+
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use crate::base::progress::say;
+use crate::base::usage::usage;
+use crate::config::Settings;
+use crate::native;
+use crate::nets::Precision;
+
+/// The device that `--device` names, ready for use. `auto` is CUDA where it truly works, else the CPU.
+///
+/// # Errors
+/// [`crate::base::usage::Usage`] for a name that is none; one sentence on what is missing when CUDA is asked for and not there.
+pub fn open(s: &Settings) -> Result<Device> {
+    let name = s.device.as_deref().unwrap_or("auto");
+    match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", "0") => Ok(Device::Cpu),
+        ("auto", "0") => Ok(auto(s)),
+        ("cuda", index) => match index.parse() {
+            Ok(index) => cuda(index, s).with_context(|| format!("--device {name}")),
+            Err(_) => usage!("--device {name}: the number after cuda: must be a device's index, such as cuda:0"),
+        },
+        _ => usage!("--device {name}: wanted auto, cpu, cuda or cuda:N"),
+    }
+}
+
+/// CUDA, else the CPU; where there is a driver and yet no CUDA, it is said why.
+fn auto(s: &Settings) -> Device {
+    if native::load_driver().is_err() {
+        return Device::Cpu;
+    }
+    cuda(0, s).unwrap_or_else(|why| {
+        say(&format!("warning: there is an NVIDIA driver, but CUDA cannot be used, so this runs on the CPU: {why:#}"));
+        Device::Cpu
+    })
+}
+
+/// The variable from which cuBLAS takes its workspace, and a value with which it gives the same bits on every start.
+const WORKSPACE: (&str, &str) = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+
+fn cuda(index: usize, s: &Settings) -> Result<Device> {
+    let deterministic = s.deterministic == Some(true);
+    if deterministic && std::env::var_os(WORKSPACE.0).is_none() {
+        // SAFETY: no other thread looks at the environment meanwhile: a device is opened before data is read and before there is
+        // work for other threads, and those that exist wait for some.
+        unsafe { std::env::set_var(WORKSPACE.0, WORKSPACE.1) };
+    }
+    let cuda = native::cuda()?;
+    let found = match cuda.devices() {
+        Ok(found) if tch::Cuda::is_available() => found,
+        Ok(_) => 0,
+        Err(why) => {
+            return Err(why.context(
+                "no CUDA device can be used: check nvidia-smi and CUDA_VISIBLE_DEVICES, update the driver if it is too old, or \
+                 use --device cpu",
+            ));
+        }
+    };
+    ensure!(
+        index < found,
+        "{found} CUDA devices are visible, so there is no number {index}: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
+    );
+    cuda.select(index)?;
+    native::set_math(s.precision != Some(Precision::Fp32), deterministic)?;
+    let device = Device::Cuda(index);
+    let sum = small_sum(device)
+        .with_context(|| format!("a small sum on {} failed: check nvidia-smi, or use --device cpu", name(device)))?;
+    ensure!(
+        sum == 20.0,
+        "a small sum on {} came out as {sum} instead of 20: check nvidia-smi, or use --device cpu",
+        name(device)
+    );
+    Ok(device)
+}
+
+/// 0 + 2 + 4 + 6 + 8, computed there: a device that is listed may still not work, as one that is too old for this libtorch.
+fn small_sum(device: Device) -> Result<f64> {
+    let numbers = Tensor::f_arange(5, (Kind::Float, device))?.f_mul_scalar(2.0)?;
+    // sync: once, when a device is opened.
+    Ok(numbers.f_sum(Kind::Float)?.f_double_value(&[])?)
+}
+
+/// What training on `device` computes in: as asked for, else TF32 on CUDA and float32 on a CPU.
+///
+/// # Errors
+/// [`crate::base::usage::Usage`] for another than float32 on a CPU.
+pub fn precision(s: &Settings, device: Device) -> Result<Precision> {
+    match (device, s.precision) {
+        (Device::Cuda(_), asked) => Ok(asked.unwrap_or(Precision::Tf32)),
+        (_, None | Some(Precision::Fp32)) => Ok(Precision::Fp32),
+        (_, Some(asked)) => usage!(
+            "--precision {} is for CUDA, and this runs on the CPU, which computes in fp32: leave it out, or use --device cuda",
+            crate::config::preset_name(asked)
+        ),
+    }
+}
+
+/// `cpu` or `cuda:0`.
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(i) => format!("cuda:{i}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_none_and_precisions_that_a_cpu_lacks_are_refused() {
+        let on = |device: &str| Settings { device: Some(device.into()), ..Settings::default() };
+        assert_eq!(open(&on("cpu")).unwrap(), Device::Cpu);
+        for bad in ["gpu", "cuda:x", "cuda:", "cpu:1", "auto:0x"] {
+            assert!(open(&on(bad)).unwrap_err().is::<crate::base::usage::Usage>(), "{bad}");
+        }
+        let with = |precision| Settings { precision, ..Settings::default() };
+        for asked in [None, Some(Precision::Fp32)] {
+            assert_eq!(precision(&with(asked), Device::Cpu).unwrap(), Precision::Fp32);
+        }
+        assert_eq!(precision(&with(None), Device::Cuda(0)).unwrap(), Precision::Tf32);
+        assert_eq!(precision(&with(Some(Precision::Bf16)), Device::Cuda(0)).unwrap(), Precision::Bf16);
+        let e = precision(&with(Some(Precision::Bf16)), Device::Cpu).unwrap_err();
+        assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains("--precision bf16 is for CUDA"), "{e}");
+        assert_eq!(small_sum(Device::Cpu).unwrap(), 20.0);
+    }
+}

@@ -1,0 +1,481 @@
+//! Which of the equivalent forms of a step is the fastest here: measured on the real step.
+//!
+//! Contiguous and channels-last, one thread and all, libtorch's BLAS and oneDNN differ several-fold either way, depending on
+//! processor and sizes. Every form gives the same numbers to rounding; the choice is stored with the run.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::base::timer::Clock;
+use crate::models::{Model, StepCx};
+use crate::native;
+use crate::nets::{Forms, Kernels, Layout, Precision, Products};
+
+/// What a run computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Tuning {
+    /// CPU threads of one operation.
+    pub threads: u32,
+    /// Forms of the layers.
+    #[serde(flatten)]
+    pub forms: Forms,
+}
+
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Forms { products, layout, kernels, precision: _ } = self.forms;
+        let [products, layout, kernels] = [name(products), name(layout), name(kernels)];
+        write!(f, "threads={},products={products},layout={layout},kernels={kernels}", self.threads)
+    }
+}
+
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+}
+
+impl Tuning {
+    /// What runs from before there was a choice were computed with.
+    pub fn libtorchs_own() -> Self {
+        Tuning { threads: cores(), forms: Forms::default() }
+    }
+
+    /// Takes effect: threads for the process, forms for the model.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn apply(self, model: &mut dyn Model) -> Result<()> {
+        tch::set_num_threads(self.threads as i32);
+        model.set_forms(self.forms)
+    }
+}
+
+/// What was asked for: which keys are fixed, and whether the others are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Whether keys that are not fixed are measured.
+    pub measure: bool,
+    /// Whether every start must give the same bits ([`Products::rounds_alike`]).
+    pub deterministic: bool,
+    /// Fixed number of threads.
+    pub threads: Option<u32>,
+    /// Fixed products.
+    pub products: Option<Products>,
+    /// Fixed layout.
+    pub layout: Option<Layout>,
+    /// Fixed kernels.
+    pub kernels: Option<Kernels>,
+    /// What the layers are computed in.
+    pub precision: Precision,
+    /// Whether steps on a GPU run as one captured launch.
+    pub captured: bool,
+}
+
+impl Plan {
+    /// `auto`, `off`, or KEY=VALUE pairs, separated by commas; keys that are not named are measured, unless `off` is among
+    /// them.
+    ///
+    /// # Errors
+    /// One sentence that names the part that is none of these.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut plan = Plan { measure: true, ..Plan::default() };
+        for part in text.split(',').map(str::trim) {
+            match part.split_once('=') {
+                None if part == "auto" => {}
+                None if part == "off" => plan.measure = false,
+                Some(("threads", n)) => plan.threads = Some(threads(n)?),
+                Some(("products", v)) => plan.products = Some(choice("products", v)?),
+                Some(("layout", v)) => plan.layout = Some(choice("layout", v)?),
+                Some(("kernels", v)) => plan.kernels = Some(choice("kernels", v)?),
+                _ => bail!(
+                    "{part:?} is none of auto, off, threads=N, products={}, layout={}, kernels={}",
+                    names::<Products>(),
+                    names::<Layout>(),
+                    names::<Kernels>()
+                ),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Where the search starts, and what is used when nothing is measured: all threads and the forms that are the fastest on
+    /// most processors, with what is fixed put in. The same on every start.
+    pub fn first(&self, device: Device) -> Tuning {
+        let usual = match device {
+            Device::Cpu => {
+                let products = if self.deterministic { Products::Onednn } else { Products::BySize };
+                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, precision: self.precision }
+            }
+            // Tensor cores read channels side by side; MLPs have no layout.
+            _ => Forms { layout: Layout::ChannelsLast, precision: self.precision, ..Forms::default() },
+        };
+        Tuning {
+            threads: self.threads.unwrap_or_else(cores),
+            forms: Forms {
+                products: self.products.unwrap_or(usual.products),
+                layout: self.layout.unwrap_or(usual.layout),
+                kernels: self.kernels.unwrap_or(usual.kernels),
+                ..usual
+            },
+        }
+    }
+
+    /// The choices beside `now` that are open on this device, each one key away from it.
+    fn neighbours(&self, now: Tuning, device: Device, convolutions: bool) -> Vec<Tuning> {
+        // A GPU knows layouts alone.
+        let cpu = device == Device::Cpu;
+        let mut all = Vec::new();
+        let mut add = |open: bool, changed: Tuning| {
+            if open && changed != now && !all.contains(&changed) {
+                all.push(changed);
+            }
+        };
+        let forms = now.forms;
+        for &products in Products::value_variants() {
+            add(cpu && self.products.is_none(), Tuning { forms: Forms { products, ..forms }, ..now });
+        }
+        for &layout in Layout::value_variants() {
+            add(self.layout.is_none() && convolutions, Tuning { forms: Forms { layout, ..forms }, ..now });
+        }
+        for &kernels in Kernels::value_variants() {
+            add(cpu && self.kernels.is_none(), Tuning { forms: Forms { kernels, ..forms }, ..now });
+        }
+        // All, a half, and one: between those, the step's time changes smoothly.
+        for threads in [cores().div_ceil(2), 1] {
+            add(cpu && self.threads.is_none() && threads < now.threads, Tuning { threads, ..now });
+        }
+        all
+    }
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+fn threads(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => bail!("threads={text}: wanted a whole number from 1 to 1024"),
+    }
+}
+
+fn choice<T: ValueEnum>(key: &str, text: &str) -> Result<T> {
+    match T::from_str(text, false) {
+        Ok(value) => Ok(value),
+        Err(_) => bail!("{key}={text}: wanted {}", names::<T>().replace('|', " or ")),
+    }
+}
+
+fn names<T: ValueEnum>() -> String {
+    T::value_variants().iter().map(|v| name(v.clone())).collect::<Vec<_>>().join("|")
+}
+
+/// A choice, and how it came about.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// What to compute with.
+    pub tuning: Tuning,
+    /// Why.
+    pub origin: Origin,
+}
+
+/// How a choice came about.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin {
+    /// Nothing was measured: as asked for, or the usual.
+    Unmeasured,
+    /// A run began with it and goes on with it.
+    Stored,
+    /// The fastest of several.
+    Measured {
+        /// Milliseconds of a step so.
+        ms: f64,
+        /// How many choices were measured.
+        of: usize,
+        /// Seconds that it all took.
+        seconds: f64,
+    },
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.origin {
+            Origin::Measured { ms, of, seconds } => {
+                write!(f, "tuned {} ({ms:.3} ms a step, the best of {of} in {seconds:.1} s)", self.tuning)
+            }
+            Origin::Stored => write!(f, "as the run began: {}", self.tuning),
+            Origin::Unmeasured => write!(f, "not tuned: {}", self.tuning),
+        }
+    }
+}
+
+/// Share of a run's expected time that may go into measuring.
+const SHARE: f64 = 0.05;
+/// Seconds that all measuring together should take.
+const BUDGET_S: f64 = 1.0;
+/// Milliseconds of a step that one thread cannot be the fastest for.
+const SLOW_MS: f64 = 20.0;
+/// Steps of a run that is too short to measure anything for.
+const SHORT: u64 = 100;
+
+/// Chooses what a run of `steps` updates computes with. `build` makes a model to measure on, which is thrown away; `x` is a batch
+/// [B,C,H,W]. `convolutions` says whether the layout matters.
+///
+/// A run that would be over before measuring paid gets [`Plan::first`].
+///
+/// # Errors
+/// Those of a step.
+pub fn choose(
+    plan: &Plan,
+    steps: u64,
+    convolutions: bool,
+    x: &Tensor,
+    build: impl FnOnce() -> Result<Box<dyn Model>>,
+) -> Result<Chosen> {
+    let first = plan.first(x.device());
+    let unmeasured = Chosen { tuning: first, origin: Origin::Unmeasured };
+    let open = plan.neighbours(first, x.device(), convolutions);
+    if !plan.measure || steps < SHORT || open.is_empty() {
+        return Ok(unmeasured);
+    }
+    let began = Instant::now();
+    let mut model = build()?;
+    let slice = Duration::from_secs_f64(BUDGET_S / 12.0);
+    let mut time = |tuning: Tuning, best_ms| {
+        // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
+        native::release_free_memory(x.device())?;
+        tuning.apply(model.as_mut())?;
+        match x.device() {
+            Device::Cpu => time(model.as_mut(), x, slice, best_ms),
+            _ => time_on_gpu(model.as_mut(), x, slice, plan.captured),
+        }
+    };
+    if x.device() == Device::Cpu {
+        // Twice: a process that has just started is slow for a few steps.
+        time(first, f64::INFINITY)?;
+    }
+    let Some(mut best_ms) = time(first, f64::INFINITY)? else { return Ok(unmeasured) };
+    let mut best = first;
+    let mut measured = 1;
+    // Each form takes at least two steps, on a GPU a dozen, and as many again where it wins.
+    let least = if x.device() == Device::Cpu { 3.0 } else { 20.0 };
+    let cost_s = BUDGET_S.max(least * open.len() as f64 * best_ms / 1e3);
+    if best_ms * steps as f64 / 1e3 * SHARE < cost_s {
+        return Ok(unmeasured);
+    }
+    for change in open {
+        // One thread is for steps whose operations are over before a second has woken up.
+        if change.threads == 1 && first.threads != 1 && best_ms > SLOW_MS {
+            continue;
+        }
+        // One key of the neighbour, the others from the best so far.
+        let candidate = merge(best, first, change);
+        measured += 1;
+        let Some(ms) = time(candidate, best_ms)? else { continue };
+        // Less than that is noise; and so is more, where the best of before has become as fast by now.
+        if ms < 0.97 * best_ms {
+            let again = time(best, f64::INFINITY)?.unwrap_or(best_ms);
+            best_ms = best_ms.min(again);
+            if ms < 0.97 * best_ms {
+                (best, best_ms) = (candidate, ms);
+            }
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Chosen { tuning: best, origin: Origin::Measured { ms: best_ms, of: measured, seconds } })
+}
+
+/// `best` with the one key in which `change` differs from `first`.
+fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
+    fn pick<T: PartialEq>(best: T, first: T, change: T) -> T {
+        if change == first { best } else { change }
+    }
+    let (b, f, c) = (best.forms, first.forms, change.forms);
+    Tuning {
+        threads: pick(best.threads, first.threads, change.threads),
+        forms: Forms {
+            products: pick(b.products, f.products, c.products),
+            layout: pick(b.layout, f.layout, c.layout),
+            kernels: pick(b.kernels, f.kernels, c.kernels),
+            ..b
+        },
+    }
+}
+
+/// Milliseconds of the fastest of a few steps, after one to warm up; none when that one alone took thrice `best_ms`.
+fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
+    let clock = Clock::off();
+    let mut step = || -> Result<f64> {
+        let began = Instant::now();
+        let values = model.step(x, StepCx::host(0, 0, &clock))?;
+        // sync: nothing to wait for on a CPU; the value keeps the step from being optimised away.
+        values.f_double_value(&[0])?;
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    };
+    if step()? > 3.0 * best_ms + 50.0 {
+        return Ok(None);
+    }
+    let began = Instant::now();
+    let mut least = f64::INFINITY;
+    while least.is_infinite() || began.elapsed() < slice {
+        least = least.min(step()?);
+    }
+    Ok(Some(least))
+}
+
+/// Milliseconds of a step by the device's own events, made as training makes it: as one launch where steps are captured, else
+/// operation by operation. None where the form needs more memory than there is.
+fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: bool) -> Result<Option<f64>> {
+    let (cuda, clock) = (native::cuda()?, Clock::off());
+    let step = Tensor::f_zeros([], (Kind::Double, x.device()))?;
+    native::seed_default(x.device(), 0)?;
+    let mut once = || model.step(x, StepCx::device(&step, &clock)).map(drop);
+    for _ in 0..native::WARM_UP {
+        match once() {
+            Err(e) if format!("{e:#}").contains("CUDA out of memory") => return Ok(None),
+            made => made?,
+        }
+    }
+    let graph = if captured { Some(cuda.capture_step(&mut once)?) } else { None };
+    let mut mean = |steps: u32| -> Result<f64> {
+        let began = cuda.record()?;
+        for _ in 0..steps {
+            match &graph {
+                Some(graph) => graph.replay()?,
+                None => once()?,
+            }
+        }
+        Ok(began.ms_until(&cuda.record()?)? / f64::from(steps))
+    };
+    // The first replay also uploads the graph.
+    mean(1)?;
+    let about_ms = mean(native::WARM_UP)?;
+    mean((slice.as_secs_f64() * 1e3 / about_ms).clamp(5.0, 1000.0) as u32).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_understood_or_refused_by_name() {
+        let auto = Plan { measure: true, ..Plan::default() };
+        assert_eq!(Plan::parse("auto").unwrap(), auto);
+        assert_eq!(Plan::parse("off").unwrap(), Plan::default());
+        assert_eq!(
+            Plan::parse("off,threads=3, layout=channels-last").unwrap(),
+            Plan { threads: Some(3), layout: Some(Layout::ChannelsLast), ..Plan::default() }
+        );
+        assert_eq!(Plan::parse("products=blas").unwrap(), Plan { products: Some(Products::Blas), ..auto });
+        for (text, part) in [
+            ("fast", "\"fast\" is none of auto, off, threads=N"),
+            ("", "is none of"),
+            ("threads=0", "from 1 to 1024"),
+            ("threads=x", "from 1 to 1024"),
+            ("layout=nhwc", "layout=nhwc: wanted contiguous or channels-last"),
+            ("colour=red", "is none of"),
+        ] {
+            let e = Plan::parse(text).unwrap_err().to_string();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_choice_reads_as_it_is_asked_for() {
+        let first = Plan::default().first(Device::Cpu);
+        let plan = Plan::parse(&format!("off,{first}")).unwrap();
+        assert_eq!(plan.first(Device::Cpu), first);
+        assert!(plan.neighbours(first, Device::Cpu, true).is_empty(), "nothing is left open");
+    }
+
+    #[test]
+    fn neighbours_differ_in_one_open_key() {
+        let plan = Plan { measure: true, threads: Some(4), ..Plan::default() };
+        let first = plan.first(Device::Cpu);
+        let all = plan.neighbours(first, Device::Cpu, true);
+        assert_eq!(all.len(), 5);
+        assert!(all.iter().all(|t| t.threads == 4));
+        assert_eq!(plan.neighbours(first, Device::Cpu, false).len(), 4, "no layout without convolutions");
+        let better = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
+        let merged = merge(better, first, Tuning { threads: 1, ..first });
+        assert_eq!(merged, Tuning { threads: 1, ..better });
+    }
+
+    #[test]
+    fn a_gpu_chooses_between_layouts_alone_in_the_precision_of_the_run() {
+        let gpu = Device::Cuda(0);
+        let plan = Plan { measure: true, precision: Precision::Bf16, ..Plan::default() };
+        let first = plan.first(gpu);
+        assert_eq!((first.forms.layout, first.forms.precision), (Layout::ChannelsLast, Precision::Bf16));
+        let contiguous = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
+        assert_eq!(plan.neighbours(first, gpu, true), [contiguous]);
+        assert!(plan.neighbours(first, gpu, false).is_empty(), "an MLP has no layout");
+        let fixed = Plan { layout: Some(Layout::Contiguous), ..plan };
+        assert_eq!(fixed.first(gpu), contiguous);
+        assert!(fixed.neighbours(contiguous, gpu, true).is_empty());
+    }
+
+    /// A model whose step takes a time that depends on its forms.
+    struct Timed(Forms);
+
+    impl Model for Timed {
+        fn step(&mut self, _: &Tensor, _: StepCx) -> Result<Tensor> {
+            let ms = if self.0.kernels == Kernels::Own { 40 } else { 15 };
+            std::thread::sleep(Duration::from_millis(ms));
+            Ok(Tensor::from_slice(&[0f32]))
+        }
+        fn score(&self, x: &Tensor, _: StepCx) -> Result<Tensor> {
+            Ok(x.shallow_clone())
+        }
+        fn scalars(&self) -> &'static [&'static str] {
+            &["none"]
+        }
+        fn set_lr(&mut self, _: f64) {}
+        fn decode(&self, z: &Tensor) -> Result<Tensor> {
+            Ok(z.shallow_clone())
+        }
+        fn end_training(&mut self) {}
+        fn networks(&self) -> Vec<crate::nets::Network<'_>> {
+            Vec::new()
+        }
+        fn set_forms(&mut self, forms: Forms) -> Result<()> {
+            self.0 = forms;
+            Ok(())
+        }
+        fn latent(&self) -> i64 {
+            1
+        }
+        fn work(&self, _: i64) -> Vec<crate::nets::Work> {
+            Vec::new()
+        }
+        fn visit(&mut self, _: &mut dyn crate::models::Visit) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_faster_form_is_found_and_short_runs_are_left_alone() {
+        let before = tch::get_num_threads();
+        let x = Tensor::zeros([1, 1, 1, 1], (tch::Kind::Float, Device::Cpu));
+        let plan = Plan { measure: true, threads: Some(before as u32), ..Plan::default() };
+        let run = |plan: &Plan, steps| {
+            let first = plan.first(Device::Cpu);
+            choose(plan, steps, true, &x, || Ok(Box::new(Timed(first.forms)))).unwrap()
+        };
+        let chosen = run(&plan, 1_000_000);
+        assert_eq!(chosen.tuning.forms.kernels, Kernels::Libtorch, "{chosen}");
+        assert_eq!(chosen.tuning.forms.layout, Layout::ChannelsLast, "what is no faster stays");
+        let Origin::Measured { ms, of: 6, .. } = chosen.origin else { panic!("{chosen}") };
+        assert!((14.0..30.0).contains(&ms), "{chosen}");
+        for (plan, steps) in [(plan, 50), (plan, 300), (Plan { measure: false, ..plan }, 1_000_000)] {
+            let chosen = run(&plan, steps);
+            assert!(matches!(chosen.origin, Origin::Unmeasured), "{chosen}");
+            assert_eq!(chosen.tuning, plan.first(Device::Cpu));
+        }
+    }
+}

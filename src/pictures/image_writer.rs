@@ -1,0 +1,225 @@
+//! Where images go: a grid in one picture, a folder of single pictures, or numbers for NumPy.
+//!
+//! Images arrive in batches and, but for a grid's, are gone when the next one comes: a million need no more memory than a
+//! hundred.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::base::progress::Tally;
+use crate::base::shape::Shape;
+use crate::base::usage::usage;
+use crate::pictures::animation;
+use crate::pictures::grid;
+use crate::pictures::npy::Npy;
+
+/// Images in one grid at the most.
+const MOST_IN_A_GRID: usize = 10_000;
+
+/// What an output's ending asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `.png`: all images in one picture.
+    Grid,
+    /// `.npy`: the numbers, float32.
+    Npy,
+    /// No ending: a folder with a picture for each image.
+    Folder,
+    /// `.gif` or `.apng`: one frame after another.
+    Film(animation::Kind),
+}
+
+impl Format {
+    /// What `out` asks for, of `count` images; `films` says whether the command can make an animation.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] for another ending, too many images for a grid, a folder that has something in it.
+    pub fn of(out: &Path, count: usize, films: bool) -> Result<Format> {
+        let extension = out.extension().map(|e| e.to_string_lossy().to_lowercase());
+        let format = match (extension.as_deref(), animation::Kind::of(out)) {
+            (Some("png"), _) => Format::Grid,
+            (Some("npy"), _) => Format::Npy,
+            (None, _) => Format::Folder,
+            (_, Some(kind)) if films => Format::Film(kind),
+            _ => {
+                let film = if films { " a .gif or .apng for an animation," } else { "" };
+                usage!(
+                    "--out {}: wanted a .png for a grid,{film} a .npy for the numbers, or a folder for single pictures",
+                    out.display()
+                );
+            }
+        };
+        if matches!(format, Format::Grid | Format::Film(_)) && count > MOST_IN_A_GRID {
+            usage!(
+                "{count} images are too many for one grid (at most {MOST_IN_A_GRID}): give --out a folder or a .npy, or ask \
+                 for fewer"
+            );
+        }
+        if format == Format::Folder && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+            usage!(
+                "--out {}: the folder is not empty, and its files could be overwritten: name another",
+                out.display()
+            );
+        }
+        Ok(format)
+    }
+}
+
+/// Takes images batch by batch; [`Sink::finish`] says that all have come.
+#[derive(Debug)]
+pub struct Sink {
+    out: PathBuf,
+    to: To,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+enum To {
+    /// Bytes, a quarter of the floats that came.
+    Grid {
+        images: Vec<Tensor>,
+        columns: usize,
+    },
+    Npy(Npy<f32>),
+    Folder {
+        next: usize,
+    },
+}
+
+impl Sink {
+    /// Opens `out` for `count` images of this shape; a grid has `columns`, or is about square.
+    ///
+    /// # Errors
+    /// As [`Format::of`]; when the file or folder cannot be made.
+    pub fn open(out: &Path, count: usize, shape: Shape, columns: Option<usize>) -> Result<Self> {
+        let [c, h, w] = shape.dims().map(|n| n as usize);
+        let to = match Format::of(out, count, false)? {
+            Format::Npy => To::Npy(Npy::create(out, &[count, c, h, w])?),
+            Format::Folder => {
+                std::fs::create_dir_all(out)
+                    .with_context(|| format!("--out {}: the folder could not be made", out.display()))?;
+                To::Folder { next: 0 }
+            }
+            Format::Grid | Format::Film(_) => {
+                let columns = columns.unwrap_or_else(|| grid::columns_for(count, h, w));
+                To::Grid { images: Vec::new(), columns }
+            }
+        };
+        Ok(Sink { out: out.to_owned(), to, tally: Tally::start("images", count as u64) })
+    }
+
+    /// The next images, [B,C,H,W] in [0,1] on any device.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn push(&mut self, images: &Tensor) -> Result<()> {
+        let count = images.size()[0] as usize;
+        match &mut self.to {
+            To::Grid { images: all, .. } => all.push(grid::bytes(images)?),
+            To::Npy(file) => {
+                // sync: on their way to a file.
+                file.push(&Vec::<f32>::try_from(&flat(images)?)?)?;
+            }
+            To::Folder { next } => {
+                let (first, out) = (*next, &self.out);
+                let save =
+                    |(i, picture): (usize, &grid::Picture)| picture.save(&out.join(format!("{:06}.png", first + i)));
+                grid::singles(images)?.par_iter().enumerate().try_for_each(save)?;
+                *next += count;
+            }
+        }
+        self.tally.advance(count as u64);
+        Ok(())
+    }
+
+    /// Puts everything in its place.
+    ///
+    /// # Errors
+    /// When the disk refuses, or an array lacks images.
+    pub fn finish(self) -> Result<()> {
+        match self.to {
+            To::Grid { images, columns } => grid::draw(&Tensor::f_cat(&images, 0)?, columns)?.save(&self.out),
+            To::Npy(file) => file.finish(),
+            To::Folder { .. } => Ok(()),
+        }
+    }
+}
+
+/// All numbers of a tensor in C order, float32 on the CPU.
+///
+/// # Errors
+/// libtorch's.
+pub fn flat(t: &Tensor) -> Result<Tensor> {
+    Ok(t.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_reshape([-1])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { channels: 3, height: 4, width: 5 };
+
+    /// Images 0, 1, ... of level i/100, in batches of 3.
+    fn write(out: &Path, count: usize, columns: Option<usize>) -> Result<Tensor> {
+        let levels: Vec<f32> = (0..count).map(|i| i as f32 / 100.0).collect();
+        let images = Tensor::from_slice(&levels).view([count as i64, 1, 1, 1]).repeat([1, 3, 4, 5]);
+        let mut sink = Sink::open(out, count, SHAPE, columns)?;
+        for from in (0..count).step_by(3) {
+            sink.push(&images.narrow(0, from as i64, 3.min(count - from) as i64))?;
+        }
+        sink.finish()?;
+        Ok(images)
+    }
+
+    #[test]
+    fn all_images_arrive_in_every_format() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = write(&dir.path().join("a.npy"), 7, None).unwrap();
+        assert_eq!(Tensor::read_npy(dir.path().join("a.npy")).unwrap(), images);
+        drop(write(&dir.path().join("single"), 7, None).unwrap());
+        for i in 0..7u8 {
+            let picture = image::open(dir.path().join(format!("single/{i:06}.png"))).unwrap().to_rgb8();
+            assert_eq!(picture.dimensions(), (5, 4));
+            let level = (f32::from(i) / 100.0 * 255.0).round() as u8;
+            assert!(picture.pixels().all(|p| p.0 == [level; 3]), "image {i}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path().join("single")).unwrap().count(), 7);
+        for (columns, name) in [(None, "a.png"), (Some(4), "rows.PNG")] {
+            drop(write(&dir.path().join(name), 7, columns).unwrap());
+            let want = dir.path().join("want.png");
+            grid::draw(&images, columns.unwrap_or(2)).unwrap().save(&want).unwrap();
+            assert!(std::fs::read(dir.path().join(name)).unwrap() == std::fs::read(&want).unwrap(), "{name}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5, "nothing else");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_a_usage_error_before_any_work() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("x"), "").unwrap();
+        let refused = |out: &Path, count, films| {
+            let e = Format::of(out, count, films).unwrap_err();
+            assert!(e.is::<crate::base::usage::Usage>(), "{e}");
+            e.to_string()
+        };
+        assert!(refused(Path::new("a.jpg"), 1, true).contains(".gif or .apng"));
+        assert!(!refused(Path::new("a.gif"), 1, false).contains("animation"));
+        assert!(refused(Path::new("a.png"), 10_001, false).contains("10001 images are too many"));
+        assert!(refused(dir.path(), 1, false).contains("not empty"));
+        assert_eq!(Format::of(Path::new("a.npy"), 1 << 40, false).unwrap(), Format::Npy);
+        assert_eq!(Format::of(Path::new("a.GIF"), 9, true).unwrap(), Format::Film(animation::Kind::Gif));
+        assert!(Sink::open(Path::new("/dev/null/x"), 1, SHAPE, None).is_err());
+    }
+
+    #[test]
+    fn an_array_that_lacks_images_is_no_array() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = Sink::open(&dir.path().join("a.npy"), 3, SHAPE, None).unwrap();
+        sink.push(&Tensor::zeros([2, 3, 4, 5], (Kind::Float, Device::Cpu))).unwrap();
+        assert!(sink.finish().is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

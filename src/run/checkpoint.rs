@@ -1,0 +1,409 @@
+//! Checkpoints: all state of a run in a folder that is either complete or not there.
+//!
+//! `checkpoints/step-00000469/` holds model.safetensors (weights, buffers, averages), optimizer.safetensors (moments,
+//! counters), state.json (where the run stands, and the checksums of the other two) and state.sha256 (its own). It is written
+//! under another name, synced, then renamed; `checkpoints/latest` names the newest, `checkpoints/best` the best.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::base::hash;
+use crate::base::progress;
+use crate::base::weights_file::{self, sync};
+use crate::models::{Part, Visit};
+
+/// Version of the layout described above.
+const FORMAT: u32 = 2;
+
+/// Where a run stood when a checkpoint was written: `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the layout.
+    pub format: u32,
+    /// `vae` or `gan`.
+    pub model: String,
+    /// Updates done.
+    pub step: u64,
+    /// Seconds of training so far, over all processes.
+    pub wall_s: f64,
+    /// Images in the running sums of the log interval under way.
+    pub meter_images: u64,
+    /// Length of metrics.jsonl: rows after it belong to steps that a resumed run does again.
+    pub metrics_bytes: u64,
+    /// Settings that must stay as they are, by key.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// Whether the score, the pictures and the curves of the epoch that ends here are still to be made.
+    #[serde(default)]
+    pub epoch_due: bool,
+    /// Times that the run has gone back after a divergence.
+    #[serde(default)]
+    pub rollbacks: u32,
+    /// The checkpoint with the best held-out value so far.
+    #[serde(default)]
+    pub best: Option<Best>,
+    /// Size and SHA-256 of the other files.
+    pub files: BTreeMap<String, FileSum>,
+}
+
+/// A checkpoint and its held-out value, of which less is better.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Updates done.
+    pub step: u64,
+    /// Mean over the held-out images.
+    pub value: f64,
+}
+
+/// What a file must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSum {
+    /// Length.
+    pub bytes: u64,
+    /// Checksum in hexadecimal.
+    pub sha256: String,
+}
+
+impl State {
+    /// The state of a run of this model after `step` updates, all else empty; [`save`] adds the files.
+    pub fn new(model: String, step: u64) -> Self {
+        State {
+            format: FORMAT,
+            model,
+            step,
+            wall_s: 0.0,
+            meter_images: 0,
+            metrics_bytes: 0,
+            settings: BTreeMap::new(),
+            epoch_due: false,
+            rollbacks: 0,
+            best: None,
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Refuses a checkpoint of another kind of model than the run says it is.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn check_model(&self, model: impl std::fmt::Display) -> Result<()> {
+        let wanted = model.to_string();
+        ensure!(
+            self.model == wanted,
+            "the checkpoint of step {} is of a {}, the run of a {wanted}",
+            self.step,
+            self.model
+        );
+        Ok(())
+    }
+}
+
+fn file_name(part: Part) -> &'static str {
+    match part {
+        Part::Model => "model.safetensors",
+        Part::Optimizer => "optimizer.safetensors",
+    }
+}
+
+/// Writes a checkpoint below `folder` (the run's `checkpoints/`) and prunes all but the `keep` newest and the best.
+///
+/// `visit` shows all state to the visitor it is given. Nothing is visible under the checkpoint's name until every file is
+/// on the disk.
+///
+/// # Errors
+/// When a file cannot be written; names it. The checkpoints before stay as they were.
+pub fn save(
+    folder: &Path,
+    mut state: State,
+    keep: usize,
+    visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>,
+) -> Result<PathBuf> {
+    let name = folder_name(state.step);
+    let (part, target) = (folder.join(format!(".{name}.part")), folder.join(&name));
+    let mut gather = Gather::default();
+    visit(&mut gather)?;
+    let write = || -> Result<()> {
+        remove_dir(&part)?;
+        // Not with the folders above it: they are there, or the run has been removed.
+        fs::create_dir(&part)?;
+        for (kind, tensors) in [(Part::Model, gather.model), (Part::Optimizer, gather.optimizer)] {
+            let file = part.join(file_name(kind));
+            weights_file::write(&file, tensors)?;
+            state.files.insert(file_name(kind).to_owned(), sum(&file)?);
+        }
+        let text = serde_json::to_vec_pretty(&state)?;
+        write_synced(&part.join(STATE), &text)?;
+        write_synced(&part.join(STATE_SUM), hash::sha256([&text[..]]).as_bytes())?;
+        sync(&part)?;
+        remove_dir(&target)?;
+        Ok(fs::rename(&part, &target)?)
+    };
+    write()
+        .inspect_err(|_| drop(fs::remove_dir_all(&part)))
+        .with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
+    // A later one than this is of a branch that was left: damaged, and passed over when the run was resumed.
+    for (_, old) in list(folder)?.iter().filter(|(step, _)| *step > state.step) {
+        remove_old(old)?;
+    }
+    settle(folder, &state, keep)?;
+    Ok(target)
+}
+
+/// What follows a checkpoint, and is done again when a run goes on from it, since a kill may have come between: `latest` and `best`
+/// name what they should, and all but the `keep` newest up to it and the best are gone, with what unfinished writes left.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
+    let best = state.best.map(|best| best.step);
+    let points = || -> Result<()> {
+        point(folder, "latest", Some(state.step))?;
+        point(folder, "best", best)?;
+        sync(folder)
+    };
+    points().with_context(|| format!("{} could not be written", folder.join("latest").display()))?;
+    let past = list(folder)?.into_iter().filter(|(step, _)| *step <= state.step);
+    for (step, old) in past.rev().skip(keep.max(1)) {
+        if Some(step) != best {
+            remove_old(&old)?;
+        }
+    }
+    for entry in fs::read_dir(folder)?.flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with(".step-") {
+            remove_old(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_old(dir: &Path) -> Result<()> {
+    remove_dir(dir).with_context(|| format!("the old checkpoint {} could not be removed", dir.display()))
+}
+
+const STATE: &str = "state.json";
+const STATE_SUM: &str = "state.sha256";
+
+fn folder_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// Lets the file `name` name the checkpoint of `step`, or goes without it.
+fn point(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
+    let (part, file) = (folder.join(format!(".{name}.part")), folder.join(name));
+    let Some(step) = step else {
+        return match fs::remove_file(&file) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
+            _ => Ok(()),
+        };
+    };
+    let wanted = folder_name(step);
+    if fs::read(&file).is_ok_and(|found| found == wanted.as_bytes()) {
+        return Ok(());
+    }
+    write_synced(&part, wanted.as_bytes())?;
+    Ok(fs::rename(part, file)?)
+}
+
+/// Checkpoints below `folder` by the number in their name, oldest first: folders called `step-` and digits, no others.
+///
+/// None where there is no folder.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("the folder {} could not be read", folder.display()))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let digits = name.strip_prefix("step-").filter(|d| d.len() >= 8 && d.bytes().all(|b| b.is_ascii_digit()));
+        if let (Some(step), true) = (digits.and_then(|d| d.parse().ok()), path.is_dir()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The newest checkpoint whose files have the checksums that its state.json gives; a damaged one is named on stderr and
+/// passed over. None when there is no checkpoint yet.
+///
+/// # Errors
+/// When none of them is whole.
+pub fn newest_whole(folder: &Path) -> Result<Option<(PathBuf, State)>> {
+    let all = list(folder)?;
+    if all.is_empty() {
+        return Ok(None);
+    }
+    let mut last_error = None;
+    for (_, dir) in all.iter().rev() {
+        match verify(dir) {
+            Ok(mut state) => {
+                state.best = state.best.filter(|best| folder.join(folder_name(best.step)).is_dir());
+                return Ok(Some((dir.clone(), state)));
+            }
+            Err(e) => {
+                progress::say(&format!("warning: {e:#}; trying the checkpoint before it"));
+                last_error = Some(e);
+            }
+        }
+    }
+    bail!(
+        "no whole checkpoint is left in {} ({} damaged){}",
+        folder.display(),
+        all.len(),
+        last_error.map_or_else(String::new, |e| format!(": {e:#}"))
+    )
+}
+
+/// Reads state.json and checks the files it lists.
+fn verify(dir: &Path) -> Result<State> {
+    let (path, own_sum) = (dir.join(STATE), dir.join(STATE_SUM));
+    let text = fs::read(&path).with_context(|| format!("{} could not be read", path.display()))?;
+    let state: State = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    ensure!(
+        state.format == FORMAT,
+        "{} has format {}, this ganvae reads format {FORMAT}: use the version that wrote it (config.toml names it)",
+        path.display(),
+        state.format
+    );
+    let want = fs::read(&own_sum).with_context(|| format!("{} could not be read", own_sum.display()))?;
+    let found = hash::sha256([&text[..]]);
+    ensure!(
+        found.as_bytes() == want,
+        "{} is damaged: it has SHA-256 {}..., wanted {}... ({STATE_SUM})",
+        path.display(),
+        head(&found),
+        head(&String::from_utf8_lossy(&want))
+    );
+    ensure!(dir.ends_with(folder_name(state.step)), "{} says step {}", path.display(), state.step);
+    for part in [Part::Model, Part::Optimizer] {
+        let (name, file) = (file_name(part), dir.join(file_name(part)));
+        let want = state.files.get(name).with_context(|| format!("{} does not list {name}", path.display()))?;
+        let found = sum(&file).with_context(|| format!("{} could not be read", file.display()))?;
+        ensure!(
+            found == *want,
+            "{} is damaged: {} bytes with SHA-256 {}..., wanted {} bytes with {}...",
+            file.display(),
+            found.bytes,
+            head(&found.sha256),
+            want.bytes,
+            head(&want.sha256)
+        );
+    }
+    Ok(state)
+}
+
+fn head(sum: &str) -> &str {
+    sum.get(..12).unwrap_or(sum)
+}
+
+/// Copies the state in checkpoint `dir` into what `visit` shows; `parts` says which files are wanted.
+///
+/// # Errors
+/// When names, shapes or types differ: the sentence lists the differences, and nothing has been copied then.
+pub fn load(dir: &Path, parts: &[Part], visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>) -> Result<()> {
+    let mut gather = Gather::default();
+    visit(&mut gather)?;
+    let mut pending = Vec::new();
+    for part in parts {
+        let live = match part {
+            Part::Model => &gather.model,
+            Part::Optimizer => &gather.optimizer,
+        };
+        let file = dir.join(file_name(*part));
+        let bytes = fs::read(&file).with_context(|| format!("{} could not be read", file.display()))?;
+        let stored = SafeTensors::deserialize(&bytes)
+            .map_err(|e| anyhow::anyhow!("{} is not a whole safetensors file: {e}", file.display()))?;
+        let differences = compare(live, &stored);
+        ensure!(differences.is_empty(), "{} does not fit this model: {}", file.display(), differences.join("; "));
+        for (name, t) in live {
+            pending.push((t.shallow_clone(), weights_file::tensor_of(&stored.tensor(name)?)?));
+        }
+    }
+    tch::no_grad(|| {
+        for (mut live, stored) in pending {
+            live.f_copy_(&stored)?;
+        }
+        Ok(())
+    })
+}
+
+fn compare(live: &[(String, Tensor)], stored: &SafeTensors) -> Vec<String> {
+    let mut differences = Vec::new();
+    for (name, t) in live {
+        match stored.tensor(name) {
+            Err(_) => differences.push(format!("{name} is missing")),
+            Ok(view) => {
+                let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
+                if shape != t.size() {
+                    differences.push(format!("{name} has shape {shape:?}, wanted {:?}", t.size()));
+                } else if weights_file::dtype(t.kind()).ok() != Some(view.dtype()) {
+                    differences.push(format!("{name} has type {:?}, wanted {:?}", view.dtype(), t.kind()));
+                }
+            }
+        }
+    }
+    for name in stored.names() {
+        if !live.iter().any(|(n, _)| n == name) {
+            differences.push(format!("{name} is not in this model"));
+        }
+    }
+    let more = differences.len().saturating_sub(8);
+    differences.truncate(8);
+    if more > 0 {
+        differences.push(format!("and {more} more"));
+    }
+    differences
+}
+
+/// Collects what is visited, by file.
+#[derive(Default)]
+struct Gather {
+    model: Vec<(String, Tensor)>,
+    optimizer: Vec<(String, Tensor)>,
+}
+
+impl Visit for Gather {
+    fn tensor(&mut self, part: Part, name: &str, t: &Tensor) -> Result<()> {
+        let list = match part {
+            Part::Model => &mut self.model,
+            Part::Optimizer => &mut self.optimizer,
+        };
+        ensure!(!name.contains("__"), "the variable name {name} has '__' in it: two layers share one path");
+        ensure!(list.iter().all(|(n, _)| n != name), "two pieces of state are called {name}");
+        list.push((name.to_owned(), t.shallow_clone()));
+        Ok(())
+    }
+}
+
+fn sum(file: &Path) -> Result<FileSum> {
+    let (bytes, sha256) = hash::sha256_file(file)?;
+    Ok(FileSum { bytes, sha256 })
+}
+
+fn write_synced(file: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(file, bytes)?;
+    sync(file)
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! Tests of checkpoints on a disk.
+
+use super::*;
+use tch::{Device, Kind};
+
+fn state(step: u64) -> State {
+    State::new("vae".into(), step)
+}
+
+fn newest(folder: &Path) -> (PathBuf, State) {
+    newest_whole(folder).unwrap().unwrap()
+}
+
+fn tensors(seed: i64) -> Vec<(Part, String, Tensor)> {
+    tch::manual_seed(seed);
+    let f = (Kind::Float, Device::Cpu);
+    vec![
+        (Part::Model, "a.weight".into(), Tensor::randn([3, 4], f)),
+        (Part::Model, "a.bias".into(), Tensor::randn([4], f)),
+        (Part::Optimizer, "step".into(), Tensor::from(seed as f64)),
+    ]
+}
+
+fn show(list: &[(Part, String, Tensor)]) -> impl FnMut(&mut dyn Visit) -> Result<()> + '_ {
+    move |v| list.iter().try_for_each(|(part, name, t)| v.tensor(*part, name, t))
+}
+
+const BOTH: [Part; 2] = [Part::Model, Part::Optimizer];
+
+#[test]
+fn what_is_saved_comes_back_and_old_ones_are_pruned() {
+    let dir = tempfile::tempdir().unwrap();
+    for step in [1, 2, 3, 10] {
+        save(dir.path(), state(step), 2, &mut show(&tensors(step as i64))).unwrap();
+    }
+    assert_eq!(fs::read_to_string(dir.path().join("latest")).unwrap(), "step-00000010");
+    assert_eq!(list(dir.path()).unwrap().len(), 2);
+    let (newest, found) = newest(dir.path());
+    assert_eq!(found.step, 10);
+    let (live, want) = (tensors(0), tensors(10));
+    load(&newest, &BOTH, &mut show(&live)).unwrap();
+    for (l, w) in live.iter().zip(&want) {
+        assert!(l.2.equal(&w.2), "{}", l.1);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "no temporary folder is left");
+}
+
+#[test]
+fn any_damaged_file_sends_us_to_the_one_before() {
+    for (file, change) in [
+        ("model.safetensors", 0),
+        ("optimizer.safetensors", 1),
+        ("state.json", 2),
+        ("model.safetensors", 3),
+        ("state.json", 4),
+        ("state.sha256", 3),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), state(1), 5, &mut show(&tensors(1))).unwrap();
+        let path = save(dir.path(), state(2), 5, &mut show(&tensors(2))).unwrap().join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        match change {
+            0 => {
+                let n = bytes.len();
+                bytes[n - 1] ^= 1
+            }
+            1 => {
+                bytes.pop();
+            }
+            2 => bytes.clear(),
+            4 => {
+                // A number that is still one.
+                let at = bytes.windows(8).position(|w| w == b"\"wall_s\"").unwrap();
+                bytes[at + 10] ^= 1;
+            }
+            _ => {
+                fs::remove_file(&path).unwrap();
+            }
+        }
+        if change != 3 {
+            fs::write(&path, &bytes).unwrap();
+        }
+        let (found, state_1) = newest(dir.path());
+        assert_eq!(state_1.step, 1, "{file}, change {change}");
+        assert!(found.ends_with("step-00000001"));
+        fs::remove_dir_all(dir.path().join("step-00000001")).unwrap();
+        let e = format!("{:#}", newest_whole(dir.path()).unwrap_err());
+        assert!(e.contains("no whole checkpoint") && e.contains(file), "{e}");
+    }
+}
+
+#[test]
+fn only_numbered_folders_count_and_they_sort_by_number() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("step-notes.txt"), "mine").unwrap();
+    fs::write(dir.path().join("step-99999999"), "a file").unwrap();
+    fs::create_dir(dir.path().join("step-00000001.bak")).unwrap();
+    for step in [99_999_998, 100_000_000, 100_000_001] {
+        save(dir.path(), state(step), 2, &mut show(&tensors(1))).unwrap();
+    }
+    let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [100_000_000, 100_000_001]);
+    assert_eq!(newest(dir.path()).1.step, 100_000_001);
+    assert!(dir.path().join("step-notes.txt").exists() && dir.path().join("step-00000001.bak").exists());
+}
+
+#[test]
+fn the_best_one_outlives_newer_ones_until_a_better_one_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(newest_whole(&dir.path().join("none")).unwrap().is_none(), "no checkpoint yet");
+    let mut best = None;
+    for (step, value) in [(1, 9.0), (2, 5.0), (3, 7.0), (4, 6.0), (5, 4.0)] {
+        if best.is_none_or(|b: Best| value < b.value) {
+            best = Some(Best { step, value });
+        }
+        save(dir.path(), State { best, ..state(step) }, 1, &mut show(&tensors(1))).unwrap();
+        let kept: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+        let want: &[u64] = [&[1], &[2], &[2, 3][..], &[2, 4], &[5]][step as usize - 1];
+        assert_eq!(kept, want);
+    }
+    assert_eq!(fs::read_to_string(dir.path().join("best")).unwrap(), "step-00000005");
+    assert_eq!(newest(dir.path()).1.best, best);
+}
+
+#[test]
+fn checkpoints_of_a_branch_that_was_left_go() {
+    let dir = tempfile::tempdir().unwrap();
+    for step in [10, 20, 30, 15] {
+        save(dir.path(), state(step), 2, &mut show(&tensors(1))).unwrap();
+    }
+    let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [15], "10 was pruned before, 20 and 30 are later than the one just written");
+}
+
+#[test]
+fn another_models_checkpoint_is_refused_whole_with_the_differences() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(dir.path(), state(1), 1, &mut show(&tensors(1))).unwrap();
+    let mut live = tensors(5);
+    live[1].2 = Tensor::zeros([5], (Kind::Float, Device::Cpu));
+    live[2].1 = "other".into();
+    live.push((Part::Model, "b".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu))));
+    let before = live[0].2.copy();
+    let e = load(&path, &BOTH, &mut show(&live)).unwrap_err().to_string();
+    assert!(e.contains("a.bias has shape [4], wanted [5]") && e.contains("b is missing"), "{e}");
+    let e = load(&path, &[Part::Optimizer], &mut show(&live)).unwrap_err().to_string();
+    assert!(e.contains("other is missing") && e.contains("step is not in this model"), "{e}");
+    assert!(live[0].2.equal(&before), "nothing was copied");
+}
+
+#[test]
+fn a_header_that_lies_about_sizes_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(dir.path(), state(1), 1, &mut show(&tensors(1))).unwrap();
+    fs::write(path.join("model.safetensors"), [0xff; 16]).unwrap();
+    let e = load(&path, &[Part::Model], &mut show(&tensors(1))).unwrap_err().to_string();
+    assert!(e.contains("not a whole safetensors file"), "{e}");
+}
+
+#[test]
+fn two_pieces_of_state_never_share_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut twice = tensors(1);
+    twice[1].1 = "a.weight".into();
+    assert!(save(dir.path(), state(1), 1, &mut show(&twice)).is_err());
+}
