@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use ganvae::base::seed::{Stream, seed_for};
-use ganvae::base::timer::Clock;
+use ganvae::base::timer::StepTimer;
 use ganvae::config::{self, Config, ModelKind, Settings};
 use ganvae::models::{Part, Visit};
 use ganvae::native;
@@ -97,7 +97,7 @@ impl Run {
             epoch: step / self.setup.per_epoch,
             within: step % self.setup.per_epoch,
         };
-        self.stepper.step(&mut self.setup, &mut self.meter, at, &Clock::off()).unwrap();
+        self.stepper.step(&mut self.setup, &mut self.meter, at, &StepTimer::off()).unwrap();
     }
 
     /// Weights, moments, averages and counters, and the means of the step's values.

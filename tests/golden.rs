@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use ganvae::base::timer::Clock;
+use ganvae::base::timer::StepTimer;
 use ganvae::models::gan::{Gan, GanSpec};
 use ganvae::models::losses::GanLoss;
 use ganvae::models::optimizer::Hyper;
@@ -122,7 +122,7 @@ fn shape(channels: i64, height: i64, width: i64) -> Shape {
 /// Update number `i`, as the host knows it.
 fn cx(i: usize) -> StepCx<'static> {
     thread_local! {
-        static OFF: &'static Clock = Box::leak(Box::new(Clock::off()));
+        static OFF: &'static StepTimer = Box::leak(Box::new(StepTimer::off()));
     }
     StepCx::host(0, i as u64, OFF.with(|clock| *clock))
 }

@@ -37,6 +37,12 @@ pub fn seed_for(seed: u64, rank: u32, stream: Stream, step: u64) -> i64 {
     (h >> 1) as i64
 }
 
+/// The seed of the draw `name` within something that has a seed: the name's FNV-1a hash, mixed in.
+pub fn named(seed: i64, name: &str) -> i64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    (mix(mix(seed as u64).wrapping_add(hash)) >> 1) as i64
+}
+
 /// The order in which epoch `epoch` visits `n` images: a permutation of 0..n (Fisher and Yates, as Durstenfeld 1964).
 pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<i64> {
     let mut rng = Rng::new(seed_for(seed, 0, Stream::Order, epoch) as u64);

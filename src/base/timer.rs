@@ -26,27 +26,27 @@ pub const PHASES: [(Phase, &str); 4] = [
 
 /// A stopwatch that a step tells which phase has just ended; off, it costs nothing.
 #[derive(Debug)]
-pub struct Clock {
+pub struct StepTimer {
     last: Cell<Option<Instant>>,
     sums: [Cell<f64>; 4],
     /// What the end of a phase waits for: a device that works on after its calls have returned.
     wait: Option<fn()>,
 }
 
-impl Clock {
+impl StepTimer {
     /// One that measures nothing.
     pub fn off() -> Self {
-        Clock { last: Cell::new(None), sums: Default::default(), wait: None }
+        StepTimer { last: Cell::new(None), sums: Default::default(), wait: None }
     }
 
     /// One that runs from now.
     pub fn on() -> Self {
-        Clock { last: Cell::new(Some(Instant::now())), ..Clock::off() }
+        StepTimer { last: Cell::new(Some(Instant::now())), ..StepTimer::off() }
     }
 
     /// One that calls `wait` at the end of each phase, before it looks at the time.
     pub fn waiting(wait: fn()) -> Self {
-        Clock { wait: Some(wait), ..Clock::on() }
+        StepTimer { wait: Some(wait), ..StepTimer::on() }
     }
 
     /// The time since the last call belongs to `phase`.
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn time_goes_to_the_phase_that_ended() {
-        let clock = Clock::on();
+        let clock = StepTimer::on();
         std::thread::sleep(Duration::from_millis(20));
         clock.lap(Phase::Data);
         std::thread::sleep(Duration::from_millis(5));
@@ -92,10 +92,10 @@ mod tests {
         clock.lap(Phase::Data);
         assert!(clock.seconds(Phase::Data) >= 0.02 && clock.seconds(Phase::Backward) >= 0.005);
         assert_eq!(clock.seconds(Phase::Forward), 0.0);
-        let waiting = Clock::waiting(|| std::thread::sleep(Duration::from_millis(5)));
+        let waiting = StepTimer::waiting(|| std::thread::sleep(Duration::from_millis(5)));
         waiting.lap(Phase::Forward);
         assert!(waiting.seconds(Phase::Forward) >= 0.005, "what is waited for belongs to the phase");
-        let off = Clock::off();
+        let off = StepTimer::off();
         off.lap(Phase::Data);
         assert_eq!(off.seconds(Phase::Data), 0.0);
     }

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::base::progress::say;
 use crate::base::seed::{Stream, epoch_order, seed_for};
-use crate::base::timer::{Clock, PHASES, Phase};
+use crate::base::timer::{StepTimer, PHASES, Phase};
 use crate::config::device;
 use crate::config::{self, Config, ModelKind, Settings};
 use crate::models::StepCx;
@@ -107,7 +107,7 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     let whole = (setup.train.len() / config.batch_size).max(1) as u64;
     let mut step = 0;
     let mut ahead = Ahead::default();
-    let mut one = |clock: &Clock| -> Result<Tensor> {
+    let mut one = |clock: &StepTimer| -> Result<Tensor> {
         // Stacking the values and freeing the step before this one is the networks' doing.
         clock.lap(Phase::Forward);
         let (x, _) = setup.batch(&mut ahead, (0, &indices), step % whole, config.batch_size)?;
@@ -119,9 +119,9 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     };
     let warm = Instant::now();
     while warm.elapsed().as_secs_f64() < seconds.min(1.0) {
-        black_box(&one(&Clock::off())?);
+        black_box(&one(&StepTimer::off())?);
     }
-    let (mut times, clock, began) = (Vec::new(), Clock::on(), Instant::now());
+    let (mut times, clock, began) = (Vec::new(), StepTimer::on(), Instant::now());
     let mut last = 0.0;
     while last < seconds {
         black_box(&one(&clock)?);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::base::seed::{Stream, seed_for};
-use crate::base::timer::Clock;
+use crate::base::timer::StepTimer;
 use crate::config::{self, Config, ModelKind, Preset, Settings};
 use crate::models::{Part, Visit};
 use crate::nets::Precision;
@@ -444,7 +444,7 @@ impl Run {
     fn step_at(&mut self, step: u64, epoch: u64) -> Result<BTreeMap<String, Tensor>> {
         let within = step % self.setup.per_epoch;
         let at = At { noise: seed_for(self.seed, 0, Stream::Noise, step), step, epoch, within };
-        self.stepper.step(&mut self.setup, &mut self.meter, at, &Clock::off())?;
+        self.stepper.step(&mut self.setup, &mut self.meter, at, &StepTimer::off())?;
         let means = self.meter.means()?;
         self.meter.reset()?;
         let names = self.setup.model.scalars().iter().map(|n| (*n).to_owned());

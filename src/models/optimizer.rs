@@ -1,25 +1,13 @@
-//! Adam with its own visible state, and moving averages of weights.
+//! Adam, with its state in plain view.
 
 use anyhow::{Result, bail, ensure};
-use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use super::network::Network;
+use super::schedule::Scheduled;
+use super::{Part, StepContext, Visit};
 use crate::base::timer::Phase;
-use crate::models::{Moment, Number, Part, StepCx, Visit, named, trainable};
 use crate::native::{self, AdamStep};
-
-/// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of one network.
-#[derive(Debug)]
-pub struct Adam {
-    names: Vec<String>,
-    params: Vec<Tensor>,
-    exp_avgs: Vec<Tensor>,
-    exp_avg_sqs: Vec<Tensor>,
-    step: Tensor,
-    /// The step size on the device, which a captured update reads.
-    lr: Tensor,
-    hyper: Hyper,
-}
 
 /// What an optimizer is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -30,20 +18,40 @@ pub struct Hyper {
     pub clip_norm: f64,
 }
 
+/// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of one player's networks.
+#[derive(Debug)]
+pub struct Adam {
+    counter: &'static str,
+    names: Vec<String>,
+    params: Vec<Tensor>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
+    step: Tensor,
+    lr: Scheduled,
+    hyper: Hyper,
+}
+
 impl Adam {
-    /// Zero moments for every trainable variable of `vars`.
-    pub fn new(vars: &VarStore, hyper: Hyper) -> Self {
-        let (names, params): (Vec<_>, Vec<_>) = trainable(vars).into_iter().unzip();
-        let zeros = || params.iter().map(|p| p.detach().zeros_like()).collect();
-        Adam {
-            exp_avgs: zeros(),
-            exp_avg_sqs: zeros(),
-            step: Tensor::zeros([], (Kind::Float, vars.device())),
-            lr: Tensor::full([], hyper.adam.lr, (Kind::Float, vars.device())),
+    /// Zero moments for every trainable variable of `networks`; `counter` is the key of the number of updates in a checkpoint.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn new(counter: &'static str, networks: &[&Network], hyper: Hyper) -> Result<Self> {
+        let mut all: Vec<_> = networks.iter().flat_map(|n| n.variables()).filter(|(_, t)| t.requires_grad()).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        let (names, params): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        let device = networks.first().map_or(Device::Cpu, |n| n.vars.device());
+        let zeros = || params.iter().map(|p| Ok(p.detach().f_zeros_like()?)).collect::<Result<Vec<_>>>();
+        Ok(Adam {
+            counter,
+            exp_avgs: zeros()?,
+            exp_avg_sqs: zeros()?,
+            step: Tensor::f_zeros([] as [i64; 0], (Kind::Float, device))?,
+            lr: Scheduled::new(hyper.adam.lr, device)?,
             names,
             params,
             hyper,
-        }
+        })
     }
 
     /// Gradients of `loss` with respect to these parameters only: nothing else's is computed.
@@ -62,7 +70,7 @@ impl Adam {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn apply(&self, grads: &[Tensor], now: Moment) -> Result<()> {
+    pub fn apply(&self, grads: &[Tensor], on_device: bool) -> Result<()> {
         let clipped;
         let grads = if self.hyper.clip_norm > 0.0 {
             (clipped, _) = native::clip_grad_norm(grads, self.hyper.clip_norm)?;
@@ -71,9 +79,9 @@ impl Adam {
             grads
         };
         let (p, m, v, step, c) = (&self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam);
-        match now {
-            Moment::Host { .. } => native::fused_adam(p, grads, m, v, step, c),
-            Moment::Device { .. } => native::fused_adam_on_device(p, grads, [m, v], step, &self.lr, c),
+        match on_device {
+            false => native::fused_adam(p, grads, m, v, step, c),
+            true => native::fused_adam_on_device(p, grads, [m, v], step, self.lr.device(), c),
         }
     }
 
@@ -82,27 +90,23 @@ impl Adam {
     ///
     /// # Errors
     /// As those two.
-    pub fn minimise(&self, loss: &Tensor, cx: StepCx) -> Result<()> {
-        if self.hyper.clip_norm > 0.0 || !self.as_they_arrive(cx.now) {
+    pub fn minimise(&self, loss: &Tensor, cx: StepContext) -> Result<()> {
+        let all_at_once = self.hyper.clip_norm > 0.0 || cx.on_device || self.step.device() != Device::Cpu;
+        if all_at_once {
             let grads = self.gradients(loss)?;
-            cx.clock.lap(Phase::Backward);
-            self.apply(&grads, cx.now)?;
-            cx.clock.lap(Phase::Optimizer);
+            cx.timer.lap(Phase::Backward);
+            self.apply(&grads, cx.on_device)?;
+            cx.timer.lap(Phase::Optimizer);
             return Ok(());
         }
         let (seconds, missing) =
             native::minimise(loss, &self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)?;
-        cx.clock.lap(Phase::Backward);
-        cx.clock.shift(Phase::Backward, Phase::Optimizer, seconds);
+        cx.timer.lap(Phase::Backward);
+        cx.timer.shift(Phase::Backward, Phase::Optimizer, seconds);
         match missing {
             Some(i) => self.unreached(i),
             None => Ok(()),
         }
-    }
-
-    /// On a CPU a gradient is best used while it is in the cache; a GPU takes all in one launch.
-    fn as_they_arrive(&self, now: Moment) -> bool {
-        matches!(now, Moment::Host { .. }) && self.step.device() == Device::Cpu
     }
 
     fn unreached(&self, i: usize) -> Result<()> {
@@ -125,14 +129,17 @@ impl Adam {
     }
 
     /// Frees the moments; updates and [`Adam::visit`] fail from now on.
-    pub fn forget(&mut self) {
+    pub fn free(&mut self) {
         (self.exp_avgs, self.exp_avg_sqs) = (Vec::new(), Vec::new());
     }
 
     /// The step size from now on.
-    pub fn set_lr(&mut self, lr: f64) {
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn set_lr(&mut self, lr: f64) -> Result<()> {
         self.hyper.adam.lr = lr;
-        let _ = self.lr.fill_(lr);
+        self.lr.set(lr)
     }
 
     /// The parameters, in the order of their names.
@@ -145,80 +152,47 @@ impl Adam {
         &self.names
     }
 
-    /// Shows `v` the moments, and the counter under `step_name`.
+    /// Shows `v` the moments and the counter.
     ///
     /// # Errors
-    /// The visitor's; when the moments have been let go.
-    pub fn visit(&self, v: &mut dyn Visit, step_name: &str) -> Result<()> {
-        ensure!(self.exp_avgs.len() == self.names.len(), "the optimizer's moments were let go when training ended");
+    /// The visitor's; when the moments have been freed.
+    pub fn visit(&self, v: &mut dyn Visit) -> Result<()> {
+        ensure!(self.exp_avgs.len() == self.names.len(), "the optimizer's moments were freed when training ended");
         for (i, name) in self.names.iter().enumerate() {
             v.tensor(Part::Optimizer, &format!("{name}.exp_avg"), &self.exp_avgs[i])?;
             v.tensor(Part::Optimizer, &format!("{name}.exp_avg_sq"), &self.exp_avg_sqs[i])?;
         }
-        v.tensor(Part::Optimizer, step_name, &self.step)
-    }
-}
-
-/// Pairs a network with a twin that follows it slowly: every variable is a moving average, the running statistics of
-/// batch normalisation too, since those of the network itself do not fit averaged weights.
-#[derive(Debug)]
-pub struct Ema {
-    decay: f64,
-    average: Vec<Tensor>,
-    current: Vec<Tensor>,
-}
-
-impl Ema {
-    /// `twin` must have the variables of `vars`; it starts as their copy and is not trained.
-    ///
-    /// # Errors
-    /// When the two networks differ.
-    pub fn new(vars: &VarStore, twin: &mut VarStore, decay: f64) -> Result<Self> {
-        twin.copy(vars)?;
-        twin.freeze();
-        let (average, current) = named(twin).into_iter().zip(named(vars)).map(|((_, a), (_, c))| (a, c)).unzip();
-        Ok(Ema { decay, average, current })
-    }
-
-    /// Moves the twin after the update that `now` tells (number 0 is the first).
-    ///
-    /// The decay rises to its value as (1 + t)/(10 + t), so that the first pictures are not those of the initial weights.
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn follow(&self, now: Moment) -> Result<()> {
-        let t = now.step();
-        let decay = t.plus(1.0)?.over(&t.plus(10.0)?)?.at_most(self.decay)?;
-        match decay.scaled(-1.0)?.plus(1.0)? {
-            Number::Host(weight) => native::foreach_lerp(&self.average, &self.current, weight),
-            Number::Device(weight) => {
-                native::foreach_lerp_on_device(&self.average, &self.current, &weight.f_to_kind(Kind::Float)?)
-            }
-        }
+        v.tensor(Part::Optimizer, self.counter, &self.step)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::timer::Clock;
-    use tch::nn;
+    use crate::base::timer::StepTimer;
+    use crate::models::noise::Noise;
+    use crate::nets::graph::{Init, Port};
 
     #[test]
     fn a_parameter_that_does_not_reach_the_loss_is_named() {
-        let vars = VarStore::new(Device::Cpu);
-        let used = vars.root().var("used", &[2], nn::Init::Const(1.0));
-        let unused = vars.root().var("unused", &[2], nn::Init::Const(1.0));
-        let adam = Adam::new(&vars, Hyper::default());
-        let both = || used.sum(Kind::Float) + unused.sum(Kind::Float);
-        let clock = Clock::off();
-        let run =
-            |adam: &Adam, loss: &Tensor| adam.minimise(loss, StepCx::host(0, 0, &clock)).map_err(|e| e.to_string());
-        let clipped = Adam::new(&vars, Hyper { clip_norm: 1.0, ..Hyper::default() });
-        for adam in [adam, clipped] {
-            let e = run(&adam, &used.sum(Kind::Float)).unwrap_err();
-            assert!(e.contains("unused does not reach"), "{e}");
-            run(&adam, &both()).unwrap();
+        let (network, out) = Network::new("n", Device::Cpu, Init::PyTorch, |b| {
+            let x = b.input(Port::new("x", &[2], "numbers"))?;
+            let out = b.linear("used", x, 1, false)?;
+            b.linear("unused", x, 1, false)?;
+            b.output(Port::new("y", &[1], "numbers"), out)?;
+            Ok(out)
+        })
+        .unwrap();
+        let x = Tensor::ones([1, 2], (Kind::Float, Device::Cpu));
+        let (noise, timer) = (Noise::new(0, Device::Cpu), StepTimer::off());
+        for clip_norm in [0.0, 1.0] {
+            let adam = Adam::new("step", &[&network], Hyper { clip_norm, ..Hyper::default() }).unwrap();
+            let loss = || network.graph.forward_one(&x, out, crate::nets::Mode::Train).unwrap().sum(Kind::Float);
+            for on_device in [false, true] {
+                let cx = StepContext { noise: &noise, timer: &timer, on_device };
+                let e = adam.minimise(&loss(), cx).unwrap_err().to_string();
+                assert!(e.contains("n.unused.weight does not reach"), "{e}");
+            }
         }
     }
 }

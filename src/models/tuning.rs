@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::base::timer::Clock;
+use crate::base::timer::StepTimer;
 use crate::models::{Model, StepCx};
 use crate::native;
 use crate::nets::{Forms, Kernels, Layout, Precision, Products};
@@ -309,7 +309,7 @@ fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
 
 /// Milliseconds of the fastest of a few steps, after one to warm up; none when that one alone took thrice `best_ms`.
 fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
-    let clock = Clock::off();
+    let clock = StepTimer::off();
     let mut step = || -> Result<f64> {
         let began = Instant::now();
         let values = model.step(x, StepCx::host(0, 0, &clock))?;
@@ -331,7 +331,7 @@ fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Res
 /// Milliseconds of a step by the device's own events, made as training makes it: as one launch where steps are captured, else
 /// operation by operation. None where the form needs more memory than there is.
 fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: bool) -> Result<Option<f64>> {
-    let (cuda, clock) = (native::cuda()?, Clock::off());
+    let (cuda, clock) = (native::cuda()?, StepTimer::off());
     let step = Tensor::f_zeros([], (Kind::Double, x.device()))?;
     native::seed_default(x.device(), 0)?;
     let mut once = || model.step(x, StepCx::device(&step, &clock)).map(drop);

@@ -267,7 +267,7 @@ impl Model for Vae {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::timer::Clock;
+    use crate::base::timer::StepTimer;
     use crate::nets::{Activation, Arch};
 
     fn vae(beta: f64, kl_warmup_steps: u64) -> Vae {
@@ -312,7 +312,7 @@ mod tests {
     fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
         let mut warm = vae(2.0, 4);
         let x = Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu));
-        let clock = Clock::off();
+        let clock = StepTimer::off();
         let cx = StepCx::host(1, 0, &clock);
         for (values, beta) in [(warm.score(&x, cx).unwrap(), 2.0), (warm.step(&x, cx).unwrap(), 0.5)] {
             let v = Vec::<f32>::try_from(&values).unwrap();

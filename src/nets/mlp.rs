@@ -1,24 +1,20 @@
 //! Fully connected networks.
 
 use anyhow::Result;
-use tch::nn::Path;
 
-use super::{Layer, Net, NetSpec, Shape, dense_stack, linear};
+use super::graph::{Builder, Op, Value};
+use super::{NetSpec, Shape, dense_stack};
 
-/// x [B,C,H,W] -> flatten -> `fc1`, `fc2`, ... -> [B,F].
-pub fn features(path: &Path, shape: Shape, spec: &NetSpec) -> Result<(Net, i64)> {
-    let mut net = Net::default();
-    net.push("flatten", Layer::Flatten);
-    let width = dense_stack(&mut net, path, shape.numel(), spec)?;
-    Ok((net, width))
+/// x [C,H,W] -> flatten -> `fc1`, `fc2`, ... -> [F].
+pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
+    let pixels = b.dims(x).iter().product();
+    let flat = b.op("flatten", Op::Reshape(vec![pixels]), &[x])?;
+    dense_stack(b, flat, spec)
 }
 
-/// z [B,Z] -> `fc1`, `fc2`, ... -> `out` -> [B,C,H,W].
-pub fn synthesis(path: &Path, latent: i64, shape: Shape, spec: &NetSpec) -> Result<Net> {
-    let mut net = Net::default();
-    let width = dense_stack(&mut net, path, latent, spec)?;
-    let out = linear(path, "out", width, shape.numel(), true, spec.init)?;
-    net.push("out", Layer::Linear(out));
-    net.push("image", Layer::Reshape(shape.dims()));
-    Ok(net)
+/// z [Z] -> `fc1`, `fc2`, ... -> `out` -> [C,H,W].
+pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Result<Value> {
+    let hidden = dense_stack(b, z, spec)?;
+    let out = b.linear("out", hidden, shape.numel(), true)?;
+    b.op("image", Op::Reshape(shape.dims().to_vec()), &[out])
 }

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use crate::base::progress::{self, Progress};
 use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::{self, StopFlag};
-use crate::base::timer::Clock;
+use crate::base::timer::StepTimer;
 use crate::config::build;
 use crate::config::device;
 use crate::config::{Config, ModelKind};
@@ -81,7 +81,7 @@ struct Session<'a> {
     setup: Setup,
     info: RunInfo,
     meter: Meter,
-    clock: Clock,
+    clock: StepTimer,
     step: u64,
     /// Whether an epoch has ended and what follows has not been done yet.
     epoch_due: bool,
@@ -150,7 +150,7 @@ impl<'a> Session<'a> {
             },
             config,
             setup,
-            clock: Clock::off(),
+            clock: StepTimer::off(),
             step: 0,
             epoch_due: false,
             rollbacks: 0,

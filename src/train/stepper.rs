@@ -9,7 +9,7 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::seed::epoch_order;
-use crate::base::timer::{Clock, Phase};
+use crate::base::timer::{StepTimer, Phase};
 use crate::models::StepCx;
 use crate::native;
 use crate::train::setup::{Ahead, Setup};
@@ -169,7 +169,7 @@ impl Stepper {
     ///
     /// # Errors
     /// libtorch's; a step that cannot be captured.
-    pub fn step(&mut self, setup: &mut Setup, meter: &mut Meter, at: At, clock: &Clock) -> Result<i64> {
+    pub fn step(&mut self, setup: &mut Setup, meter: &mut Meter, at: At, clock: &StepTimer) -> Result<i64> {
         self.take_order(setup.train.len(), at.epoch)?;
         let Some((epoch, order)) = &self.order else { return Ok(0) };
         let Some(there) = &mut self.there else {
@@ -187,7 +187,7 @@ impl Stepper {
         {
             // Before the capture and again below: it must find the generator as a replay does.
             native::seed_default(self.device, at.noise)?;
-            let clock = Clock::off();
+            let clock = StepTimer::off();
             let graph = native::cuda()?.capture_step(|| there.update(setup, meter, order, count, &clock))?;
             there.graph = Capture::Done(graph);
         }
@@ -239,7 +239,7 @@ impl OnDevice {
 
     /// The complete update on the next `count` images, from gathering them to moving the numbers on. Everything in here may be
     /// captured: it must read nothing back, and take no number of the host's that another step would have otherwise.
-    fn update(&self, setup: &mut Setup, meter: &Meter, order: &Tensor, count: i64, clock: &Clock) -> Result<()> {
+    fn update(&self, setup: &mut Setup, meter: &Meter, order: &Tensor, count: i64, clock: &StepTimer) -> Result<()> {
         let x = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
         clock.lap(Phase::Data);
         let values = setup.model.step(&x, StepCx::device(&self.step, clock))?;

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Gpu, Timed, spread};
 use crate::base::seed::{Stream, seed_for};
-use crate::base::timer::{Clock, PHASES};
+use crate::base::timer::{StepTimer, PHASES};
 use crate::config::Config;
 use crate::native::{self, Cuda, Event};
 use crate::train::setup::Setup;
@@ -37,7 +37,7 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    fn next(&mut self, stepper: &mut Stepper, clock: &Clock) -> Result<()> {
+    fn next(&mut self, stepper: &mut Stepper, clock: &StepTimer) -> Result<()> {
         let at = At {
             noise: seed_for(self.seed, 0, Stream::Noise, self.done),
             step: self.done,
@@ -92,7 +92,7 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
 
 /// Trains until the step is captured and `seconds` are over; gives the milliseconds of a step by the host's clock.
 fn warm_up(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, seconds: f64) -> Result<f64> {
-    let off = Clock::off();
+    let off = StepTimer::off();
     for _ in 0..8 {
         steps.next(stepper, &off)?;
     }
@@ -109,7 +109,7 @@ fn warm_up(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, seconds: f64) -
 
 /// Milliseconds of slices of `each` steps, back to back, and of all together.
 fn slices(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, each: u64, seconds: f64) -> Result<(Vec<f64>, f64)> {
-    let off = Clock::off();
+    let off = StepTimer::off();
     let mut events: Vec<Event> = vec![cuda.record()?];
     let mut ms = Vec::new();
     let mut total = 0.0;
@@ -131,7 +131,7 @@ fn slices(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, each: u64, secon
 /// Share of a step of `step_ms` in which the device waits for the host: what a step takes less when the device finds many of
 /// them queued up. Waiting within one captured step, between its kernels, is not seen.
 fn gap(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, step_ms: f64) -> Result<f64> {
-    let off = Clock::off();
+    let off = StepTimer::off();
     let most = if stepper.captured() { MOST_CAPTURED } else { EAGER };
     let busy = queued_ms(cuda, steps.setup.device, (step_ms, most), || steps.next(stepper, &off))?;
     Ok(((step_ms - busy) / step_ms).max(0.0))
@@ -172,10 +172,10 @@ fn parts(steps: &mut Steps, config: &Config) -> Result<[f64; 4]> {
         let _ = native::cuda().and_then(Cuda::synchronize);
     };
     for _ in 0..3 {
-        steps.next(&mut stepper, &Clock::off())?;
+        steps.next(&mut stepper, &StepTimer::off())?;
     }
     wait();
-    let clock = Clock::waiting(wait);
+    let clock = StepTimer::waiting(wait);
     for _ in 0..PARTS {
         steps.next(&mut stepper, &clock)?;
     }

@@ -1,7 +1,7 @@
-//! The forms in which layers can be computed: the same mathematics, other speeds.
+//! How operations are computed: the same mathematics at other speeds.
 //!
-//! Which is faster depends on processor, sizes and threads, and differs several-fold either way, so training measures them
-//! at its start (`tune.rs`).
+//! Which choice is faster depends on processor, sizes and threads, and differs several-fold either way, so training measures them
+//! at its start (`models/tuning.rs`).
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-use super::Layer;
+use super::forward::Mode;
+use super::graph::{ConvLayer, Op};
 use crate::native;
 
 /// Multiplications of a product from which oneDNN's plan is worth making.
@@ -76,7 +77,7 @@ pub enum Precision {
 /// One choice of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Forms {
+pub struct Compute {
     /// Who multiplies matrices.
     pub products: Products,
     /// Order of images in memory.
@@ -88,10 +89,10 @@ pub struct Forms {
     pub precision: Precision,
 }
 
-impl Default for Forms {
+impl Default for Compute {
     /// What libtorch does by itself.
     fn default() -> Self {
-        Forms {
+        Compute {
             products: Products::Blas,
             layout: Layout::Contiguous,
             kernels: Kernels::Libtorch,
@@ -100,7 +101,7 @@ impl Default for Forms {
     }
 }
 
-impl Forms {
+impl Compute {
     /// x [B,I] -> x Wᵀ + b [B,O], then an activation of this slope for x ≤ 0; 1 is none.
     ///
     /// # Errors
@@ -119,36 +120,36 @@ impl Forms {
         Ok(x.f_linear(w, b)?)
     }
 
-    /// The convolution of 4×4, stride 2, padding 1: x [B,I,2H,2W] -> [B,O,H,W]; w [O,I,4,4]. `slope` as in `linear`.
-    pub(super) fn conv(self, x: Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
-        let x = self.arrange(x)?;
-        if self.own(&x) {
-            return native::strided(&x, w, b, false, slope);
+    /// x [B,I,H,W] -> [B,O,H',W'], then an activation as in [`Compute::linear`] where [`Compute::joins_activation`] says so.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(super) fn conv(self, x: &Tensor, l: &ConvLayer, slope: f64) -> Result<Tensor> {
+        let (x, bias) = (self.arrange(x)?, l.bias.as_ref());
+        if self.own(&x) && has_own_kernel(l) {
+            return native::strided(&x, &l.weight, bias, l.transposed, slope);
         }
-        Ok(x.f_conv2d(w, b, [2, 2], [1, 1], [1, 1], 1)?)
+        let (stride, padding) = ([l.stride; 2], [l.padding; 2]);
+        Ok(match l.transposed {
+            false => x.f_conv2d(&l.weight, bias, stride, padding, [1, 1], l.groups)?,
+            true => x.f_conv_transpose2d(&l.weight, bias, stride, padding, [0, 0], l.groups, [1, 1])?,
+        })
     }
 
-    /// Its transpose: x [B,I,H,W] -> [B,O,2H,2W]; w [I,O,4,4].
-    pub(super) fn conv_transpose(self, x: Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
-        let x = self.arrange(x)?;
-        if self.own(&x) {
-            return native::strided(&x, w, b, true, slope);
-        }
-        Ok(x.f_conv_transpose2d(w, b, [2, 2], [1, 1], [0, 0], 1, [1, 1])?)
+    /// An image whose elements lie in the order of its dimensions; anything else as it is.
+    pub(super) fn contiguous_image(self, x: &Tensor) -> Result<Tensor> {
+        if self.own(x) && x.dim() == 4 { native::contiguous(x) } else { Ok(x.shallow_clone()) }
     }
 
-    /// x [B,C,H,W] -> [B,C·H·W].
-    pub(super) fn flatten(self, x: &Tensor) -> Result<Tensor> {
-        if self.own(x) && x.dim() == 4 {
-            return Ok(native::contiguous(x)?.f_flatten(1, -1)?);
-        }
-        Ok(x.f_flatten(1, -1)?)
-    }
-
-    /// Whether a layer takes the activation after it into its own kernel.
-    pub(super) fn fuses(self, x: &Tensor, layer: &Layer) -> bool {
-        let laid = self.layout == Layout::ChannelsLast || !matches!(layer, Layer::BatchNorm(_));
-        self.own(x) && laid
+    /// Whether an operation takes the activation after it into its own kernel.
+    pub(super) fn joins_activation(self, op: &Op, mode: Mode, device: Device) -> bool {
+        let able = match op {
+            Op::Linear(_) => true,
+            Op::Conv(l) => has_own_kernel(l),
+            Op::BatchNorm(l) => l.ws.is_some() && mode != Mode::Eval && self.layout == Layout::ChannelsLast,
+            _ => false,
+        };
+        able && self.kernels == Kernels::Own && device == Device::Cpu
     }
 
     /// Lays out the weights of convolutions in `vars` as the convolutions want them, so that no step has to.
@@ -175,10 +176,15 @@ impl Forms {
     }
 
     /// x [B,C,H,W] in the layout that convolutions are to see.
-    pub(super) fn arrange(self, x: Tensor) -> Result<Tensor> {
+    pub(super) fn arrange(self, x: &Tensor) -> Result<Tensor> {
         match self.layout {
-            Layout::Contiguous => Ok(x),
-            Layout::ChannelsLast => native::channels_last(&x),
+            Layout::Contiguous => Ok(x.shallow_clone()),
+            Layout::ChannelsLast => native::channels_last(x),
         }
     }
+}
+
+/// Whether our own kernels compute a convolution.
+fn has_own_kernel(l: &ConvLayer) -> bool {
+    (l.kernel(), l.stride, l.padding, l.groups) == (4, 2, 1, 1)
 }

@@ -1,0 +1,56 @@
+//! Moving averages of weights.
+
+use anyhow::Result;
+use tch::{Device, Tensor};
+
+use super::network::Network;
+use super::schedule::Scheduled;
+use crate::native;
+
+/// Pairs a network with a copy of the same architecture that follows it slowly: every variable is a moving average, the running
+/// statistics of batch normalisation too, since those of the network itself do not fit averaged weights.
+#[derive(Debug)]
+pub struct MovingAverage {
+    /// The network that holds the averages.
+    pub network: Network,
+    decay: f64,
+    weight: Scheduled,
+    average: Vec<Tensor>,
+    current: Vec<Tensor>,
+}
+
+impl MovingAverage {
+    /// `copy` must have the variables of `network`; it starts at their values and is not trained.
+    ///
+    /// # Errors
+    /// When the two networks differ.
+    pub fn new(network: &Network, mut copy: Network, decay: f64, device: Device) -> Result<Self> {
+        copy.vars.copy(&network.vars)?;
+        copy.vars.freeze();
+        copy.average = true;
+        let (average, current) =
+            copy.variables().into_iter().zip(network.variables()).map(|((_, a), (_, c))| (a, c)).unzip();
+        Ok(MovingAverage { network: copy, decay, weight: Scheduled::new(1.0 - decay, device)?, average, current })
+    }
+
+    /// The weight of the update after `step` updates. The decay rises to its value as (1 + t)/(10 + t), so that the first pictures
+    /// are not those of the initial weights.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn schedule(&mut self, step: u64) -> Result<()> {
+        let t = step as f64;
+        self.weight.set(1.0 - ((1.0 + t) / (10.0 + t)).min(self.decay))
+    }
+
+    /// Moves the averages towards the network's variables.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn follow(&self, on_device: bool) -> Result<()> {
+        match on_device {
+            false => native::foreach_lerp(&self.average, &self.current, self.weight.host()),
+            true => native::foreach_lerp_on_device(&self.average, &self.current, self.weight.device()),
+        }
+    }
+}

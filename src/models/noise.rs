@@ -1,0 +1,158 @@
+//! The random numbers of a step, by name.
+
+use std::cell::RefCell;
+
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use crate::base::seed::named;
+use crate::native;
+
+/// How numbers are distributed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Distribution {
+    Normal,
+    Uniform,
+}
+
+/// The random numbers of one step. Each draw has a name, and its numbers follow from the step's seed and that name alone: not from
+/// the order of the draws, and not from what else is drawn.
+#[derive(Debug)]
+pub struct Noise {
+    seed: i64,
+    device: Device,
+    drawn: RefCell<Vec<&'static str>>,
+    /// For steps that may be captured: the numbers lie where a captured step reads them, and are drawn anew before each step.
+    buffers: Option<RefCell<Vec<Buffer>>>,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    name: &'static str,
+    distribution: Distribution,
+    values: Tensor,
+}
+
+impl Noise {
+    /// The numbers of a step with this seed, drawn when they are asked for.
+    pub fn new(seed: i64, device: Device) -> Self {
+        Noise { seed, device, drawn: RefCell::default(), buffers: None }
+    }
+
+    /// Numbers for steps that may be captured. [`Noise::begin`] comes before each step.
+    pub fn in_buffers(device: Device) -> Self {
+        Noise { buffers: Some(RefCell::default()), ..Noise::new(0, device) }
+    }
+
+    /// A new step with this seed.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn begin(&mut self, seed: i64) -> Result<()> {
+        self.seed = seed;
+        self.again();
+        for buffer in self.buffers.iter_mut().flat_map(RefCell::get_mut) {
+            fill(&buffer.values, buffer.distribution, named(seed, buffer.name))?;
+        }
+        Ok(())
+    }
+
+    /// The same step once more, as when it has been run and is now captured.
+    pub fn again(&self) {
+        self.drawn.borrow_mut().clear();
+    }
+
+    /// Standard normal float32 numbers; on a CPU a function of seed, name and shape on every machine.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends; when the step has drawn under that name before.
+    pub fn normal(&self, name: &'static str, shape: &[i64]) -> Result<Tensor> {
+        self.draw(name, Distribution::Normal, shape)
+    }
+
+    /// Uniform float32 numbers in [0, 1).
+    ///
+    /// # Errors
+    /// As [`Noise::normal`].
+    pub fn uniform(&self, name: &'static str, shape: &[i64]) -> Result<Tensor> {
+        self.draw(name, Distribution::Uniform, shape)
+    }
+
+    fn draw(&self, name: &'static str, distribution: Distribution, shape: &[i64]) -> Result<Tensor> {
+        let mut drawn = self.drawn.borrow_mut();
+        ensure!(!drawn.contains(&name), "the noise {name} was drawn twice in one step: each draw needs a name of its own");
+        drawn.push(name);
+        let seed = named(self.seed, name);
+        let Some(buffers) = &self.buffers else {
+            // The same numbers on every device.
+            let values = match distribution {
+                Distribution::Normal => native::randn(seed, shape)?,
+                Distribution::Uniform => native::rand(seed, shape)?,
+            };
+            return Ok(values.f_to_device(self.device)?);
+        };
+        let mut buffers = buffers.borrow_mut();
+        let same = |b: &&Buffer| (b.name, b.distribution) == (name, distribution) && b.values.size() == shape;
+        if let Some(buffer) = buffers.iter().find(same) {
+            return Ok(buffer.values.shallow_clone());
+        }
+        let values = Tensor::f_zeros(shape, (Kind::Float, self.device))?;
+        fill(&values, distribution, seed)?;
+        buffers.push(Buffer { name, distribution, values: values.shallow_clone() });
+        Ok(values)
+    }
+}
+
+fn fill(values: &Tensor, distribution: Distribution, seed: i64) -> Result<()> {
+    match distribution {
+        Distribution::Normal => native::fill_normal(values, seed),
+        Distribution::Uniform => native::fill_uniform(values, seed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(seed: i64) -> [Noise; 2] {
+        let mut buffered = Noise::in_buffers(Device::Cpu);
+        buffered.begin(seed).unwrap();
+        [Noise::new(seed, Device::Cpu), buffered]
+    }
+
+    #[test]
+    fn draws_of_one_step_differ_by_their_names_and_not_by_their_order() {
+        let [host, buffered] = both(7);
+        let z = host.normal("z", &[3, 4]).unwrap();
+        let eps = host.normal("eps", &[3, 4]).unwrap();
+        let mix = host.uniform("mix", &[3, 4]).unwrap();
+        assert_ne!(z, eps);
+        assert_ne!(eps, mix);
+        assert!(mix.min().double_value(&[]) >= 0.0 && mix.max().double_value(&[]) < 1.0);
+        // The other way round, and where a captured step would read them: the same numbers.
+        assert_eq!(buffered.uniform("mix", &[3, 4]).unwrap(), mix);
+        assert_eq!(buffered.normal("eps", &[3, 4]).unwrap(), eps);
+        assert_eq!(buffered.normal("z", &[3, 4]).unwrap(), z);
+    }
+
+    #[test]
+    fn a_name_is_drawn_once_in_a_step() {
+        for noise in both(1) {
+            noise.normal("z", &[2]).unwrap();
+            let e = noise.normal("z", &[2]).unwrap_err().to_string();
+            assert!(e.contains("z was drawn twice"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_buffer_stays_in_its_place_and_has_each_steps_numbers() {
+        let mut noise = Noise::in_buffers(Device::Cpu);
+        let mut place = None;
+        for seed in [3, 4, 3] {
+            noise.begin(seed).unwrap();
+            let z = noise.normal("z", &[5]).unwrap();
+            assert_eq!(z, Noise::new(seed, Device::Cpu).normal("z", &[5]).unwrap());
+            assert_eq!(*place.get_or_insert(z.data_ptr()), z.data_ptr());
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The forward pass of a graph. Before it runs, a pass over the graph joins activations with the layers before them where one
+//! kernel computes both, and finds what may be computed in place.
+
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use super::compute::Precision;
+use super::graph::{BN_MOMENTUM, Function, Graph, NORM_EPS, Node, Op, Value};
+use crate::native;
+
+/// Where batch normalisation takes its statistics from; no other operation depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// From the batch, and the running ones follow.
+    Train,
+    /// From the batch, as in training, but nothing is changed.
+    Batch,
+    /// The running ones: each image by itself.
+    Eval,
+}
+
+/// One operation to run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Call {
+    /// The node.
+    pub node: usize,
+    /// Index of the value that it gives: the activation's where one is joined with it.
+    pub result: usize,
+    /// Slope of the activation joined with the layer for x ≤ 0; 1 for none.
+    pub slope: f64,
+    /// Whether the input may be overwritten.
+    pub in_place: bool,
+}
+
+impl Function {
+    /// Slope for x ≤ 0 of those that are straight on both sides.
+    fn slope(self) -> Option<f64> {
+        match self {
+            Function::Relu => Some(0.0),
+            Function::LeakyRelu(slope) => Some(slope),
+            Function::Tanh | Function::Sigmoid | Function::Silu => None,
+        }
+    }
+
+    /// Elementwise; overwrites x if `in_place`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn apply(self, mut x: Tensor, in_place: bool) -> Result<Tensor> {
+        Ok(match (self, in_place) {
+            (Function::Relu, true) => x.f_relu_()?,
+            (Function::Relu, false) => x.f_relu()?,
+            (Function::LeakyRelu(slope), true) => native::leaky_relu(x, slope)?,
+            (Function::LeakyRelu(slope), false) => native::leaky_relu(x.f_mul_scalar(1.0)?, slope)?,
+            (Function::Tanh, true) => x.f_tanh_()?,
+            (Function::Tanh, false) => x.f_tanh()?,
+            (Function::Sigmoid, true) => x.f_sigmoid_()?,
+            (Function::Sigmoid, false) => x.f_sigmoid()?,
+            (Function::Silu, _) => x.f_silu()?,
+        })
+    }
+}
+
+impl Graph {
+    /// Values `outputs` for the graph's inputs, float32 whatever the layers are computed in. Only what they depend on is computed.
+    ///
+    /// # Errors
+    /// libtorch's, when an input is not of the shape that the network was built for or memory ends.
+    pub fn forward(&self, inputs: &[&Tensor], outputs: &[Value], mode: Mode) -> Result<Vec<Tensor>> {
+        ensure!(
+            inputs.len() == self.inputs().len(),
+            "the {} takes {} inputs, found {}",
+            self.name(),
+            self.inputs().len(),
+            inputs.len()
+        );
+        let device = inputs.first().map_or(Device::Cpu, |x| x.device());
+        let calls = self.plan(outputs, mode, device);
+        let mut values = Values::new(self, inputs, outputs, &calls);
+        let low = calls.iter().take_while(|call| call.node < self.float32_from).count();
+        let (low, high) = calls.split_at(low);
+        let run = |values: &mut Values, calls: &[Call]| -> Result<()> {
+            for call in calls {
+                self.run(call, values, mode)?;
+            }
+            Ok(())
+        };
+        match self.compute.precision {
+            Precision::Fp32 | Precision::Tf32 => run(&mut values, low)?,
+            Precision::Bf16 => {
+                native::autocast(device, || run(&mut values, low))?;
+                values.to_float()?;
+            }
+        }
+        run(&mut values, high)?;
+        outputs.iter().map(|v| values.take(*v)).collect()
+    }
+
+    /// [`Graph::forward`] of a graph with one input to one value.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_one(&self, x: &Tensor, output: Value, mode: Mode) -> Result<Tensor> {
+        self.forward(&[x], &[output], mode)?.pop().context("one output was asked for")
+    }
+
+    /// What the graph's outputs are, in evaluation mode and without gradients: what exports compute.
+    ///
+    /// # Errors
+    /// As [`Graph::forward`].
+    pub fn evaluate(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let outputs: Vec<Value> = self.outputs().iter().map(|(_, v)| *v).collect();
+        tch::no_grad(|| self.forward(inputs, &outputs, Mode::Eval))
+    }
+
+    /// The calls that give `outputs`, in order.
+    pub(super) fn plan(&self, outputs: &[Value], mode: Mode, device: Device) -> Vec<Call> {
+        let first = self.inputs().len();
+        let mut readers = vec![0u32; first + self.nodes().len()];
+        for value in outputs {
+            // An output is read by the caller, and must not be overwritten either.
+            readers[value.0] += 2;
+        }
+        for (i, node) in self.nodes().iter().enumerate().rev() {
+            if readers[first + i] > 0 {
+                node.inputs.iter().for_each(|v| readers[v.0] += 1);
+            }
+        }
+        let mut calls: Vec<Call> = Vec::with_capacity(self.nodes().len());
+        for (i, node) in self.nodes().iter().enumerate() {
+            let result = first + i;
+            if readers[result] == 0 {
+                continue;
+            }
+            let mut in_place = false;
+            if let Op::Activation(function) = node.op {
+                let before = node.inputs[0];
+                let alone = readers[before.0] == 1;
+                let producer = self.node_of(before).map(|b| &self.nodes()[b].op);
+                if let (true, Some(op), Some(s)) = (alone, producer, function.slope())
+                    && self.compute.joins_activation(op, mode, device)
+                    && let Some(call) = calls.iter_mut().rfind(|call| call.result == before.0)
+                {
+                    (call.result, call.slope) = (result, s);
+                    continue;
+                }
+                // Of a layer's fresh result, which the layer's own backward pass does not need.
+                in_place = alone
+                    && producer.is_some_and(|op| {
+                        use Op::{Add, BatchNorm, Conv, GroupNorm, LayerNorm, Linear};
+                        matches!(op, Linear(_) | Conv(_) | BatchNorm(_) | GroupNorm(_) | LayerNorm(_) | Add)
+                    });
+            }
+            calls.push(Call { node: i, result, slope: 1.0, in_place });
+        }
+        calls
+    }
+
+    fn run(&self, call: &Call, values: &mut Values, mode: Mode) -> Result<()> {
+        let node = &self.nodes()[call.node];
+        let inputs: Vec<Tensor> = node.inputs.iter().map(|v| values.take(*v)).collect::<Result<_>>()?;
+        let shapes = || inputs.iter().map(|x| format!("{:?}", x.size())).collect::<Vec<_>>().join(" and ");
+        let result = self.call(node, call, &inputs, mode);
+        let result = result.with_context(|| format!("layer {}, given {}", node.name, shapes()))?;
+        values.put(call.result, result);
+        Ok(())
+    }
+
+    fn call(&self, node: &Node, call: &Call, inputs: &[Tensor], mode: Mode) -> Result<Tensor> {
+        let (x, compute) = (&inputs[0], self.compute);
+        Ok(match &node.op {
+            Op::Linear(l) => compute.linear(x, &l.ws, l.bs.as_ref(), call.slope)?,
+            Op::Conv(l) => compute.conv(x, l, call.slope)?,
+            Op::BatchNorm(l) => {
+                let (mean, var) = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var)).unzip();
+                let training = mode != Mode::Eval;
+                match (&l.ws, &l.bs) {
+                    (Some(w), Some(b)) if compute.joins_activation(&node.op, mode, x.device()) => {
+                        native::norm_relu(&compute.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, NORM_EPS, call.slope)?
+                    }
+                    (w, b) => x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?,
+                }
+            }
+            Op::GroupNorm(l) => x.f_group_norm(l.num_groups, l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?,
+            Op::LayerNorm(l) => {
+                x.f_layer_norm(&l.normalized_shape[..], l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?
+            }
+            Op::Activation(function) => function.apply(x.shallow_clone(), call.in_place)?,
+            Op::Add => x.f_add(&inputs[1])?,
+            Op::Multiply => x.f_mul(&inputs[1])?,
+            Op::Affine { scale, shift } => native::affine(x, *scale, *shift)?,
+            Op::Concat => Tensor::f_cat(inputs, 1)?,
+            Op::Embedding(l) => Tensor::f_embedding(&l.ws, x, -1, false, false)?,
+            Op::Upsample(k) => {
+                let (h, w) = (node.dims[1], node.dims[2]);
+                x.f_upsample_nearest2d([h, w], *k as f64, *k as f64)?
+            }
+            Op::AveragePool(block) => x.f_avg_pool2d(block, block, [0, 0], false, true, None)?,
+            Op::MatMul { transpose_a, transpose_b } => {
+                let side = |t: &Tensor, turn: bool| if turn { t.f_transpose(-2, -1) } else { Ok(t.shallow_clone()) };
+                side(x, *transpose_a)?.f_matmul(&side(&inputs[1], *transpose_b)?)?
+            }
+            Op::Softmax => x.f_softmax(-1, None::<Kind>)?,
+            Op::Reshape(dims) => compute.contiguous_image(x)?.f_reshape([&[-1], dims.as_slice()].concat())?,
+        })
+    }
+}
+
+/// The values that are still needed.
+struct Values {
+    held: Vec<Option<Tensor>>,
+    readers: Vec<u32>,
+}
+
+impl Values {
+    fn new(graph: &Graph, inputs: &[&Tensor], outputs: &[Value], calls: &[Call]) -> Self {
+        let size = graph.inputs().len() + graph.nodes().len();
+        let mut readers = vec![0; size];
+        outputs.iter().for_each(|v| readers[v.0] += 1);
+        for call in calls {
+            graph.nodes()[call.node].inputs.iter().for_each(|v| readers[v.0] += 1);
+        }
+        let mut held: Vec<Option<Tensor>> = inputs.iter().map(|x| Some(x.shallow_clone())).collect();
+        held.resize_with(size, || None);
+        Values { held, readers }
+    }
+
+    /// A value for one reader; the last one gets the only handle, so that memory goes when it is done.
+    fn take(&mut self, value: Value) -> Result<Tensor> {
+        self.readers[value.0] -= 1;
+        let place = &mut self.held[value.0];
+        let tensor = if self.readers[value.0] == 0 { place.take() } else { place.as_ref().map(Tensor::shallow_clone) };
+        tensor.context("a value is read before it is computed")
+    }
+
+    fn put(&mut self, value: usize, tensor: Tensor) {
+        self.held[value] = Some(tensor);
+    }
+
+    fn to_float(&mut self) -> Result<()> {
+        for t in self.held.iter_mut().flatten().filter(|t| t.is_floating_point()) {
+            *t = t.f_to_kind(Kind::Float)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,517 @@
+//! A network as a graph of named operations, and the builder that makes one.
+//!
+//! A network is built once. Four readers match on its operations: the forward pass (`forward.rs`), costs and shapes (`cost.rs`),
+//! TorchScript and ONNX (`export/`). The name of a node is the path of its parameters: exports carry it.
+
+use anyhow::{Result, bail, ensure};
+use tch::Tensor;
+use tch::nn::{self, Path, VarStore};
+
+use super::compute::Compute;
+use super::cost;
+
+/// Weight of a batch in the running statistics of batch normalisation: PyTorch's default.
+pub const BN_MOMENTUM: f64 = 0.1;
+/// Added to the variance by every normalisation: PyTorch's default.
+pub const NORM_EPS: f64 = 1e-5;
+
+/// A value of a graph: an input, or what a node computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub(super) usize);
+
+/// Elementwise functions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    /// max(x, 0).
+    Relu,
+    /// x for x > 0, else this slope times x.
+    LeakyRelu(f64),
+    /// Hyperbolic tangent.
+    Tanh,
+    /// 1 / (1 + e^−x).
+    Sigmoid,
+    /// x·sigmoid(x).
+    Silu,
+}
+
+/// A convolution with its weights: [O, I/groups, k, k], transposed [I, O/groups, k, k].
+#[derive(Debug)]
+pub struct ConvLayer {
+    /// The kernels.
+    pub weight: Tensor,
+    /// [O].
+    pub bias: Option<Tensor>,
+    /// Pixels between two places of the kernel (transposed: between two pixels of the input).
+    pub stride: i64,
+    /// Zeros around the input (transposed: pixels cut off the output).
+    pub padding: i64,
+    /// Channels are cut into this many groups that do not mix.
+    pub groups: i64,
+    /// Whether it is the transpose of a convolution.
+    pub transposed: bool,
+}
+
+impl ConvLayer {
+    /// k.
+    pub fn kernel(&self) -> i64 {
+        self.weight.size()[2]
+    }
+
+    /// Channels of the output.
+    pub fn out_channels(&self) -> i64 {
+        let size = self.weight.size();
+        if self.transposed { size[1] * self.groups } else { size[0] }
+    }
+}
+
+/// One operation on a batch. Shapes leave out the batch dimension, which is the first of every value.
+#[derive(Debug)]
+pub enum Op {
+    /// [..., in] -> [..., out].
+    Linear(nn::Linear),
+    /// [I,H,W] -> [O,H',W'].
+    Conv(ConvLayer),
+    /// Over B, H and W of each channel; running statistics in evaluation mode.
+    BatchNorm(nn::BatchNorm),
+    /// Over H, W and the channels of a group, image by image.
+    GroupNorm(nn::GroupNorm),
+    /// Over the last dimension.
+    LayerNorm(nn::LayerNorm),
+    /// Elementwise.
+    Activation(Function),
+    /// a + b; a dimension of 1 is repeated.
+    Add,
+    /// a · b, elementwise; a dimension of 1 is repeated.
+    Multiply,
+    /// x·scale + shift.
+    Affine {
+        /// Factor.
+        scale: f64,
+        /// Added after it.
+        shift: f64,
+    },
+    /// Joined along the first dimension after the batch.
+    Concat,
+    /// Labels [] (int64) -> [width].
+    Embedding(nn::Embedding),
+    /// [C,H,W] -> [C,kH,kW], each pixel repeated.
+    Upsample(i64),
+    /// [C,H,W] -> [C,H/k,W/l], means of blocks of k×l pixels.
+    AveragePool([i64; 2]),
+    /// [...,M,K] · [...,K,N] -> [...,M,N]; either may be transposed first.
+    MatMul {
+        /// Whether a is given as [...,K,M].
+        transpose_a: bool,
+        /// Whether b is given as [...,N,K].
+        transpose_b: bool,
+    },
+    /// Over the last dimension.
+    Softmax,
+    /// To these dimensions after the batch.
+    Reshape(Vec<i64>),
+}
+
+impl Op {
+    /// Parameters and buffers by their PyTorch names; whether each is a parameter, else it is a buffer.
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor, bool)> {
+        let (weight, bias) = match self {
+            Op::Linear(l) => (Some(&l.ws), l.bs.as_ref()),
+            Op::Conv(l) => (Some(&l.weight), l.bias.as_ref()),
+            Op::BatchNorm(l) => (l.ws.as_ref(), l.bs.as_ref()),
+            Op::GroupNorm(l) => (l.ws.as_ref(), l.bs.as_ref()),
+            Op::LayerNorm(l) => (l.ws.as_ref(), l.bs.as_ref()),
+            Op::Embedding(l) => (Some(&l.ws), None),
+            _ => (None, None),
+        };
+        let mut all: Vec<_> =
+            [("weight", weight), ("bias", bias)].into_iter().filter_map(|(k, t)| Some((k, t?, true))).collect();
+        if let Op::BatchNorm(l) = self {
+            all.push(("running_mean", &l.running_mean, false));
+            all.push(("running_var", &l.running_var, false));
+        }
+        all
+    }
+}
+
+/// An operation in a graph.
+#[derive(Debug)]
+pub struct Node {
+    /// Unique; also the path of its parameters.
+    pub name: String,
+    /// What it does.
+    pub op: Op,
+    /// To what.
+    pub inputs: Vec<Value>,
+    /// Dimensions of the result after the batch.
+    pub dims: Vec<i64>,
+}
+
+/// What goes into a network or comes out of it. The batch is its first dimension, of any size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// Its name in every format.
+    pub name: &'static str,
+    /// The dimensions after the batch.
+    pub dims: Vec<i64>,
+    /// Least and greatest value, where there are such.
+    pub range: Option<(f64, f64)>,
+    /// Number of classes, for int64 class numbers; none for float32.
+    pub classes: Option<i64>,
+    /// What it is, for people.
+    pub about: &'static str,
+}
+
+impl Port {
+    /// float32 values of any size.
+    pub fn new(name: &'static str, dims: &[i64], about: &'static str) -> Self {
+        Port { name, dims: dims.to_vec(), range: None, classes: None, about }
+    }
+
+    /// Images [C,H,W] in [0,1].
+    pub fn images(name: &'static str, dims: &[i64], about: &'static str) -> Self {
+        Port { range: Some((0.0, 1.0)), ..Port::new(name, dims, about) }
+    }
+
+    /// Class numbers [] from 0 to `classes` − 1.
+    pub fn labels(name: &'static str, classes: i64) -> Self {
+        Port { classes: Some(classes), ..Port::new(name, &[], "class numbers") }
+    }
+}
+
+/// A network: named operations from inputs to outputs.
+#[derive(Debug)]
+pub struct Graph {
+    name: &'static str,
+    inputs: Vec<Port>,
+    nodes: Vec<Node>,
+    outputs: Vec<(Port, Value)>,
+    /// The first node that is computed in float32 whatever the precision: heads and what follows.
+    pub(super) float32_from: usize,
+    /// How the operations are computed.
+    pub compute: Compute,
+}
+
+impl Graph {
+    /// What the network is called: `encoder`, the first part of its keys and the name of its exports.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it takes.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    /// Its operations; each comes after those that it depends on.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// What it gives, and where that is computed.
+    pub fn outputs(&self) -> &[(Port, Value)] {
+        &self.outputs
+    }
+
+    /// Input number `i` of the graph.
+    pub fn input(&self, i: usize) -> Value {
+        Value(i)
+    }
+
+    /// What node number `i` computes.
+    pub fn result(&self, i: usize) -> Value {
+        Value(self.inputs.len() + i)
+    }
+
+    /// Number of the node that computes `value`; none for an input.
+    pub fn node_of(&self, value: Value) -> Option<usize> {
+        value.0.checked_sub(self.inputs.len())
+    }
+
+    /// Dimensions of a value after the batch.
+    pub fn dims(&self, value: Value) -> &[i64] {
+        match self.node_of(value) {
+            Some(i) => &self.nodes[i].dims,
+            None => &self.inputs[value.0].dims,
+        }
+    }
+
+    /// Parameters and buffers with their keys (`fc1.weight`), in the order of the nodes; whether each is a parameter.
+    pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
+        let named = |node: &'_ Node| {
+            let name = node.name.clone();
+            let tensors: Vec<_> = node.op.tensors().into_iter().map(|(k, t, p)| (k, t.shallow_clone(), p)).collect();
+            tensors.into_iter().map(move |(key, t, parameter)| (format!("{name}.{key}"), t, parameter))
+        };
+        self.nodes.iter().flat_map(named).collect()
+    }
+
+    /// Whether any operation mixes the images of a batch, so that two batches may not share one pass.
+    pub fn has_batch_norm(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_)))
+    }
+}
+
+/// How weights start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// PyTorch's defaults: weights and biases from U(±1/√fan_in) (Kaiming-uniform with a = √5), normalisations 1 and 0.
+    /// Differs: tch's own defaults, whose weights are √6 times wider and whose BatchNorm scale is random.
+    PyTorch,
+    /// DCGAN (arXiv 1511.06434, section 3): weights from N(0, 0.02), biases 0, normalisations 1 and 0.
+    Dcgan,
+}
+
+impl Init {
+    /// Distributions of weights and biases of a layer with this fan-in.
+    fn of(self, fan_in: i64) -> (nn::Init, nn::Init) {
+        match self {
+            Init::PyTorch => {
+                let up = 1.0 / (fan_in as f64).sqrt();
+                let uniform = nn::Init::Uniform { lo: -up, up };
+                (uniform, uniform)
+            }
+            Init::Dcgan => (nn::Init::Randn { mean: 0.0, stdev: 0.02 }, nn::Init::Const(0.0)),
+        }
+    }
+}
+
+/// The shape of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvSpec {
+    /// Height and width of the kernel.
+    pub kernel: i64,
+    /// See [`ConvLayer::stride`].
+    pub stride: i64,
+    /// See [`ConvLayer::padding`].
+    pub padding: i64,
+    /// See [`ConvLayer::groups`].
+    pub groups: i64,
+    /// Whether it is the transpose of a convolution.
+    pub transposed: bool,
+    /// Whether the output has a bias.
+    pub bias: bool,
+}
+
+impl ConvSpec {
+    /// 4×4, stride 2, padding 1: both sides halve. DCGAN's.
+    pub fn halving() -> Self {
+        ConvSpec { kernel: 4, stride: 2, padding: 1, groups: 1, transposed: false, bias: true }
+    }
+
+    /// Its transpose: both sides double.
+    pub fn doubling() -> Self {
+        ConvSpec { transposed: true, ..ConvSpec::halving() }
+    }
+
+    /// An odd kernel of stride 1 that keeps the sides.
+    pub fn same(kernel: i64) -> Self {
+        ConvSpec { kernel, stride: 1, padding: kernel / 2, groups: 1, transposed: false, bias: true }
+    }
+}
+
+/// Makes a graph: each method adds one node and gives its result.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    path: Path<'a>,
+    graph: Graph,
+    /// How the weights of the layers to come start.
+    pub init: Init,
+}
+
+impl<'a> Builder<'a> {
+    /// A network `name` whose variables go to `vars` under that name.
+    pub fn new(vars: &'a VarStore, name: &'static str, init: Init) -> Self {
+        let (inputs, nodes, outputs) = (Vec::new(), Vec::new(), Vec::new());
+        let graph =
+            Graph { name, inputs, nodes, outputs, float32_from: usize::MAX, compute: Compute::default() };
+        Builder { path: vars.root() / name, graph, init }
+    }
+
+    /// Adds an input; all inputs come before the first operation.
+    ///
+    /// # Errors
+    /// When an operation was added before.
+    pub fn input(&mut self, port: Port) -> Result<Value> {
+        ensure!(self.graph.nodes.is_empty(), "the input {} comes after operations: add inputs first", port.name);
+        self.graph.inputs.push(port);
+        Ok(Value(self.graph.inputs.len() - 1))
+    }
+
+    /// Names a value as an output. Its dimensions must be those of the port.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn output(&mut self, port: Port, value: Value) -> Result<()> {
+        let found = self.graph.dims(value);
+        ensure!(found == port.dims, "the output {} has dimensions {found:?}, wanted {:?}", port.name, port.dims);
+        self.graph.outputs.push((port, value));
+        Ok(())
+    }
+
+    /// From here on everything is computed in float32, whatever the precision of the layers before.
+    pub fn begin_float32(&mut self) {
+        self.graph.float32_from = self.graph.float32_from.min(self.graph.nodes.len());
+    }
+
+    /// Dimensions of a value after the batch.
+    pub fn dims(&self, value: Value) -> &[i64] {
+        self.graph.dims(value)
+    }
+
+    /// Number of nodes so far.
+    pub fn len(&self) -> usize {
+        self.graph.nodes.len()
+    }
+
+    /// Whether there is no node yet.
+    pub fn is_empty(&self) -> bool {
+        self.graph.nodes.is_empty()
+    }
+
+    /// The finished graph.
+    ///
+    /// # Errors
+    /// When it has no output.
+    pub fn finish(self) -> Result<Graph> {
+        ensure!(!self.graph.outputs.is_empty(), "the network {} has no output: name one", self.graph.name);
+        Ok(self.graph)
+    }
+
+    /// Adds an operation that has no parameters of its own, or whose parameters exist.
+    ///
+    /// # Errors
+    /// When the name is taken or has a `.` or `__` in it, or the inputs do not fit the operation.
+    pub fn op(&mut self, name: impl Into<String>, op: Op, inputs: &[Value]) -> Result<Value> {
+        let name = name.into();
+        self.check_name(&name)?;
+        let dims: Vec<&[i64]> = inputs.iter().map(|v| self.graph.dims(*v)).collect();
+        let Some(result) = cost::result_dims(&op, &dims) else {
+            bail!("the operation {name} cannot take values of dimensions {dims:?} (after the batch)");
+        };
+        self.graph.nodes.push(Node { name, op, inputs: inputs.to_vec(), dims: result });
+        Ok(self.graph.result(self.graph.nodes.len() - 1))
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        let taken = self.graph.nodes.iter().any(|node| node.name == name);
+        ensure!(!taken, "two operations of the {} are named {name}: each needs its own name", self.graph.name);
+        ensure!(
+            !name.contains('.') && !name.contains("__") && !name.is_empty(),
+            "an operation of the {} is named {name:?}: names have no '.' and no '__'",
+            self.graph.name
+        );
+        Ok(())
+    }
+
+    /// Fully connected: [..., in] -> [..., `to`].
+    ///
+    /// # Errors
+    /// As [`Builder::op`]; when the layer would have more weights than any machine this is for could train.
+    pub fn linear(&mut self, name: impl Into<String>, x: Value, to: i64, bias: bool) -> Result<Value> {
+        let name = name.into();
+        let Some(&from) = self.dims(x).last() else { bail!("the layer {name} needs an input of at least one dimension") };
+        self.check_weights(&name, &[from, to])?;
+        let (ws_init, bs_init) = self.init.of(from);
+        let config = nn::LinearConfig { ws_init, bs_init: Some(bs_init), bias };
+        let layer = nn::linear(&self.path / &name, from, to, config);
+        self.op(name, Op::Linear(layer), &[x])
+    }
+
+    /// A convolution: [I,H,W] -> [`to`,H',W'].
+    ///
+    /// # Errors
+    /// As [`Builder::linear`]; when the groups do not divide the channels.
+    pub fn conv(&mut self, name: impl Into<String>, x: Value, to: i64, spec: ConvSpec) -> Result<Value> {
+        let name = name.into();
+        let from = self.channels(&name, x)?;
+        let ConvSpec { kernel, stride, padding, groups, transposed, bias } = spec;
+        ensure!(
+            from % groups == 0 && to % groups == 0,
+            "the layer {name} has {groups} groups, which must divide its {from} and {to} channels"
+        );
+        // PyTorch counts the fan-in of a transposed convolution on its output side: weights are [in,out/groups,k,k].
+        let (rows, columns) = if transposed { (from, to / groups) } else { (to, from / groups) };
+        self.check_weights(&name, &[rows, columns, kernel * kernel])?;
+        let (ws_init, bs_init) = self.init.of(columns * kernel * kernel);
+        let path = &self.path / &name;
+        let (weight, bias) = if transposed {
+            let config =
+                nn::ConvTransposeConfig { stride, padding, groups, bias, ws_init, bs_init, ..Default::default() };
+            let layer = nn::conv_transpose2d(path, from, to, kernel, config);
+            (layer.ws, layer.bs)
+        } else {
+            let config = nn::ConvConfig { stride, padding, groups, bias, ws_init, bs_init, ..Default::default() };
+            let layer = nn::conv2d(path, from, to, kernel, config);
+            (layer.ws, layer.bs)
+        };
+        self.op(name, Op::Conv(ConvLayer { weight, bias, stride, padding, groups, transposed }), &[x])
+    }
+
+    /// Batch normalisation; without `affine` it has no scale and shift of its own (those of a condition follow it).
+    ///
+    /// # Errors
+    /// As [`Builder::op`].
+    pub fn batch_norm(&mut self, name: impl Into<String>, x: Value, affine: bool) -> Result<Value> {
+        let name = name.into();
+        let channels = self.channels(&name, x)?;
+        let config = nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), affine, ..Default::default() };
+        let layer = nn::batch_norm2d(&self.path / &name, channels, config);
+        self.op(name, Op::BatchNorm(layer), &[x])
+    }
+
+    /// Group normalisation (Wu and He 2018, arXiv 1803.08494); one group is layer normalisation of images.
+    ///
+    /// # Errors
+    /// As [`Builder::op`]; when the groups do not divide the channels.
+    pub fn group_norm(&mut self, name: impl Into<String>, x: Value, groups: i64, affine: bool) -> Result<Value> {
+        let name = name.into();
+        let channels = self.channels(&name, x)?;
+        ensure!(channels % groups == 0, "the layer {name} has {groups} groups, which must divide its {channels} channels");
+        let config = nn::GroupNormConfig { affine, ..Default::default() };
+        let layer = nn::group_norm(&self.path / &name, groups, channels, config);
+        self.op(name, Op::GroupNorm(layer), &[x])
+    }
+
+    /// Layer normalisation over the last dimension (Ba et al. 2016, arXiv 1607.06450).
+    ///
+    /// # Errors
+    /// As [`Builder::op`].
+    pub fn layer_norm(&mut self, name: impl Into<String>, x: Value) -> Result<Value> {
+        let name = name.into();
+        let width = self.dims(x).last().copied().unwrap_or_default();
+        let layer = nn::layer_norm(&self.path / &name, vec![width], nn::LayerNormConfig::default());
+        self.op(name, Op::LayerNorm(layer), &[x])
+    }
+
+    /// A vector for each class, from N(0, 1): labels [] -> [`width`].
+    ///
+    /// # Errors
+    /// As [`Builder::op`].
+    pub fn embedding(&mut self, name: impl Into<String>, labels: Value, classes: i64, width: i64) -> Result<Value> {
+        let name = name.into();
+        let layer = nn::embedding(&self.path / &name, classes, width, nn::EmbeddingConfig::default());
+        self.op(name, Op::Embedding(layer), &[labels])
+    }
+
+    fn channels(&self, name: &str, x: Value) -> Result<i64> {
+        match self.dims(x) {
+            [channels, _, _] => Ok(*channels),
+            other => bail!("the layer {name} takes images [C,H,W], found dimensions {other:?}"),
+        }
+    }
+
+    /// Refuses a layer of more than 2^31 weights (8 GB, and Adam keeps three more of them) before it is asked of the allocator, and
+    /// one of none.
+    fn check_weights(&self, name: &str, dims: &[i64]) -> Result<()> {
+        if let Some(width) = dims.iter().find(|d| **d <= 0) {
+            bail!("a layer of width {width} cannot exist: widths are 1 or more");
+        }
+        let weights = dims.iter().try_fold(1i64, |a, &b| a.checked_mul(b)).unwrap_or(i64::MAX);
+        ensure!(
+            weights <= 1 << 31,
+            "the layer {name} would have {} weights: choose smaller --base-width, hidden widths, --latent or --image-size",
+            dims.iter().map(i64::to_string).collect::<Vec<_>>().join("x")
+        );
+        self.check_name(name)
+    }
+}
