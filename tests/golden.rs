@@ -10,12 +10,16 @@ use anyhow::Result;
 use clap::ValueEnum;
 use ganvae::base::timer::StepTimer;
 use ganvae::models::gan::{Gan, GanSpec};
-use ganvae::models::losses::GanLoss;
+use ganvae::models::losses::adversarial::GanLoss;
+use ganvae::models::losses::likelihood::Likelihood;
+use ganvae::models::noise::Noise;
 use ganvae::models::optimizer::Hyper;
+use ganvae::models::schedule::Scheduled;
 use ganvae::models::vae::{Vae, VaeSpec};
-use ganvae::models::{Model, Number, Part, StepCx, Visit};
+use ganvae::models::{Model, Part, StepContext, Visit};
 use ganvae::native::AdamStep;
-use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, Mode, NetSpec, Products, Shape};
+use ganvae::nets::graph::Init;
+use ganvae::nets::{Activation, Arch, Compute, Kernels, Layout, Mode, NetSpec, Products, Shape};
 use tch::{Device, Kind, Tensor};
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -119,21 +123,22 @@ fn shape(channels: i64, height: i64, width: i64) -> Shape {
     Shape { channels, height, width }
 }
 
-/// Update number `i`, as the host knows it.
-fn cx(i: usize) -> StepCx<'static> {
+/// What a step is given that draws no noise itself.
+fn cx() -> StepContext<'static> {
     thread_local! {
-        static OFF: &'static StepTimer = Box::leak(Box::new(StepTimer::off()));
+        static GIVEN: &'static (Noise, StepTimer) = Box::leak(Box::new((Noise::new(0, Device::Cpu), StepTimer::off())));
     }
-    StepCx::host(0, i as u64, OFF.with(|clock| *clock))
+    let (noise, timer) = GIVEN.with(|given| *given);
+    StepContext { noise, timer, on_device: false }
 }
 
-/// Every form in which the layers can be computed: each must give PyTorch's values.
-fn all_forms() -> Vec<Forms> {
+/// Every way in which the layers can be computed: each must give PyTorch's values.
+fn all_ways() -> Vec<Compute> {
     let mut all = Vec::new();
     for &products in Products::value_variants() {
         for &layout in Layout::value_variants() {
             for &kernels in Kernels::value_variants() {
-                all.push(Forms { products, layout, kernels, ..Forms::default() });
+                all.push(Compute { products, layout, kernels, ..Compute::default() });
             }
         }
     }
@@ -141,66 +146,67 @@ fn all_forms() -> Vec<Forms> {
 }
 
 fn check_vae(case: &str, spec: VaeSpec) {
-    for forms in all_forms() {
-        check_vae_in(forms, case, spec.clone());
+    for compute in all_ways() {
+        check_vae_in(compute, case, spec.clone());
     }
 }
 
 fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
-    for forms in all_forms() {
-        check_gan_in(forms, case, spec.clone(), hyper);
+    for compute in all_ways() {
+        check_gan_in(compute, case, spec.clone(), hyper);
     }
 }
 
-fn check_vae_in(forms: Forms, file: &str, spec: VaeSpec) {
-    let (golden, case) = (golden(file), &format!("{file}, {forms:?}"));
+fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
+    let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
     let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
-    let beta = spec.beta;
+    let beta = Scheduled::new(spec.beta, Device::Cpu).unwrap();
     let mut vae = Vae::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
-    vae.set_forms(forms).unwrap();
+    vae.set_compute(compute).unwrap();
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
     let (x, eps) = input(0);
-    let terms = vae.loss(x, eps, &Number::Host(beta), Mode::Train).unwrap();
+    let terms = vae.loss(x, eps, &beta, Mode::Train, false).unwrap();
     let grads = vae.adam().gradients(&terms.loss).unwrap();
     compare_gradients(case, vae.adam().names(), &grads, &golden);
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
     for i in 0..3 {
         let (x, eps) = input(i);
-        let terms = vae.update(x, eps, &Number::Host(beta), cx(i)).unwrap();
+        let terms = vae.update(x, eps, cx()).unwrap();
         for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
             close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
         }
     }
     compare_end(case, &mut vae, &golden, hyper.lr);
     close(&format!("{case}: decoded"), &vae.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
-    let (mu, logvar) = tch::no_grad(|| vae.posterior(&golden["x.2"], Mode::Eval)).unwrap();
+    let (mu, logvar) = vae.encode(&golden["x.2"]).unwrap().unwrap();
     close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-5, 1e-6);
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
 }
 
-fn check_gan_in(forms: Forms, file: &str, spec: GanSpec, hyper: AdamStep) {
-    let (golden, case) = (golden(file), &format!("{file}, {forms:?}"));
+fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamStep) {
+    let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
     let mut gan = Gan::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
-    gan.set_forms(forms).unwrap();
+    gan.set_compute(compute).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
         let (x, z) = (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
         // The first update shows its gradients; the others are made as training makes them.
         let mut grads = Vec::new();
         let terms = gan
-            .update(x, z, cx(i), |adam, loss| {
+            .update(x, z, cx(), |adam, loss| {
                 if i > 0 {
-                    return adam.minimise(loss, cx(i));
+                    return adam.minimise(loss, cx());
                 }
                 let all = adam.gradients(loss)?;
-                adam.apply(&all, cx(i).now)?;
+                adam.apply(&all, false)?;
                 grads.push(all);
                 Ok(())
             })
             .unwrap();
         if i == 0 {
-            for (adam, grads) in gan.adams().into_iter().zip(&grads) {
+            // The discriminator is updated first.
+            for (adam, grads) in gan.optimizers().into_iter().rev().zip(&grads) {
                 compare_gradients(case, adam.names(), grads, &golden);
             }
             let all: usize = grads.iter().map(Vec::len).sum();
@@ -214,7 +220,9 @@ fn check_gan_in(forms: Forms, file: &str, spec: GanSpec, hyper: AdamStep) {
     }
     compare_end(case, &mut gan, &golden, hyper.lr);
     close(&format!("{case}: decoded"), &gan.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
-    close(&format!("{case}: logits"), &gan.logits(&golden["x.2"]).unwrap(), &golden["eval.logits"], 1e-5, 1e-6);
+    let discriminator = gan.networks().into_iter().find(|n| n.graph.name() == "discriminator").unwrap();
+    let logits = discriminator.graph.evaluate(&[&golden["x.2"]]).unwrap().pop().unwrap();
+    close(&format!("{case}: logits"), &logits, &golden["eval.logits"], 1e-5, 1e-6);
 }
 
 #[test]
@@ -226,6 +234,7 @@ fn the_articles_vae_updates_as_in_pytorch() {
             latent: 3,
             encoder: net(Arch::Mlp, &[7], 1, Activation::Relu, false),
             decoder: net(Arch::Mlp, &[6, 9], 1, Activation::Relu, false),
+            likelihood: Likelihood::Bernoulli,
             beta: 1.0,
             kl_warmup_steps: 0,
         },
@@ -241,6 +250,7 @@ fn a_beta_vae_of_tanh_layers_updates_as_in_pytorch() {
             latent: 4,
             encoder: net(Arch::Mlp, &[8], 1, Activation::Tanh, false),
             decoder: net(Arch::Mlp, &[8], 1, Activation::Tanh, false),
+            likelihood: Likelihood::Bernoulli,
             beta: 2.5,
             kl_warmup_steps: 0,
         },
@@ -256,6 +266,7 @@ fn a_convolutional_vae_updates_as_in_pytorch() {
             latent: 4,
             encoder: net(Arch::Conv, &[10], 4, Activation::Relu, false),
             decoder: net(Arch::Conv, &[10], 4, Activation::Relu, false),
+            likelihood: Likelihood::Bernoulli,
             beta: 1.0,
             kl_warmup_steps: 0,
         },
@@ -319,7 +330,8 @@ fn the_shown_generator_is_the_moving_average() {
     for t in 0..12u64 {
         let x = Tensor::rand([4, 1, 8, 8], (Kind::Float, Device::Cpu));
         let z = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
-        gan.update(&x, &z, cx(t as usize), |adam, loss| adam.minimise(loss, cx(t as usize))).unwrap();
+        gan.schedule(t).unwrap();
+        gan.update(&x, &z, cx(), |adam, loss| adam.minimise(loss, cx())).unwrap();
         let now = weights(&mut gan);
         let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
         for (name, want) in names.iter().zip(&mut want) {
@@ -347,9 +359,9 @@ fn each_player_updates_itself_alone() {
     let before = state(&mut gan);
     let mut calls = 0;
     // Only the second of the two updates, the generator's, is carried out.
-    gan.update(&x, &z, cx(0), |adam, loss| {
+    gan.update(&x, &z, cx(), |adam, loss| {
         calls += 1;
-        if calls == 2 { adam.minimise(loss, cx(0)) } else { Ok(()) }
+        if calls == 2 { adam.minimise(loss, cx()) } else { Ok(()) }
     })
     .unwrap();
     let after = state(&mut gan);
@@ -358,7 +370,7 @@ fn each_player_updates_itself_alone() {
         let moved = old != &after[name];
         assert_eq!(moved, name.starts_with("generator."), "{name}");
     }
-    for adam in gan.adams() {
+    for adam in gan.optimizers() {
         assert!(adam.params().iter().all(|p| !p.grad().defined()));
     }
 }

@@ -15,7 +15,7 @@ pub fn say(text: &str) {
 pub struct Progress {
     bar: Option<ProgressBar>,
     total: u64,
-    smoothed: Vec<(&'static str, f64)>,
+    smoothed: Vec<(String, f64)>,
     logged: u64,
 }
 
@@ -50,7 +50,7 @@ impl Progress {
     }
 
     /// After a log interval: where the run stands, its speed, and the values of the interval.
-    pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(&'static str, f64)]) {
+    pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(String, f64)]) {
         let Some(bar) = &self.bar else {
             let values: Vec<_> = values.iter().map(|(name, v)| format!("{name} {}", short(*v))).collect();
             say(&format!(
@@ -67,7 +67,7 @@ impl Progress {
         for (i, (name, v)) in values.iter().enumerate() {
             match self.smoothed.get_mut(i) {
                 Some((_, s)) => *s += weight * (v - *s),
-                None => self.smoothed.push((name, *v)),
+                None => self.smoothed.push((name.clone(), *v)),
             }
         }
         let shown = self.smoothed.iter().map(|(name, v)| format!("{name} {}", short(*v)));

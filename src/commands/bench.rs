@@ -12,12 +12,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::base::progress::say;
 use crate::base::seed::{Stream, epoch_order, seed_for};
-use crate::base::timer::{StepTimer, PHASES, Phase};
+use crate::base::timer::{PHASES, Phase, StepTimer};
 use crate::config::device;
 use crate::config::{self, Config, ModelKind, Settings};
-use crate::models::StepCx;
-use crate::nets::{Layout, Precision, Work};
-use crate::train::setup::{Ahead, Setup};
+use crate::models::StepContext;
+use crate::models::noise::Noise;
+use crate::nets::cost::Work;
+use crate::nets::{Layout, Precision};
+use crate::train::setup::{Prefetched, Setup};
 
 /// What was measured.
 #[derive(Clone, Debug)]
@@ -106,14 +108,15 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     // Whole batches only: all steps do the same work.
     let whole = (setup.train.len() / config.batch_size).max(1) as u64;
     let mut step = 0;
-    let mut ahead = Ahead::default();
-    let mut one = |clock: &StepTimer| -> Result<Tensor> {
+    let mut prefetched = Prefetched::default();
+    let mut one = |timer: &StepTimer| -> Result<Tensor> {
         // Stacking the values and freeing the step before this one is the networks' doing.
-        clock.lap(Phase::Forward);
-        let (x, _) = setup.batch(&mut ahead, (0, &indices), step % whole, config.batch_size)?;
-        clock.lap(Phase::Data);
-        let noise = seed_for(config.seed, 0, Stream::Noise, step);
-        let values = setup.model.step(&x, StepCx::host(noise, step, clock));
+        timer.lap(Phase::Forward);
+        let (batch, _) = setup.batch(&mut prefetched, (0, &indices), step % whole, config.batch_size)?;
+        timer.lap(Phase::Data);
+        setup.model.schedule(step)?;
+        let noise = Noise::new(seed_for(config.seed, 0, Stream::Noise, step), setup.device);
+        let values = setup.model.step(&batch, StepContext { noise: &noise, timer, on_device: false });
         step += 1;
         values
     };
@@ -121,10 +124,10 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     while warm.elapsed().as_secs_f64() < seconds.min(1.0) {
         black_box(&one(&StepTimer::off())?);
     }
-    let (mut times, clock, began) = (Vec::new(), StepTimer::on(), Instant::now());
+    let (mut times, timer, began) = (Vec::new(), StepTimer::on(), Instant::now());
     let mut last = 0.0;
     while last < seconds {
-        black_box(&one(&clock)?);
+        black_box(&one(&timer)?);
         let now = began.elapsed().as_secs_f64();
         times.push((now - last) * 1e3);
         last = now;
@@ -133,7 +136,7 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     Ok(Timed {
         steps,
         seconds: last,
-        phases_ms: PHASES.map(|(phase, _)| clock.seconds(phase) / steps as f64 * 1e3),
+        phases_ms: PHASES.map(|(phase, _)| timer.seconds(phase) / steps as f64 * 1e3),
         step_ms: spread(times),
         // Before the limit: its tensors are not the training's.
         peak_rss_mb: peak_rss_mb(),

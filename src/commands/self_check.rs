@@ -207,7 +207,7 @@ impl Case<'_> {
     /// The same weights here, with `more` settings, and on the CPU.
     fn twins(&self, more: Settings) -> Result<[Run; 2]> {
         let mut cpu = Run::new(&self.config("cpu", Settings::default())?, Way::Host)?;
-        let mut here = Run::new(&self.config(self.device, more)?, Way::Host)?;
+        let here = Run::new(&self.config(self.device, more)?, Way::Host)?;
         here.setup.model.visit(&mut Copy(&cpu.state()?))?;
         Ok([here, cpu])
     }
@@ -368,7 +368,7 @@ impl Case<'_> {
         let config = self.config(self.device, Settings { weight_decay: Some(0.1), ..Settings::default() })?;
         let mut run = Run::new(&config, self.way())?;
         let mut weights = |from: u64, lr: f64| -> Result<BTreeMap<String, Tensor>> {
-            run.setup.model.set_lr(lr);
+            run.setup.model.set_lr(lr)?;
             for step in from..from + 8 {
                 run.step(step)?;
             }
@@ -431,7 +431,7 @@ impl Run {
     fn new(config: &Config, way: Way) -> Result<Self> {
         let setup = Setup::new(config, None)?;
         let device = setup.device;
-        let meter = Meter::new(setup.model.scalars().len(), device);
+        let meter = Meter::new(setup.model.measured(), device);
         Ok(Run { stepper: Stepper::new(way, device, config.seed, config.batch_size)?, setup, meter, seed: config.seed })
     }
 
@@ -447,7 +447,7 @@ impl Run {
         self.stepper.step(&mut self.setup, &mut self.meter, at, &StepTimer::off())?;
         let means = self.meter.means()?;
         self.meter.reset()?;
-        let names = self.setup.model.scalars().iter().map(|n| (*n).to_owned());
+        let names = self.setup.model.scalars().iter().map(|scalar| scalar.key.clone());
         // A share of images jumps when one of them is at the edge.
         let named = names.zip(means.into_iter().map(Tensor::from)).filter(|(name, _)| name != "d_accuracy");
         Ok(named.collect())

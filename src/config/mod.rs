@@ -14,12 +14,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::base::usage::usage;
 use crate::models::gan::GanSpec;
-use crate::models::losses::GanLoss;
+use crate::models::losses::adversarial::GanLoss;
+use crate::models::losses::likelihood::Likelihood;
 use crate::models::optimizer::Hyper;
 use crate::models::tuning::Plan;
 use crate::models::vae::VaeSpec;
 use crate::native::AdamStep;
-use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
+use crate::nets::graph::Init;
+use crate::nets::{Activation, Arch, NetSpec, Shape};
 
 pub use presets::name as preset_name;
 pub use settings::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Widths};
@@ -89,7 +91,8 @@ impl Config {
         match self.networks.clone() {
             Networks::Vae { latent, encoder, decoder, beta, kl_warmup } => {
                 let kl_warmup_steps = (kl_warmup * steps_per_epoch as f64).round() as u64;
-                ModelSpec::Vae(VaeSpec { shape, latent, encoder, decoder, beta, kl_warmup_steps })
+                let likelihood = Likelihood::default();
+                ModelSpec::Vae(VaeSpec { shape, latent, encoder, decoder, likelihood, beta, kl_warmup_steps })
             }
             Networks::Gan { latent, generator, discriminator, loss, ema } => {
                 ModelSpec::Gan(GanSpec { shape, latent, generator, discriminator, loss, ema })

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use super::{CudaGraph, ModelKind, OnDivergence, Preset, Settings, Widths};
 use crate::base::usage::usage;
-use crate::models::losses::GanLoss;
+use crate::models::losses::adversarial::GanLoss;
 use crate::nets::{Activation, Arch};
 
 fn widths(list: &[i64]) -> Option<Widths> {

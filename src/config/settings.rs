@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::base::usage::{one_line, usage};
-use crate::models::losses::GanLoss;
+use crate::models::losses::adversarial::GanLoss;
 use crate::nets::{Activation, Arch, Precision};
 
 /// What is trained.

@@ -41,7 +41,7 @@ pub fn preview(source: &Source, out: &Path) -> Result<()> {
     let first = Dataset::new(&source.train.clone().take(PREVIEW), Device::Cpu)?;
     let shape = first.shape();
     let columns = grid::columns_for(first.len(), shape.height as usize, shape.width as usize);
-    grid::draw(&first.spread(PREVIEW)?, columns)?.save(out)
+    grid::draw(&first.spread(PREVIEW)?.x, columns)?.save(out)
 }
 
 fn line(images: &Images) -> String {

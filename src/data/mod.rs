@@ -2,6 +2,7 @@
 //!
 //! Images stay bytes, on the device, for the whole run; a batch is gathered, converted and scaled when it is needed.
 
+pub mod batch;
 pub mod cifar;
 pub mod describe;
 pub mod digits;
@@ -21,6 +22,7 @@ use crate::base::usage::usage;
 use crate::config::{Settings, parse_size};
 use crate::native;
 use crate::nets::Shape;
+use batch::Batch;
 use images::{Images, Source};
 
 /// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
@@ -171,7 +173,7 @@ impl Dataset {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn range(&self, from: usize, count: usize) -> Result<Tensor> {
+    pub fn range(&self, from: usize, count: usize) -> Result<Batch> {
         let to = self.len().min(from.saturating_add(count)).max(from);
         self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.images.device()))?)
     }
@@ -181,7 +183,7 @@ impl Dataset {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn spread(&self, n: usize) -> Result<Tensor> {
+    pub fn spread(&self, n: usize) -> Result<Batch> {
         let index: Vec<i64> = images::spread(self.len(), self.showable(n)).into_iter().map(|i| i as i64).collect();
         self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.images.device())?)
     }
@@ -196,12 +198,13 @@ impl Dataset {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn gather(&self, index: &Tensor) -> Result<Tensor> {
-        match self.images.device() {
-            Device::Cpu => native::gather_unit(&self.images, index),
+    pub fn gather(&self, index: &Tensor) -> Result<Batch> {
+        let x = match self.images.device() {
+            Device::Cpu => native::gather_unit(&self.images, index)?,
             // Division turns bytes into floats by itself: two launches, one for the bytes of the batch.
-            _ => Ok(self.images.f_index_select(0, index)?.f_div_scalar(255.0)?),
-        }
+            _ => self.images.f_index_select(0, index)?.f_div_scalar(255.0)?,
+        };
+        Ok(Batch { x, labels: None })
     }
 }
 
@@ -218,12 +221,12 @@ mod tests {
         let source = open(&settings("digits")).unwrap();
         assert_eq!((source.train.count, source.test.count), (40, 7));
         let data = Dataset::new(&source.train, Device::Cpu).unwrap();
-        let x = data.gather(&Tensor::from_slice(&[3i64, 0, 39])).unwrap();
+        let x = data.gather(&Tensor::from_slice(&[3i64, 0, 39])).unwrap().x;
         assert_eq!(x.size(), [3, 1, 28, 28]);
         let floats = Vec::<f32>::try_from(x.get(0).flatten(0, -1)).unwrap();
         let want: Vec<f32> = source.train.pixels[3 * 784..4 * 784].iter().map(|&b| f32::from(b) / 255.0).collect();
         assert_eq!(floats, want);
-        assert_eq!(data.range(38, 128).unwrap().size()[0], 2, "the last partial batch is kept");
+        assert_eq!(data.range(38, 128).unwrap().x.size()[0], 2, "the last partial batch is kept");
     }
 
     #[test]

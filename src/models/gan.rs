@@ -3,17 +3,21 @@
 //! Goodfellow et al. 2014 (arXiv 1406.2661). Never sees files, paths or ranks.
 
 use anyhow::{Context, Result};
-use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
 
+use super::losses::adversarial::GanLoss;
+use super::moving_average::MovingAverage;
+use super::network::Network;
+use super::noise::Noise;
+use super::optimizer::{Adam, Hyper};
+use super::{Model, StepContext};
+use crate::base::scalar::Scalar;
+use crate::base::shape::Shape;
 use crate::base::timer::Phase;
-use crate::models::losses::{GanLoss, discriminator_loss};
-use crate::models::optimizer::{Adam, Ema, Hyper};
-use crate::models::{Model, Moment, StepCx, Visit, visit_vars};
-use crate::native;
-use crate::nets::{
-    self, Activation, Forms, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
-};
+use crate::data::batch::Batch;
+use crate::nets::cost::Work;
+use crate::nets::graph::{Function, Op, Port, Value};
+use crate::nets::{Mode, NetSpec, features, synthesis};
 
 /// Everything that decides a GAN's mathematics.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +30,7 @@ pub struct GanSpec {
     pub generator: NetSpec,
     /// The discriminator's layers.
     pub discriminator: NetSpec,
-    /// What the generator minimises.
+    /// What the players minimise.
     pub loss: GanLoss,
     /// Decay of the generator's moving average; 0 keeps none.
     pub ema: f64,
@@ -36,74 +40,48 @@ pub struct GanSpec {
 #[derive(Debug)]
 pub struct Gan {
     spec: GanSpec,
-    generator: Generator,
-    discriminator: Discriminator,
+    generator: Network,
+    discriminator: Network,
+    /// Where the generator computes its images and the discriminator its logits.
+    images: Value,
+    logits: Value,
     adam_g: Adam,
     adam_d: Adam,
-    average: Option<(Generator, Ema)>,
+    average: Option<MovingAverage>,
+    scalars: Vec<Scalar>,
 }
 
-/// z [B,Z] -> x [B,C,H,W] in [0,1].
-#[derive(Debug)]
-struct Generator {
-    vars: VarStore,
-    net: Net,
+/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, moved from [−1,1].
+fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
+    Network::new("generator", device, spec.generator.init, |b| {
+        let z = b.input(Port::new("z", &[spec.latent], "latents, from N(0, I)"))?;
+        let image = synthesis(b, z, spec.shape, &spec.generator)?;
+        b.begin_float32();
+        let tanh = b.op("tanh", Op::Activation(Function::Tanh), &[image])?;
+        let unit = b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[tanh])?;
+        b.output(Port::images("x", &spec.shape.dims(), "images"), unit)?;
+        Ok(unit)
+    })
 }
 
-impl Generator {
-    fn new(spec: &GanSpec, device: Device) -> Result<Self> {
-        let vars = VarStore::new(device);
-        let net = synthesis(&(&vars.root() / "generator"), spec.latent, spec.shape, &spec.generator)?;
-        Ok(Generator { vars, net })
-    }
-
-    /// tanh, moved from [−1,1] to [0,1]: images are in [0,1] at every interface.
-    fn forward(&self, z: &Tensor, mode: Mode) -> Result<Tensor> {
-        // Not in place: an MLP's output is a view, on which autograd would pay for a copy.
-        native::affine(&self.net.forward(z, mode)?.f_tanh()?, 0.5, 0.5)
-    }
-}
-
-/// x [B,C,H,W] in [0,1] -> logits [B].
-#[derive(Debug)]
-struct Discriminator {
-    vars: VarStore,
-    net: Net,
-    out: nn::Linear,
-}
-
-impl Discriminator {
-    fn new(spec: &GanSpec, device: Device) -> Result<Self> {
-        let vars = VarStore::new(device);
-        let path = &vars.root() / "discriminator";
-        let (net, width) = features(&path, spec.shape, &spec.discriminator)?;
-        let out = linear(&path, "out", width, 1, true, spec.discriminator.init)?;
-        Ok(Discriminator { vars, net, out })
-    }
-
-    /// Centres the images, [0,1] to [−1,1], before the first layer.
-    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let h = self.net.forward(&native::affine(x, 2.0, -1.0)?, mode)?; // [B,F]
-        Ok(self.net.forms.linear(&h, &self.out.ws, self.out.bs.as_ref(), 1.0)?.f_squeeze_dim(1)?) // [B]
-    }
-
-    /// Logits of real and generated images: one pass where the layers treat each image alone, else one for each, because
-    /// batch statistics of the mixture would tell the two apart.
-    fn both(&self, real: &Tensor, fake: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
-        if mode != Mode::Eval && self.net.has_batch_norm() {
-            return Ok((self.forward(real, mode)?, self.forward(fake, mode)?));
-        }
-        let logits = self.forward(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
-        // One operation of the backward pass; two slices would be five.
-        let mut both = logits.f_split_with_sizes([real.size()[0], fake.size()[0]], 0)?.into_iter();
-        both.next().zip(both.next()).context("the logits of two batches are not two")
-    }
+/// x [B,C,H,W] in [0,1] -> logits [B]; the images are moved to [−1,1] before the first layer.
+fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
+    Network::new("discriminator", device, spec.discriminator.init, |b| {
+        let x = b.input(Port::images("x", &spec.shape.dims(), "images"))?;
+        let centre = b.op("centre", Op::Affine { scale: 2.0, shift: -1.0 }, &[x])?;
+        let hidden = features(b, centre, &spec.discriminator)?;
+        b.begin_float32();
+        let out = b.linear("out", hidden, 1, true)?;
+        let logits = b.op("squeeze", Op::Reshape(Vec::new()), &[out])?;
+        b.output(Port::new("logits", &[], "above 0 for images taken to be real"), logits)?;
+        Ok(logits)
+    })
 }
 
 /// The values of one update, scalars.
 #[derive(Debug)]
 pub struct GanTerms {
-    /// −E[log D(x)] − E[log(1 − D(G(z)))], nats.
+    /// The discriminator's loss before its update, nats.
     pub d_loss: Tensor,
     /// The generator's loss against the updated discriminator, nats.
     pub g_loss: Tensor,
@@ -117,16 +95,29 @@ pub struct GanTerms {
     pub diversity: Tensor,
 }
 
+/// What [`GanTerms`] are to a reader, in their order.
+fn scalars(loss: GanLoss) -> Vec<Scalar> {
+    let [d, g] = loss.equilibrium();
+    vec![
+        Scalar::new("d_loss", "discriminator", "nats", "losses").limit(loss.limit()).equilibrium(d),
+        Scalar::new("g_loss", "generator", "nats", "losses").limit(loss.limit()).equilibrium(g),
+        Scalar::new("d_real", "real images", "logit", "discriminator's mean logits"),
+        Scalar::new("d_fake", "generated images", "logit", "discriminator's mean logits"),
+        Scalar::new("d_accuracy", "accuracy of the discriminator", "", "accuracy and diversity"),
+        Scalar::new("diversity", "diversity of generated images", "", "accuracy and diversity").higher(),
+    ]
+}
+
 /// Mean over pixels of the variance over the batch: x [B,C,H,W] -> scalar.
 fn spread(x: &Tensor) -> Result<Tensor> {
-    Ok((x - x.f_mean_dim(0, true, Kind::Float)?).f_square()?.f_mean(Kind::Float)?)
+    Ok(x.f_sub(&x.f_mean_dim(0, true, Kind::Float)?)?.f_square()?.f_mean(Kind::Float)?)
 }
 
 /// Spread of the generated images over that of the real ones, as standard deviations; 1 where the real ones are all alike, as
 /// in a batch of one.
 fn diversity(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     let real = spread(real)?;
-    let ratio = (spread(fake)? / real.f_clamp_min(1e-8)?).f_sqrt()?;
+    let ratio = spread(fake)?.f_div(&real.f_clamp_min(1e-8)?)?.f_sqrt()?;
     Ok(ratio.f_where_self(&real.f_gt(1e-8)?, &ratio.f_ones_like()?)?)
 }
 
@@ -140,13 +131,13 @@ impl GanTerms {
     fn new(losses: (Tensor, Tensor), images: (&Tensor, &Tensor), logits: (&Tensor, &Tensor)) -> Result<Self> {
         let ((d_loss, g_loss), (real, fake)) = (losses, logits);
         tch::no_grad(|| {
-            let right = real.f_gt(0.0)?.f_to_kind(Kind::Float)? + fake.f_le(0.0)?.f_to_kind(Kind::Float)?;
+            let right = real.f_gt(0.0)?.f_to_kind(Kind::Float)?.f_add(&fake.f_le(0.0)?.f_to_kind(Kind::Float)?)?;
             Ok(GanTerms {
                 d_loss,
                 g_loss,
                 d_real: real.f_mean(Kind::Float)?,
                 d_fake: fake.f_mean(Kind::Float)?,
-                d_accuracy: right.f_mean(Kind::Float)? * 0.5,
+                d_accuracy: right.f_mean(Kind::Float)?.f_mul_scalar(0.5)?,
                 diversity: diversity(images.0, images.1)?,
             })
         })
@@ -159,23 +150,45 @@ impl Gan {
     /// # Errors
     /// When the architecture cannot make images of this shape.
     pub fn new(spec: GanSpec, hyper: Hyper, device: Device) -> Result<Self> {
-        let generator = Generator::new(&spec, device)?;
-        let discriminator = Discriminator::new(&spec, device)?;
-        let average = if spec.ema > 0.0 {
-            let mut twin = Generator::new(&spec, device)?;
-            let ema = Ema::new(&generator.vars, &mut twin.vars, spec.ema)?;
-            Some((twin, ema))
-        } else {
-            None
+        let (g, images) = generator(&spec, device)?;
+        let (d, logits) = discriminator(&spec, device)?;
+        let average = match spec.ema > 0.0 {
+            true => Some(MovingAverage::new(&g, generator(&spec, device)?.0, spec.ema, device)?),
+            false => None,
         };
         Ok(Gan {
-            adam_g: Adam::new(&generator.vars, hyper),
-            adam_d: Adam::new(&discriminator.vars, hyper),
+            adam_g: Adam::new("generator.step", &[&g], hyper)?,
+            adam_d: Adam::new("discriminator.step", &[&d], hyper)?,
+            scalars: scalars(spec.loss),
             spec,
-            generator,
-            discriminator,
+            generator: g,
+            discriminator: d,
+            images,
+            logits,
             average,
         })
+    }
+
+    /// z [B,Z] -> x [B,C,H,W] in [0,1].
+    fn generate(&self, network: &Network, z: &Tensor, mode: Mode) -> Result<Tensor> {
+        network.graph.forward_one(z, self.images, mode)
+    }
+
+    /// x [B,C,H,W] in [0,1] -> logits [B].
+    fn judge(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.discriminator.graph.forward_one(x, self.logits, mode)
+    }
+
+    /// Logits of real and generated images: one pass where the layers treat each image alone, else one for each, because
+    /// batch statistics of the mixture would tell the two apart.
+    fn judge_both(&self, real: &Tensor, fake: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+        if mode != Mode::Eval && self.discriminator.graph.has_batch_norm() {
+            return Ok((self.judge(real, mode)?, self.judge(fake, mode)?));
+        }
+        let logits = self.judge(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
+        // One operation of the backward pass; two slices would be five.
+        let mut both = logits.f_split_with_sizes([real.size()[0], fake.size()[0]], 0)?.into_iter();
+        both.next().zip(both.next()).context("the logits of two batches are not two")
     }
 
     /// One update of the discriminator, then of the generator, on real x [B,C,H,W] in [0,1] and noise z [B,Z].
@@ -189,77 +202,59 @@ impl Gan {
         &mut self,
         x: &Tensor,
         z: &Tensor,
-        cx: StepCx,
+        cx: StepContext,
         mut minimise: impl FnMut(&Adam, &Tensor) -> Result<()>,
     ) -> Result<GanTerms> {
-        let fake = self.generator.forward(z, Mode::Train)?; // [B,C,H,W]
-        let (real_logits, fake_logits) = self.discriminator.both(x, &fake.f_detach()?, Mode::Train)?;
-        let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
-        cx.clock.lap(Phase::Forward);
+        let fake = self.generate(&self.generator, z, Mode::Train)?; // [B,C,H,W]
+        let (real_logits, fake_logits) = self.judge_both(x, &fake.f_detach()?, Mode::Train)?;
+        let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
+        cx.timer.lap(Phase::Forward);
         minimise(&self.adam_d, &d_loss)?;
 
-        let g_loss = self.spec.loss.generator_loss(&self.discriminator.forward(&fake, Mode::Train)?)?;
-        cx.clock.lap(Phase::Forward);
+        let g_loss = self.spec.loss.generator(&self.judge(&fake, Mode::Train)?)?;
+        cx.timer.lap(Phase::Forward);
         minimise(&self.adam_g, &g_loss)?;
-        if let Some((_, ema)) = &self.average {
-            ema.follow(cx.now)?;
+        if let Some(average) = &self.average {
+            average.follow(cx.on_device)?;
         }
-        cx.clock.lap(Phase::Optimizer);
+        cx.timer.lap(Phase::Optimizer);
         GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))
     }
 
-    /// The optimizers: the discriminator's, the generator's.
-    pub fn adams(&self) -> [&Adam; 2] {
-        [&self.adam_d, &self.adam_g]
-    }
-
-    /// The discriminator in evaluation mode: x [B,C,H,W] in [0,1] -> logits [B].
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| self.discriminator.forward(x, Mode::Eval))
-    }
-
-    /// The generator that pictures and exports use: the moving average where there is one.
-    fn shown(&self) -> &Generator {
-        self.average.as_ref().map_or(&self.generator, |(twin, _)| twin)
-    }
-
-    fn z(&self, x: &Tensor, now: Moment) -> Result<Tensor> {
-        now.noise(&[x.size()[0], self.spec.latent], self.generator.vars.device())
+    fn z(&self, x: &Tensor, noise: &Noise) -> Result<Tensor> {
+        noise.normal("z", &[x.size()[0], self.spec.latent])
     }
 }
 
 impl Model for Gan {
-    fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
-        let z = self.z(x, cx.now)?;
-        self.update(x, &z, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()
+    fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor> {
+        let z = self.z(&batch.x, cx.noise)?;
+        self.update(&batch.x, &z, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()
     }
 
-    fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
+    fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         tch::no_grad(|| {
             // The discriminator has only ever seen batches of one kind, real or generated, each with its own statistics;
             // its running ones are of the mixture and would judge both wrongly.
-            let fake = self.shown().forward(&self.z(x, cx.now)?, Mode::Eval)?;
-            let (real_logits, fake_logits) = self.discriminator.both(x, &fake, Mode::Batch)?;
-            let d_loss = discriminator_loss(&real_logits, &fake_logits)?;
-            let g_loss = self.spec.loss.generator_loss(&fake_logits)?;
+            let shown = self.average.as_ref().map_or(&self.generator, |average| &average.network);
+            let (x, fake) = (&batch.x, self.generate(shown, &self.z(&batch.x, noise)?, Mode::Eval)?);
+            let (real_logits, fake_logits) = self.judge_both(x, &fake, Mode::Batch)?;
+            let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
+            let g_loss = self.spec.loss.generator(&fake_logits)?;
             GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))?.stacked()
         })
     }
 
-    fn scalars(&self) -> &'static [&'static str] {
-        &["d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "diversity"]
+    fn schedule(&mut self, step: u64) -> Result<()> {
+        self.average.as_mut().map_or(Ok(()), |average| average.schedule(step))
     }
 
-    fn limits(&self) -> Vec<f64> {
-        // At chance the losses are ln 4 and ln 2; one player that wins clearly has the other's at some tens of nats.
-        vec![1000.0, 1000.0, f64::INFINITY, f64::INFINITY, f64::INFINITY, f64::INFINITY]
+    fn scalars(&self) -> &[Scalar] {
+        &self.scalars
     }
 
-    fn worries(&self, means: &[f64]) -> Vec<&'static str> {
-        let [.., accuracy, diversity] = means else { return Vec::new() };
+    fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
+        let [.., accuracy, diversity] = measured else { return Vec::new() };
         let mut all = Vec::new();
         if *accuracy > 0.995 {
             all.push(
@@ -276,91 +271,35 @@ impl Model for Gan {
         all
     }
 
-    fn end_training(&mut self) {
-        self.adam_g.forget();
-        self.adam_d.forget();
+    fn networks(&self) -> Vec<&Network> {
+        let average = self.average.as_ref().map(|average| &average.network);
+        [&self.generator, &self.discriminator].into_iter().chain(average).collect()
     }
 
-    fn set_lr(&mut self, lr: f64) {
-        self.adam_g.set_lr(lr);
-        self.adam_d.set_lr(lr);
+    fn networks_mut(&mut self) -> Vec<&mut Network> {
+        let average = self.average.as_mut().map(|average| &mut average.network);
+        [&mut self.generator, &mut self.discriminator].into_iter().chain(average).collect()
     }
 
-    fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| self.shown().forward(z, Mode::Eval))
+    fn optimizers(&self) -> Vec<&Adam> {
+        vec![&self.adam_g, &self.adam_d]
     }
 
-    fn networks(&self) -> Vec<Network<'_>> {
-        let x = Port { name: "x", dims: self.spec.shape.dims().to_vec(), range: Some((0.0, 1.0)), about: "images" };
-        let z = Port { name: "z", dims: vec![self.spec.latent], range: None, about: "latents, from N(0, I)" };
-        let logits =
-            Port { name: "logits", dims: Vec::new(), range: None, about: "above 0 for images taken to be real" };
-        let mut judge = vec![("centre".to_owned(), Operation::Affine { scale: 2.0, shift: -1.0 })];
-        judge.extend(self.discriminator.net.operations());
-        vec![
-            Network {
-                name: "generator",
-                input: z,
-                trunk: self.shown().net.operations(),
-                outputs: vec![(
-                    x.clone(),
-                    vec![
-                        ("tanh".to_owned(), Operation::Activation(Activation::Tanh)),
-                        ("unit".to_owned(), Operation::Affine { scale: 0.5, shift: 0.5 }),
-                    ],
-                )],
-                live: Box::new(|z| Ok(vec![self.decode(z)?])),
-            },
-            Network {
-                name: "discriminator",
-                input: x,
-                trunk: judge,
-                outputs: vec![(
-                    logits,
-                    vec![
-                        ("out".to_owned(), Operation::Linear(&self.discriminator.out)),
-                        ("squeeze".to_owned(), Operation::Squeeze),
-                    ],
-                )],
-                live: Box::new(|x| Ok(vec![self.logits(x)?])),
-            },
-        ]
+    fn optimizers_mut(&mut self) -> Vec<&mut Adam> {
+        vec![&mut self.adam_g, &mut self.adam_d]
     }
 
-    fn set_forms(&mut self, forms: Forms) -> Result<()> {
-        self.discriminator.net.forms = forms;
-        forms.arrange_weights(&self.discriminator.vars)?;
-        let twin = self.average.as_mut().map(|(twin, _)| twin);
-        for generator in [&mut self.generator].into_iter().chain(twin) {
-            generator.net.forms = forms;
-            forms.arrange_weights(&generator.vars)?;
-        }
-        self.adam_d.arrange()?;
-        self.adam_g.arrange()
-    }
-
-    fn work(&self, batch: i64) -> Vec<nets::Work> {
-        let mut judge = self.discriminator.net.ops(Some((self.spec.shape.height, self.spec.shape.width)));
-        judge.push(Op::Linear { from: self.discriminator.out.ws.size()[1], to: 1 });
-        let mut work = nets::training(&self.generator.net.ops(None), batch, true, false);
-        let passes = if self.discriminator.net.has_batch_norm() { vec![batch; 2] } else { vec![2 * batch] };
-        work.extend(passes.into_iter().flat_map(|b| nets::training(&judge, b, true, false)));
-        work.extend(nets::training(&judge, batch, false, true));
+    fn work(&self, batch: i64) -> Vec<Work> {
+        let (generator, discriminator) = (&self.generator.graph, &self.discriminator.graph);
+        let passes = if discriminator.has_batch_norm() { vec![batch; 2] } else { vec![2 * batch] };
+        let mut work = generator.training_work(batch, true, false);
+        work.extend(passes.into_iter().flat_map(|b| discriminator.training_work(b, true, false)));
+        work.extend(discriminator.training_work(batch, false, true));
         work
     }
 
     fn latent(&self) -> i64 {
         self.spec.latent
-    }
-
-    fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
-        visit_vars(v, "", &self.generator.vars)?;
-        visit_vars(v, "", &self.discriminator.vars)?;
-        if let Some((twin, _)) = &self.average {
-            visit_vars(v, "ema.", &twin.vars)?;
-        }
-        self.adam_g.visit(v, "generator.step")?;
-        self.adam_d.visit(v, "discriminator.step")
     }
 }
 
@@ -376,19 +315,18 @@ mod tests {
             base_width: 1,
             activation: crate::nets::Activation::Relu,
             batch_norm: false,
-            init: crate::nets::Init::PyTorch,
+            init: crate::nets::graph::Init::PyTorch,
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
         let (generator, discriminator) = (net.clone(), net);
         let spec = GanSpec { shape, latent: 2, generator, discriminator, loss: GanLoss::NonSaturating, ema: 0.0 };
         let gan = Gan::new(spec, Hyper::default(), Device::Cpu).unwrap();
-        let worries = |accuracy, diversity| gan.worries(&[1.0, 1.0, 0.0, 0.0, accuracy, diversity]).join(" and ");
+        let worries = |accuracy, diversity| gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, diversity]).join(" and ");
         assert_eq!(worries(0.9, 0.7), "");
         assert!(worries(0.999, 0.7).starts_with("the discriminator has won"));
         assert!(worries(0.9, 0.05).contains("collapsed"));
         assert!(worries(1.0, 0.0).contains(" and "), "both");
-        assert_eq!(gan.limits().len(), gan.scalars().len());
-        assert!(gan.limits()[1] < 1667.0, "seen in a run with --lr 0.02");
+        assert!(gan.scalars()[1].limit.unwrap() < 1667.0, "seen in a run with --lr 0.02");
     }
 
     #[test]

@@ -97,26 +97,21 @@ pub trait Model {
 
     /// Z: width of the latent vector.
     fn latent(&self) -> i64;
-}
 
-impl dyn Model + '_ {
     /// The networks that exports and pictures are of: averaged weights where the model keeps an average.
-    pub fn exported(&self) -> Vec<&Network> {
+    fn exported(&self) -> Vec<&Network> {
         let all = self.networks();
         let averaged = |name| all.iter().any(|n| n.average && n.graph.name() == name);
         all.iter().copied().filter(|n| n.average || !averaged(n.graph.name())).collect()
-    }
-
-    fn exported_with(&self, input: &str) -> Option<&Network> {
-        self.exported().into_iter().find(|n| n.graph.inputs().iter().any(|port| port.name == input))
     }
 
     /// Images of latents in evaluation mode: z [N,Z] -> [N,C,H,W] in [0,1].
     ///
     /// # Errors
     /// As [`Model::step`].
-    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        let network = self.exported_with("z").context("no network takes latents")?;
+    fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        let takes_z = |n: &&Network| n.graph.inputs().iter().any(|port| port.name == "z");
+        let network = self.exported().into_iter().find(takes_z).context("no network takes latents")?;
         network.graph.evaluate(&[z])?.pop().context("a decoder gives images")
     }
 
@@ -125,7 +120,7 @@ impl dyn Model + '_ {
     ///
     /// # Errors
     /// As [`Model::step`].
-    pub fn encode(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+    fn encode(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let encoder = self.networks().into_iter().find(|n| n.graph.name() == "encoder");
         let Some(encoder) = encoder else { return Ok(None) };
         let mut outputs = encoder.graph.evaluate(&[x])?.into_iter();
@@ -136,7 +131,7 @@ impl dyn Model + '_ {
     ///
     /// # Errors
     /// As [`Model::step`].
-    pub fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
+    fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
         self.encode(x)?.map(|(mu, _)| self.decode(&mu)).transpose()
     }
 
@@ -144,7 +139,7 @@ impl dyn Model + '_ {
     ///
     /// # Errors
     /// libtorch's, when memory ends.
-    pub fn set_compute(&mut self, compute: Compute) -> Result<()> {
+    fn set_compute(&mut self, compute: Compute) -> Result<()> {
         for network in self.networks_mut() {
             network.graph.compute = compute;
             compute.arrange_weights(&network.vars)?;
@@ -156,12 +151,12 @@ impl dyn Model + '_ {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn set_lr(&mut self, lr: f64) -> Result<()> {
+    fn set_lr(&mut self, lr: f64) -> Result<()> {
         self.optimizers_mut().into_iter().try_for_each(|adam| adam.set_lr(lr))
     }
 
     /// Training is over: frees what only further updates need, which fail from now on.
-    pub fn end_training(&mut self) {
+    fn end_training(&mut self) {
         self.optimizers_mut().into_iter().for_each(Adam::free);
     }
 
@@ -169,7 +164,7 @@ impl dyn Model + '_ {
     ///
     /// # Errors
     /// The visitor's.
-    pub fn visit(&self, v: &mut dyn Visit) -> Result<()> {
+    fn visit(&self, v: &mut dyn Visit) -> Result<()> {
         for network in self.networks() {
             for (name, t) in network.variables() {
                 v.tensor(Part::Model, &name, &t)?;

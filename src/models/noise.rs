@@ -80,7 +80,10 @@ impl Noise {
 
     fn draw(&self, name: &'static str, distribution: Distribution, shape: &[i64]) -> Result<Tensor> {
         let mut drawn = self.drawn.borrow_mut();
-        ensure!(!drawn.contains(&name), "the noise {name} was drawn twice in one step: each draw needs a name of its own");
+        ensure!(
+            !drawn.contains(&name),
+            "the noise {name} was drawn twice in one step: each draw needs a name of its own"
+        );
         drawn.push(name);
         let seed = named(self.seed, name);
         let Some(buffers) = &self.buffers else {

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
+use super::noise::Noise;
+use super::{Model, StepContext};
 use crate::base::timer::StepTimer;
-use crate::models::{Model, StepCx};
+use crate::data::batch::Batch;
 use crate::native;
-use crate::nets::{Forms, Kernels, Layout, Precision, Products};
+use crate::nets::{Compute, Kernels, Layout, Precision, Products};
 
 /// What a run computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,14 +24,14 @@ use crate::nets::{Forms, Kernels, Layout, Precision, Products};
 pub struct Tuning {
     /// CPU threads of one operation.
     pub threads: u32,
-    /// Forms of the layers.
+    /// Compute of the layers.
     #[serde(flatten)]
-    pub forms: Forms,
+    pub compute: Compute,
 }
 
 impl fmt::Display for Tuning {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Forms { products, layout, kernels, precision: _ } = self.forms;
+        let Compute { products, layout, kernels, precision: _ } = self.compute;
         let [products, layout, kernels] = [name(products), name(layout), name(kernels)];
         write!(f, "threads={},products={products},layout={layout},kernels={kernels}", self.threads)
     }
@@ -42,7 +44,7 @@ fn name(value: impl ValueEnum) -> String {
 impl Tuning {
     /// What runs from before there was a choice were computed with.
     pub fn libtorchs_own() -> Self {
-        Tuning { threads: cores(), forms: Forms::default() }
+        Tuning { threads: cores(), compute: Compute::default() }
     }
 
     /// Takes effect: threads for the process, forms for the model.
@@ -51,7 +53,7 @@ impl Tuning {
     /// libtorch's, when memory ends.
     pub fn apply(self, model: &mut dyn Model) -> Result<()> {
         tch::set_num_threads(self.threads as i32);
-        model.set_forms(self.forms)
+        model.set_compute(self.compute)
     }
 }
 
@@ -109,14 +111,14 @@ impl Plan {
         let usual = match device {
             Device::Cpu => {
                 let products = if self.deterministic { Products::Onednn } else { Products::BySize };
-                Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, precision: self.precision }
+                Compute { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, precision: self.precision }
             }
             // Tensor cores read channels side by side; MLPs have no layout.
-            _ => Forms { layout: Layout::ChannelsLast, precision: self.precision, ..Forms::default() },
+            _ => Compute { layout: Layout::ChannelsLast, precision: self.precision, ..Compute::default() },
         };
         Tuning {
             threads: self.threads.unwrap_or_else(cores),
-            forms: Forms {
+            compute: Compute {
                 products: self.products.unwrap_or(usual.products),
                 layout: self.layout.unwrap_or(usual.layout),
                 kernels: self.kernels.unwrap_or(usual.kernels),
@@ -135,15 +137,15 @@ impl Plan {
                 all.push(changed);
             }
         };
-        let forms = now.forms;
+        let compute = now.compute;
         for &products in Products::value_variants() {
-            add(cpu && self.products.is_none(), Tuning { forms: Forms { products, ..forms }, ..now });
+            add(cpu && self.products.is_none(), Tuning { compute: Compute { products, ..compute }, ..now });
         }
         for &layout in Layout::value_variants() {
-            add(self.layout.is_none() && convolutions, Tuning { forms: Forms { layout, ..forms }, ..now });
+            add(self.layout.is_none() && convolutions, Tuning { compute: Compute { layout, ..compute }, ..now });
         }
         for &kernels in Kernels::value_variants() {
-            add(cpu && self.kernels.is_none(), Tuning { forms: Forms { kernels, ..forms }, ..now });
+            add(cpu && self.kernels.is_none(), Tuning { compute: Compute { kernels, ..compute }, ..now });
         }
         // All, a half, and one: between those, the step's time changes smoothly.
         for threads in [cores().div_ceil(2), 1] {
@@ -223,8 +225,8 @@ const SLOW_MS: f64 = 20.0;
 /// Steps of a run that is too short to measure anything for.
 const SHORT: u64 = 100;
 
-/// Chooses what a run of `steps` updates computes with. `build` makes a model to measure on, which is thrown away; `x` is a batch
-/// [B,C,H,W]. `convolutions` says whether the layout matters.
+/// Chooses what a run of `steps` updates computes with. `build` makes a model to measure on, which is thrown away; `batch` is one of the
+/// run's. `convolutions` says whether the layout matters.
 ///
 /// A run that would be over before measuring paid gets [`Plan::first`].
 ///
@@ -234,12 +236,13 @@ pub fn choose(
     plan: &Plan,
     steps: u64,
     convolutions: bool,
-    x: &Tensor,
+    batch: &Batch,
     build: impl FnOnce() -> Result<Box<dyn Model>>,
 ) -> Result<Chosen> {
-    let first = plan.first(x.device());
+    let device = batch.x.device();
+    let first = plan.first(device);
     let unmeasured = Chosen { tuning: first, origin: Origin::Unmeasured };
-    let open = plan.neighbours(first, x.device(), convolutions);
+    let open = plan.neighbours(first, device, convolutions);
     if !plan.measure || steps < SHORT || open.is_empty() {
         return Ok(unmeasured);
     }
@@ -248,14 +251,14 @@ pub fn choose(
     let slice = Duration::from_secs_f64(BUDGET_S / 12.0);
     let mut time = |tuning: Tuning, best_ms| {
         // Each form leaves holes of its own in the heap; together they would be the run's highest use of memory.
-        native::release_free_memory(x.device())?;
+        native::release_free_memory(device)?;
         tuning.apply(model.as_mut())?;
-        match x.device() {
-            Device::Cpu => time(model.as_mut(), x, slice, best_ms),
-            _ => time_on_gpu(model.as_mut(), x, slice, plan.captured),
+        match device {
+            Device::Cpu => time(model.as_mut(), batch, slice, best_ms),
+            _ => time_on_gpu(model.as_mut(), batch, slice, plan.captured),
         }
     };
-    if x.device() == Device::Cpu {
+    if device == Device::Cpu {
         // Twice: a process that has just started is slow for a few steps.
         time(first, f64::INFINITY)?;
     }
@@ -263,7 +266,7 @@ pub fn choose(
     let mut best = first;
     let mut measured = 1;
     // Each form takes at least two steps, on a GPU a dozen, and as many again where it wins.
-    let least = if x.device() == Device::Cpu { 3.0 } else { 20.0 };
+    let least = if device == Device::Cpu { 3.0 } else { 20.0 };
     let cost_s = BUDGET_S.max(least * open.len() as f64 * best_ms / 1e3);
     if best_ms * steps as f64 / 1e3 * SHARE < cost_s {
         return Ok(unmeasured);
@@ -295,10 +298,10 @@ fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
     fn pick<T: PartialEq>(best: T, first: T, change: T) -> T {
         if change == first { best } else { change }
     }
-    let (b, f, c) = (best.forms, first.forms, change.forms);
+    let (b, f, c) = (best.compute, first.compute, change.compute);
     Tuning {
         threads: pick(best.threads, first.threads, change.threads),
-        forms: Forms {
+        compute: Compute {
             products: pick(b.products, f.products, c.products),
             layout: pick(b.layout, f.layout, c.layout),
             kernels: pick(b.kernels, f.kernels, c.kernels),
@@ -308,11 +311,12 @@ fn merge(best: Tuning, first: Tuning, change: Tuning) -> Tuning {
 }
 
 /// Milliseconds of the fastest of a few steps, after one to warm up; none when that one alone took thrice `best_ms`.
-fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
-    let clock = StepTimer::off();
+fn time(model: &mut dyn Model, batch: &Batch, slice: Duration, best_ms: f64) -> Result<Option<f64>> {
+    let timer = StepTimer::off();
     let mut step = || -> Result<f64> {
         let began = Instant::now();
-        let values = model.step(x, StepCx::host(0, 0, &clock))?;
+        let noise = Noise::new(0, batch.x.device());
+        let values = model.step(batch, StepContext { noise: &noise, timer: &timer, on_device: false })?;
         // sync: nothing to wait for on a CPU; the value keeps the step from being optimised away.
         values.f_double_value(&[0])?;
         Ok(began.elapsed().as_secs_f64() * 1e3)
@@ -330,11 +334,13 @@ fn time(model: &mut dyn Model, x: &Tensor, slice: Duration, best_ms: f64) -> Res
 
 /// Milliseconds of a step by the device's own events, made as training makes it: as one launch where steps are captured, else
 /// operation by operation. None where the form needs more memory than there is.
-fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: bool) -> Result<Option<f64>> {
-    let (cuda, clock) = (native::cuda()?, StepTimer::off());
-    let step = Tensor::f_zeros([], (Kind::Double, x.device()))?;
-    native::seed_default(x.device(), 0)?;
-    let mut once = || model.step(x, StepCx::device(&step, &clock)).map(drop);
+fn time_on_gpu(model: &mut dyn Model, batch: &Batch, slice: Duration, captured: bool) -> Result<Option<f64>> {
+    let (cuda, timer) = (native::cuda()?, StepTimer::off());
+    let noise = Noise::in_buffers(batch.x.device());
+    let mut once = || {
+        noise.again();
+        model.step(batch, StepContext { noise: &noise, timer: &timer, on_device: true }).map(drop)
+    };
     for _ in 0..native::WARM_UP {
         match once() {
             Err(e) if format!("{e:#}").contains("CUDA out of memory") => return Ok(None),
@@ -361,6 +367,12 @@ fn time_on_gpu(model: &mut dyn Model, x: &Tensor, slice: Duration, captured: boo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::scalar::Scalar;
+    use crate::models::network::Network;
+    use crate::models::optimizer::Adam;
+    use crate::nets::cost::Work;
+    use crate::nets::graph::{Init, Port};
+    use tch::Tensor;
 
     #[test]
     fn what_is_asked_for_is_understood_or_refused_by_name() {
@@ -401,7 +413,7 @@ mod tests {
         assert_eq!(all.len(), 5);
         assert!(all.iter().all(|t| t.threads == 4));
         assert_eq!(plan.neighbours(first, Device::Cpu, false).len(), 4, "no layout without convolutions");
-        let better = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
+        let better = Tuning { compute: Compute { layout: Layout::Contiguous, ..first.compute }, ..first };
         let merged = merge(better, first, Tuning { threads: 1, ..first });
         assert_eq!(merged, Tuning { threads: 1, ..better });
     }
@@ -411,8 +423,8 @@ mod tests {
         let gpu = Device::Cuda(0);
         let plan = Plan { measure: true, precision: Precision::Bf16, ..Plan::default() };
         let first = plan.first(gpu);
-        assert_eq!((first.forms.layout, first.forms.precision), (Layout::ChannelsLast, Precision::Bf16));
-        let contiguous = Tuning { forms: Forms { layout: Layout::Contiguous, ..first.forms }, ..first };
+        assert_eq!((first.compute.layout, first.compute.precision), (Layout::ChannelsLast, Precision::Bf16));
+        let contiguous = Tuning { compute: Compute { layout: Layout::Contiguous, ..first.compute }, ..first };
         assert_eq!(plan.neighbours(first, gpu, true), [contiguous]);
         assert!(plan.neighbours(first, gpu, false).is_empty(), "an MLP has no layout");
         let fixed = Plan { layout: Some(Layout::Contiguous), ..plan };
@@ -420,41 +432,49 @@ mod tests {
         assert!(fixed.neighbours(contiguous, gpu, true).is_empty());
     }
 
-    /// A model whose step takes a time that depends on its forms.
-    struct Timed(Forms);
+    /// A model whose step takes a time that depends on its kernels.
+    struct Timed(Network);
+
+    impl Timed {
+        fn new() -> Self {
+            let (network, ()) = Network::new("n", Device::Cpu, Init::PyTorch, |b| {
+                let x = b.input(Port::new("x", &[1], "numbers"))?;
+                b.output(Port::new("x", &[1], "numbers"), x)
+            })
+            .unwrap();
+            Timed(network)
+        }
+    }
 
     impl Model for Timed {
-        fn step(&mut self, _: &Tensor, _: StepCx) -> Result<Tensor> {
-            let ms = if self.0.kernels == Kernels::Own { 40 } else { 15 };
+        fn step(&mut self, _: &Batch, _: StepContext) -> Result<Tensor> {
+            let ms = if self.0.graph.compute.kernels == Kernels::Own { 40 } else { 15 };
             std::thread::sleep(Duration::from_millis(ms));
             Ok(Tensor::from_slice(&[0f32]))
         }
-        fn score(&self, x: &Tensor, _: StepCx) -> Result<Tensor> {
-            Ok(x.shallow_clone())
+        fn score(&self, batch: &Batch, _: &Noise) -> Result<Tensor> {
+            Ok(batch.x.shallow_clone())
         }
-        fn scalars(&self) -> &'static [&'static str] {
-            &["none"]
+        fn scalars(&self) -> &[Scalar] {
+            &[]
         }
-        fn set_lr(&mut self, _: f64) {}
-        fn decode(&self, z: &Tensor) -> Result<Tensor> {
-            Ok(z.shallow_clone())
+        fn networks(&self) -> Vec<&Network> {
+            vec![&self.0]
         }
-        fn end_training(&mut self) {}
-        fn networks(&self) -> Vec<crate::nets::Network<'_>> {
+        fn networks_mut(&mut self) -> Vec<&mut Network> {
+            vec![&mut self.0]
+        }
+        fn optimizers(&self) -> Vec<&Adam> {
             Vec::new()
         }
-        fn set_forms(&mut self, forms: Forms) -> Result<()> {
-            self.0 = forms;
-            Ok(())
+        fn optimizers_mut(&mut self) -> Vec<&mut Adam> {
+            Vec::new()
+        }
+        fn work(&self, _: i64) -> Vec<Work> {
+            Vec::new()
         }
         fn latent(&self) -> i64 {
             1
-        }
-        fn work(&self, _: i64) -> Vec<crate::nets::Work> {
-            Vec::new()
-        }
-        fn visit(&mut self, _: &mut dyn crate::models::Visit) -> Result<()> {
-            Ok(())
         }
     }
 
@@ -462,14 +482,12 @@ mod tests {
     fn the_faster_form_is_found_and_short_runs_are_left_alone() {
         let before = tch::get_num_threads();
         let x = Tensor::zeros([1, 1, 1, 1], (tch::Kind::Float, Device::Cpu));
+        let batch = Batch { x, labels: None };
         let plan = Plan { measure: true, threads: Some(before as u32), ..Plan::default() };
-        let run = |plan: &Plan, steps| {
-            let first = plan.first(Device::Cpu);
-            choose(plan, steps, true, &x, || Ok(Box::new(Timed(first.forms)))).unwrap()
-        };
+        let run = |plan: &Plan, steps| choose(plan, steps, true, &batch, || Ok(Box::new(Timed::new()))).unwrap();
         let chosen = run(&plan, 1_000_000);
-        assert_eq!(chosen.tuning.forms.kernels, Kernels::Libtorch, "{chosen}");
-        assert_eq!(chosen.tuning.forms.layout, Layout::ChannelsLast, "what is no faster stays");
+        assert_eq!(chosen.tuning.compute.kernels, Kernels::Libtorch, "{chosen}");
+        assert_eq!(chosen.tuning.compute.layout, Layout::ChannelsLast, "what is no faster stays");
         let Origin::Measured { ms, of: 6, .. } = chosen.origin else { panic!("{chosen}") };
         assert!((14.0..30.0).contains(&ms), "{chosen}");
         for (plan, steps) in [(plan, 50), (plan, 300), (Plan { measure: false, ..plan }, 1_000_000)] {

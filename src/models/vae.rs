@@ -1,18 +1,24 @@
-//! The variational autoencoder: one update, scores, pictures.
+//! The variational autoencoder: one update and its scores.
 //!
 //! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Never sees files, paths or ranks.
 
-use anyhow::Result;
-use tch::nn::{self, VarStore};
-use tch::{Device, Kind, Tensor};
+use anyhow::{Context, Result};
+use tch::{Device, Tensor};
 
+use super::losses::kl;
+use super::losses::likelihood::Likelihood;
+use super::network::Network;
+use super::noise::Noise;
+use super::optimizer::{Adam, Hyper};
+use super::schedule::{Scheduled, warm_up};
+use super::{Model, StepContext};
+use crate::base::scalar::Scalar;
+use crate::base::shape::Shape;
 use crate::base::timer::Phase;
-use crate::models::optimizer::{Adam, Hyper};
-use crate::models::{Model, Moment, Number, StepCx, Visit, visit_vars};
-use crate::native;
-use crate::nets::{
-    self, Forms, Init, Mode, Net, NetSpec, Network, Op, Operation, Port, Shape, features, linear, synthesis,
-};
+use crate::data::batch::Batch;
+use crate::nets::cost::Work;
+use crate::nets::graph::{Init, Port, Value};
+use crate::nets::{Mode, NetSpec, features, synthesis};
 
 /// Everything that decides a VAE's mathematics.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,22 +31,28 @@ pub struct VaeSpec {
     pub encoder: NetSpec,
     /// The decoder's layers.
     pub decoder: NetSpec,
+    /// p(x|z).
+    pub likelihood: Likelihood,
     /// Weight of the KL term; 1 is the evidence bound.
     pub beta: f64,
     /// Updates over which β rises from 0 in equal parts; 0 for none.
     pub kl_warmup_steps: u64,
 }
 
-/// q(z|x) = N(mu, exp(logvar)) and p(x|z) of Bernoulli pixels, with one Adam over both networks.
+/// q(z|x) = N(mu, exp(logvar)) and p(x|z), with one Adam over both networks.
 #[derive(Debug)]
 pub struct Vae {
     spec: VaeSpec,
-    vars: VarStore,
-    trunk: Net,
-    mu: nn::Linear,
-    logvar: nn::Linear,
-    decoder: Net,
+    encoder: Network,
+    decoder: Network,
+    /// mu and logvar of the encoder.
+    posterior: [Value; 2],
+    /// The parameters of p(x|z) that the decoder computes.
+    parameters: Value,
+    /// β of the next update.
+    beta: Scheduled,
     adam: Adam,
+    scalars: Vec<Scalar>,
 }
 
 /// The terms of the loss, scalars in nats per image.
@@ -54,62 +66,82 @@ pub struct VaeLoss {
     pub kl: Tensor,
 }
 
+/// What is logged: [`VaeLoss`] in its order, then the evidence bound.
+fn scalars(spec: &VaeSpec) -> Vec<Scalar> {
+    // The weight of the KL term may be large: the loss itself has no limit.
+    let limit = 100.0 * (spec.likelihood.of_no_knowledge(spec.shape) + spec.latent as f64);
+    let nats = |key, name, panel| Scalar::new(key, name, "nats per image", panel);
+    vec![
+        nats("loss", "loss", "loss").lower(),
+        nats("recon", "reconstruction", "reconstruction").lower().limit(limit),
+        nats("kl", "KL", "KL to the prior").limit(limit),
+        nats("elbo", "ELBO", "evidence lower bound").higher(),
+    ]
+}
+
+/// x [B,C,H,W] in [0,1] -> mu [B,Z], logvar [B,Z].
+fn encoder(spec: &VaeSpec, device: Device) -> Result<(Network, [Value; 2])> {
+    Network::new("encoder", device, spec.encoder.init, |b| {
+        let x = b.input(Port::images("x", &spec.shape.dims(), "images"))?;
+        let hidden = features(b, x, &spec.encoder)?;
+        b.begin_float32();
+        b.init = Init::PyTorch;
+        let mu = b.linear("mu", hidden, spec.latent, true)?;
+        let logvar = b.linear("logvar", hidden, spec.latent, true)?;
+        b.output(Port::new("mu", &[spec.latent], "mean of q(z|x)"), mu)?;
+        b.output(Port::new("logvar", &[spec.latent], "logarithm of the variance of q(z|x)"), logvar)?;
+        Ok([mu, logvar])
+    })
+}
+
+/// z [B,Z] -> the parameters of p(x|z), and its mean x [B,C,H,W].
+fn decoder(spec: &VaeSpec, device: Device) -> Result<(Network, Value)> {
+    let channels = spec.shape.channels * spec.likelihood.parameters();
+    Network::new("decoder", device, spec.decoder.init, |b| {
+        let z = b.input(Port::new("z", &[spec.latent], "latents, of the prior N(0, I)"))?;
+        let parameters = synthesis(b, z, Shape { channels, ..spec.shape }, &spec.decoder)?;
+        b.begin_float32();
+        let mean = spec.likelihood.mean(b, parameters)?;
+        b.output(Port::images("x", &spec.shape.dims(), "means of the pixels"), mean)?;
+        Ok(parameters)
+    })
+}
+
 impl Vae {
     /// Fresh weights from libtorch's current random state.
     ///
     /// # Errors
     /// When the architecture cannot take images of this shape.
     pub fn new(spec: VaeSpec, hyper: Hyper, device: Device) -> Result<Self> {
-        let vars = VarStore::new(device);
-        let path = &vars.root() / "encoder";
-        let (trunk, width) = features(&path, spec.shape, &spec.encoder)?;
-        let mu = linear(&path, "mu", width, spec.latent, true, Init::PyTorch)?;
-        let logvar = linear(&path, "logvar", width, spec.latent, true, Init::PyTorch)?;
-        let path = &vars.root() / "decoder";
-        let decoder = synthesis(&path, spec.latent, spec.shape, &spec.decoder)?;
-        let adam = Adam::new(&vars, hyper);
-        Ok(Vae { spec, vars, trunk, mu, logvar, decoder, adam })
-    }
-
-    /// x [B,C,H,W] -> (mu [B,Z], logvar [B,Z]).
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn posterior(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
-        let h = self.trunk.forward(x, mode)?; // [B,F]
-        let mu = self.trunk.forms.linear(&h, &self.mu.ws, self.mu.bs.as_ref(), 1.0)?;
-        let logvar = self.trunk.forms.linear(&h, &self.logvar.ws, self.logvar.bs.as_ref(), 1.0)?;
-        Ok((mu, logvar))
+        let (encoder, posterior) = encoder(&spec, device)?;
+        let (decoder, parameters) = decoder(&spec, device)?;
+        let adam = Adam::new("step", &[&encoder, &decoder], hyper)?;
+        let (scalars, beta) = (scalars(&spec), Scheduled::new(spec.beta, device)?);
+        Ok(Vae { spec, encoder, decoder, posterior, parameters, beta, adam, scalars })
     }
 
     /// The loss on x [B,C,H,W] in [0,1] with noise eps [B,Z] ∼ N(0, I): z = mu + exp(logvar/2)·eps.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Number, mode: Mode) -> Result<VaeLoss> {
-        let (mu, logvar) = self.posterior(x, mode)?;
-        // The loops know the host's numbers alone.
-        let by_loops = self.decoder.forms.own(x) && matches!(beta, Number::Host(_));
-        let draw = if by_loops { native::gaussian_draw } else { native::gaussian_draw_ops };
-        let (z, kl) = draw(&mu, &logvar, eps)?; // [B,Z]
-        let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
-        let (loss, recon) = match beta {
-            Number::Host(beta) if by_loops => native::bernoulli_bound(&logits, x, &kl, *beta)?,
-            Number::Host(beta) => native::bernoulli_bound_ops(&logits, x, &kl, *beta, None)?,
-            Number::Device(beta) => {
-                native::bernoulli_bound_ops(&logits, x, &kl, 1.0, Some(&beta.f_to_kind(Kind::Float)?))?
-            }
-        };
+    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Scheduled, mode: Mode, on_device: bool) -> Result<VaeLoss> {
+        let mut posterior = self.encoder.graph.forward(&[x], &self.posterior, mode)?.into_iter();
+        let (mu, logvar) = posterior.next().zip(posterior.next()).context("an encoder gives mu and logvar")?;
+        // Our own kernels know the host's numbers alone.
+        let own = self.decoder.graph.compute.own(x) && !on_device;
+        let (z, kl) = kl::draw(&mu, &logvar, eps, own)?; // [B,Z]
+        let parameters = self.decoder.graph.forward_one(&z, self.parameters, mode)?; // [B,P·C,H,W]
+        let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta, own)?;
         Ok(VaeLoss { loss, recon, kl })
     }
 
-    /// One update with the noise given; returns the terms before it.
+    /// One update with the noise given and the β that is set; returns the terms before it.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn update(&mut self, x: &Tensor, eps: &Tensor, beta: &Number, cx: StepCx) -> Result<VaeLoss> {
-        let terms = self.loss(x, eps, beta, Mode::Train)?;
-        cx.clock.lap(Phase::Forward);
+    pub fn update(&mut self, x: &Tensor, eps: &Tensor, cx: StepContext) -> Result<VaeLoss> {
+        let terms = self.loss(x, eps, &self.beta, Mode::Train, cx.on_device)?;
+        cx.timer.lap(Phase::Forward);
         self.adam.minimise(&terms.loss, cx)?;
         Ok(terms)
     }
@@ -119,16 +151,8 @@ impl Vae {
         &self.adam
     }
 
-    /// β at an update: rises linearly over the warm-up (Bowman et al. 2016, arXiv 1511.06349, section 3.1).
-    fn beta_at(&self, now: Moment) -> Result<Number> {
-        match self.spec.kl_warmup_steps {
-            0 => Ok(Number::Host(self.spec.beta)),
-            n => now.step().plus(1.0)?.over(&Number::Host(n as f64))?.at_most(1.0)?.scaled(self.spec.beta),
-        }
-    }
-
-    fn eps(&self, x: &Tensor, now: Moment) -> Result<Tensor> {
-        now.noise(&[x.size()[0], self.spec.latent], self.vars.device())
+    fn eps(&self, x: &Tensor, noise: &Noise) -> Result<Tensor> {
+        noise.normal("eps", &[x.size()[0], self.spec.latent])
     }
 }
 
@@ -139,37 +163,41 @@ impl VaeLoss {
 }
 
 impl Model for Vae {
-    fn step(&mut self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
-        let eps = self.eps(x, cx.now)?;
-        let beta = self.beta_at(cx.now)?;
-        self.update(x, &eps, &beta, cx)?.stacked()
+    fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor> {
+        let eps = self.eps(&batch.x, cx.noise)?;
+        self.update(&batch.x, &eps, cx)?.stacked()
     }
 
-    fn score(&self, x: &Tensor, cx: StepCx) -> Result<Tensor> {
-        let eps = self.eps(x, cx.now)?;
-        tch::no_grad(|| self.loss(x, &eps, &Number::Host(self.spec.beta), Mode::Eval)?.stacked())
+    /// With the whole β, whatever the warm-up.
+    fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
+        let eps = self.eps(&batch.x, noise)?;
+        let beta = Scheduled::new(self.spec.beta, batch.x.device())?;
+        tch::no_grad(|| self.loss(&batch.x, &eps, &beta, Mode::Eval, false)?.stacked())
     }
 
-    fn scalars(&self) -> &'static [&'static str] {
-        &["loss", "recon", "kl"]
+    fn schedule(&mut self, step: u64) -> Result<()> {
+        self.beta.set(warm_up(self.spec.beta, self.spec.kl_warmup_steps, step))
     }
 
-    fn report(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
-        let mut named: Vec<_> = self.scalars().iter().copied().zip(values.iter().copied()).collect();
-        if let [_, recon, kl] = values {
-            named.push(("elbo", -(recon + kl)));
-        }
-        named
+    fn scalars(&self) -> &[Scalar] {
+        &self.scalars
     }
 
-    fn limits(&self) -> Vec<f64> {
-        // A decoder that knows nothing gives every pixel one bit; the weight of the KL term may be large.
-        let limit = 100.0 * (self.spec.shape.numel() as f64 * std::f64::consts::LN_2 + self.spec.latent as f64);
-        vec![f64::INFINITY, limit, limit]
+    fn measured(&self) -> usize {
+        3
     }
 
-    fn worries(&self, means: &[f64]) -> Vec<&'static str> {
-        match means {
+    fn report(&self, measured: &[f64]) -> Vec<f64> {
+        let elbo = measured[1..].iter().sum::<f64>();
+        [measured, &[-elbo]].concat()
+    }
+
+    fn criterion(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
+        match measured {
             [_, _, kl] if *kl < 0.05 => vec![
                 "the latents carry nothing (KL below 0.05 nats): the decoder ignores them; try --kl-warmup, a lower --beta or a \
                  higher --lr",
@@ -178,89 +206,31 @@ impl Model for Vae {
         }
     }
 
-    fn criterion(&self) -> Option<usize> {
-        Some(0)
+    fn networks(&self) -> Vec<&Network> {
+        vec![&self.encoder, &self.decoder]
     }
 
-    fn end_training(&mut self) {
-        self.adam.forget();
+    fn networks_mut(&mut self) -> Vec<&mut Network> {
+        vec![&mut self.encoder, &mut self.decoder]
     }
 
-    fn set_lr(&mut self, lr: f64) {
-        self.adam.set_lr(lr);
+    fn optimizers(&self) -> Vec<&Adam> {
+        vec![&self.adam]
     }
 
-    fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| Ok(self.decoder.forward(z, Mode::Eval)?.f_sigmoid_()?))
+    fn optimizers_mut(&mut self) -> Vec<&mut Adam> {
+        vec![&mut self.adam]
     }
 
-    fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let (mu, _) = tch::no_grad(|| self.posterior(x, Mode::Eval))?;
-        self.decode(&mu).map(Some)
-    }
-
-    fn encode(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
-        tch::no_grad(|| self.posterior(x, Mode::Eval)).map(Some)
-    }
-
-    fn networks(&self) -> Vec<Network<'_>> {
-        let (shape, latent) = (self.spec.shape.dims().to_vec(), vec![self.spec.latent]);
-        let head = |name: &'static str, about, layer| {
-            let port = Port { name, dims: latent.clone(), range: None, about };
-            (port, vec![(name.to_owned(), Operation::Linear(layer))])
-        };
-        let x = Port { name: "x", dims: shape, range: Some((0.0, 1.0)), about: "images" };
-        let z = Port { name: "z", dims: latent.clone(), range: None, about: "latents, of the prior N(0, I)" };
-        vec![
-            Network {
-                name: "encoder",
-                input: x.clone(),
-                trunk: self.trunk.operations(),
-                outputs: vec![
-                    head("mu", "mean of q(z|x)", &self.mu),
-                    head("logvar", "logarithm of the variance of q(z|x)", &self.logvar),
-                ],
-                live: Box::new(|x| {
-                    let (mu, logvar) = tch::no_grad(|| self.posterior(x, Mode::Eval))?;
-                    Ok(vec![mu, logvar])
-                }),
-            },
-            Network {
-                name: "decoder",
-                input: z,
-                trunk: self.decoder.operations(),
-                outputs: vec![(
-                    Port { about: "means of the pixels", ..x },
-                    vec![("sigmoid".to_owned(), Operation::Sigmoid)],
-                )],
-                live: Box::new(|z| Ok(vec![self.decode(z)?])),
-            },
-        ]
-    }
-
-    fn set_forms(&mut self, forms: Forms) -> Result<()> {
-        self.trunk.forms = forms;
-        self.decoder.forms = forms;
-        forms.arrange_weights(&self.vars)?;
-        self.adam.arrange()
-    }
-
-    fn work(&self, batch: i64) -> Vec<nets::Work> {
-        let mut ops = self.trunk.ops(Some((self.spec.shape.height, self.spec.shape.width)));
-        for head in [&self.mu, &self.logvar] {
-            ops.push(Op::Linear { from: head.ws.size()[1], to: head.ws.size()[0] });
-        }
-        ops.extend(self.decoder.ops(None));
-        nets::training(&ops, batch, true, false)
+    fn work(&self, batch: i64) -> Vec<Work> {
+        // The decoder's input is computed by weights: its first layer's gradient leads on to the encoder.
+        let mut work = self.encoder.graph.training_work(batch, true, false);
+        work.extend(self.decoder.graph.training_work(batch, true, true));
+        work
     }
 
     fn latent(&self) -> i64 {
         self.spec.latent
-    }
-
-    fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
-        visit_vars(v, "", &self.vars)?;
-        self.adam.visit(v, "step")
     }
 }
 
@@ -280,45 +250,50 @@ mod tests {
             init: Init::PyTorch,
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
-        let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, beta, kl_warmup_steps };
+        let likelihood = Likelihood::Bernoulli;
+        let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta, kl_warmup_steps };
         Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
     }
 
     #[test]
     fn the_weight_of_the_kl_term_rises_in_equal_parts() {
-        let warm = vae(2.0, 4);
-        let beta = |vae: &Vae, step| match vae.beta_at(Moment::Host { noise: 0, step }).unwrap() {
-            Number::Host(beta) => beta,
-            Number::Device(_) => panic!("a number of the host's has left it"),
-        };
-        let betas: Vec<f64> = (0..6).map(|step| beta(&warm, step)).collect();
-        assert_eq!(betas, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
-        assert_eq!(beta(&vae(2.0, 0), 0), 2.0);
+        for (steps, want) in [(4, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]), (0, [2.0; 6])] {
+            let mut vae = vae(2.0, steps);
+            for (step, want) in want.into_iter().enumerate() {
+                vae.schedule(step as u64).unwrap();
+                assert_eq!((vae.beta.host(), vae.beta.device().double_value(&[])), (want, want));
+            }
+        }
     }
 
     #[test]
     fn latents_that_carry_nothing_are_worrying_and_an_explosion_has_a_limit() {
         let vae = vae(1.0, 0);
-        assert!(vae.worries(&[100.0, 99.0, 1.0]).is_empty());
-        assert!(vae.worries(&[100.0, 100.0, 0.01])[0].contains("carry nothing"));
-        let limits = vae.limits();
-        assert_eq!(limits.len(), vae.scalars().len());
+        assert!(vae.warnings(&[100.0, 99.0, 1.0]).is_empty());
+        assert!(vae.warnings(&[100.0, 100.0, 0.01])[0].contains("carry nothing"));
         let chance = 6.0 * std::f64::consts::LN_2;
-        assert!(limits[1] > 50.0 * chance && limits[1] < 1000.0 * chance);
-        assert_eq!(vae.scalars()[vae.criterion().unwrap()], "loss");
+        let limit = vae.scalars()[1].limit.unwrap();
+        assert!(limit > 50.0 * chance && limit < 1000.0 * chance);
+        assert_eq!(vae.scalars()[vae.criterion().unwrap()].key, "loss");
     }
 
     #[test]
     fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
         let mut warm = vae(2.0, 4);
-        let x = Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu));
-        let clock = StepTimer::off();
-        let cx = StepCx::host(1, 0, &clock);
-        for (values, beta) in [(warm.score(&x, cx).unwrap(), 2.0), (warm.step(&x, cx).unwrap(), 0.5)] {
-            let v = Vec::<f32>::try_from(&values).unwrap();
-            assert!((v[0] - v[1] - beta * v[2]).abs() < 1e-5, "{v:?} with {beta}");
-            let report = warm.report(&[f64::from(v[0]), f64::from(v[1]), f64::from(v[2])]);
-            assert_eq!(report[3], ("elbo", -f64::from(v[1]) - f64::from(v[2])), "the bound has no beta");
+        let batch = Batch { x: Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu)), labels: None };
+        let timer = StepTimer::off();
+        for on_device in [false, true] {
+            let noise = || Noise::new(1, Device::Cpu);
+            warm.schedule(0).unwrap();
+            let score = warm.score(&batch, &noise()).unwrap();
+            let step = warm.step(&batch, StepContext { noise: &noise(), timer: &timer, on_device }).unwrap();
+            for (values, beta) in [(score, 2.0), (step, 0.5)] {
+                let v = Vec::<f32>::try_from(&values).unwrap();
+                assert!((v[0] - v[1] - beta * v[2]).abs() < 1e-5, "{v:?} with {beta}");
+                let report = warm.report(&[f64::from(v[0]), f64::from(v[1]), f64::from(v[2])]);
+                assert_eq!(report[3], -f64::from(v[1]) - f64::from(v[2]), "the bound has no beta");
+                assert_eq!(warm.scalars()[3].key, "elbo");
+            }
         }
     }
 }

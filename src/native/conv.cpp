@@ -120,12 +120,13 @@ char* gv_strided(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, 
   });
 }
 
-// A gradient of that convolution alone, not recorded: of its input or of its weights.
-char* gv_strided_gradient(at::Tensor** out, at::Tensor* g, at::Tensor* x, at::Tensor* w, bool transposed, bool of_input) {
+// A gradient of a convolution alone, not recorded: of its input or of its weights. Padding and stride are those of both sides.
+char* gv_conv_gradient(at::Tensor** out, at::Tensor* g, at::Tensor* x, at::Tensor* w, int64_t stride, int64_t padding,
+                       int64_t groups, bool transposed, bool of_input) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    const auto [dx, dw, db] = at::convolution_backward(*g, *x, *w, {}, kTwo, kOne, kOne, transposed, kNone, 1,
-                                                       {of_input, !of_input, false});
+    const auto [dx, dw, db] = at::convolution_backward(*g, *x, *w, {}, {stride, stride}, {padding, padding}, kOne, transposed,
+                                                       kNone, groups, {of_input, !of_input, false});
     *out = new at::Tensor(of_input ? dx : dw);
   });
 }

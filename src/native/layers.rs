@@ -20,11 +20,14 @@ unsafe extern "C" {
     fn gv_channels_last(out: *mut Handle, x: Handle) -> *mut c_char;
     fn gv_contiguous(out: *mut Handle, x: Handle) -> *mut c_char;
     fn gv_strided(out: *mut Handle, x: Handle, w: Handle, b: Handle, transposed: bool, slope: f64) -> *mut c_char;
-    fn gv_strided_gradient(
+    fn gv_conv_gradient(
         out: *mut Handle,
         g: Handle,
         x: Handle,
         w: Handle,
+        stride: i64,
+        padding: i64,
+        groups: i64,
         transposed: bool,
         of_input: bool,
     ) -> *mut c_char;
@@ -83,15 +86,19 @@ pub fn strided(x: &Tensor, w: &Tensor, b: Option<&Tensor>, transposed: bool, slo
     made("strided convolution", |out| unsafe { gv_strided(out, handle(x), handle(w), maybe(b), transposed, slope) })
 }
 
-/// A gradient of the convolution of [`strided`] alone, by libtorch and not seen by autograd: of its input x, or of its weights w,
-/// given the gradient g of its output.
+/// How a convolution walks over its input: stride, padding, groups, and whether it is the transposed one.
+pub type ConvWalk = (i64, i64, i64, bool);
+
+/// A gradient of a convolution alone, by libtorch and not seen by autograd: of its input x, or of its weights w, given the gradient
+/// g of its output.
 ///
 /// # Errors
 /// As [`linear`].
-pub fn strided_gradient(g: &Tensor, x: &Tensor, w: &Tensor, transposed: bool, of_input: bool) -> Result<Tensor> {
+pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvWalk, of_input: bool) -> Result<Tensor> {
+    let (stride, padding, groups, transposed) = walk;
     // SAFETY: as in `linear`.
-    made("strided convolution", |out| unsafe {
-        gv_strided_gradient(out, handle(g), handle(x), handle(w), transposed, of_input)
+    made("convolution", |out| unsafe {
+        gv_conv_gradient(out, handle(g), handle(x), handle(w), stride, padding, groups, transposed, of_input)
     })
 }
 
@@ -268,7 +275,7 @@ mod tests {
             let again = strided(&x, &w, None, transposed, 1.0).unwrap();
             let want = Tensor::run_backward(&[(again * &y).sum(Kind::Float)], &[&x, &w], false, false);
             for (of_input, want) in [(true, &want[0]), (false, &want[1])] {
-                let got = strided_gradient(&y, &x, &w, transposed, of_input).unwrap();
+                let got = conv_gradient(&y, &x, &w, (2, 1, 1, transposed), of_input).unwrap();
                 assert!(got.allclose(want, 1e-4, 1e-4, false), "{from} to {to}, of the input {of_input}");
             }
         }

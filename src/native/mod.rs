@@ -25,14 +25,14 @@ pub use cuda::{
 };
 pub use elf::needs;
 pub use layers::{
-    Products, affine, channels_last, contiguous, leaky_relu, linear, linear_gradient, norm_relu, strided,
-    strided_gradient,
+    ConvWalk, Products, affine, channels_last, contiguous, conv_gradient, leaky_relu, linear, linear_gradient,
+    norm_relu, strided,
 };
 pub use loss::{bernoulli_bound, bernoulli_bound_ops, gaussian_draw, gaussian_draw_ops};
 pub use optim::{
     AdamStep, clip_grad_norm, foreach_lerp, foreach_lerp_on_device, fused_adam, fused_adam_on_device, minimise,
 };
-pub use random::{randn, seed_default, seeded};
+pub use random::{fill_normal, fill_uniform, rand, randn, seed_default, seeded};
 pub use script::{Part, save_script, script_description, script_tensors};
 
 type Handle = *mut torch_sys::C_tensor;

@@ -23,6 +23,33 @@ pub fn randn(seed: i64, shape: &[i64]) -> Result<Tensor> {
     made("normal numbers", |out| unsafe { gv_randn(out, seed as u64, shape.as_ptr(), shape.len()) })
 }
 
+/// temporary
+pub fn rand(seed: i64, shape: &[i64]) -> Result<Tensor> {
+    seeded(seed, || Ok(Tensor::f_rand(shape, (tch::Kind::Float, Device::Cpu))?))
+}
+/// temporary
+pub fn fill_normal(out: &Tensor, seed: i64) -> Result<()> {
+    match out.device() {
+        Device::Cpu => Ok(out.shallow_clone().f_copy_(&randn(seed, &out.size())?)?),
+        device => {
+            seed_default(device, seed)?;
+            let _ = out.shallow_clone().f_normal_(0.0, 1.0)?;
+            Ok(())
+        }
+    }
+}
+/// temporary
+pub fn fill_uniform(out: &Tensor, seed: i64) -> Result<()> {
+    match out.device() {
+        Device::Cpu => Ok(out.shallow_clone().f_copy_(&rand(seed, &out.size())?)?),
+        device => {
+            seed_default(device, seed)?;
+            let _ = out.shallow_clone().f_uniform_(0.0, 1.0)?;
+            Ok(())
+        }
+    }
+}
+
 /// The default generator of a device starts anew from `seed`: a captured step draws from that one, whose seed each replay reads.
 /// On the CPU its numbers are then those of [`randn`].
 ///

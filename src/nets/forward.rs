@@ -178,7 +178,9 @@ impl Graph {
                     (Some(w), Some(b)) if compute.joins_activation(&node.op, mode, x.device()) => {
                         native::norm_relu(&compute.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, NORM_EPS, call.slope)?
                     }
-                    (w, b) => x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?,
+                    (w, b) => {
+                        x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?
+                    }
                 }
             }
             Op::GroupNorm(l) => x.f_group_norm(l.num_groups, l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?,

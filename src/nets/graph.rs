@@ -322,8 +322,7 @@ impl<'a> Builder<'a> {
     /// A network `name` whose variables go to `vars` under that name.
     pub fn new(vars: &'a VarStore, name: &'static str, init: Init) -> Self {
         let (inputs, nodes, outputs) = (Vec::new(), Vec::new(), Vec::new());
-        let graph =
-            Graph { name, inputs, nodes, outputs, float32_from: usize::MAX, compute: Compute::default() };
+        let graph = Graph { name, inputs, nodes, outputs, float32_from: usize::MAX, compute: Compute::default() };
         Builder { path: vars.root() / name, graph, init }
     }
 
@@ -409,7 +408,9 @@ impl<'a> Builder<'a> {
     /// As [`Builder::op`]; when the layer would have more weights than any machine this is for could train.
     pub fn linear(&mut self, name: impl Into<String>, x: Value, to: i64, bias: bool) -> Result<Value> {
         let name = name.into();
-        let Some(&from) = self.dims(x).last() else { bail!("the layer {name} needs an input of at least one dimension") };
+        let Some(&from) = self.dims(x).last() else {
+            bail!("the layer {name} needs an input of at least one dimension")
+        };
         self.check_weights(&name, &[from, to])?;
         let (ws_init, bs_init) = self.init.of(from);
         let config = nn::LinearConfig { ws_init, bs_init: Some(bs_init), bias };
@@ -466,7 +467,10 @@ impl<'a> Builder<'a> {
     pub fn group_norm(&mut self, name: impl Into<String>, x: Value, groups: i64, affine: bool) -> Result<Value> {
         let name = name.into();
         let channels = self.channels(&name, x)?;
-        ensure!(channels % groups == 0, "the layer {name} has {groups} groups, which must divide its {channels} channels");
+        ensure!(
+            channels % groups == 0,
+            "the layer {name} has {groups} groups, which must divide its {channels} channels"
+        );
         let config = nn::GroupNormConfig { affine, ..Default::default() };
         let layer = nn::group_norm(&self.path / &name, groups, channels, config);
         self.op(name, Op::GroupNorm(layer), &[x])

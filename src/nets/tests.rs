@@ -1,8 +1,9 @@
 //! Shapes, names and starting weights of every architecture.
 
+use super::graph::{Graph, Port};
 use super::*;
 use tch::nn::VarStore;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 fn spec(arch: Arch, batch_norm: bool, init: Init) -> NetSpec {
     NetSpec { arch, hidden: vec![20, 30], base_width: 6, activation: Activation::LeakyRelu, batch_norm, init }
@@ -12,6 +13,29 @@ fn shape(channels: i64, height: i64, width: i64) -> Shape {
     Shape { channels, height, width }
 }
 
+/// The features of images under `name`, and their width.
+fn features_of(vars: &VarStore, name: &'static str, shape: Shape, spec: &NetSpec) -> Result<(Graph, i64)> {
+    let mut b = Builder::new(vars, name, spec.init);
+    let x = b.input(Port::images("x", &shape.dims(), "images"))?;
+    let hidden = features(&mut b, x, spec)?;
+    let width = b.dims(hidden).to_vec();
+    b.output(Port::new("features", &width, "features"), hidden)?;
+    Ok((b.finish()?, width[0]))
+}
+
+/// The images of latents under `name`.
+fn synthesis_of(vars: &VarStore, name: &'static str, latent: i64, shape: Shape, spec: &NetSpec) -> Result<Graph> {
+    let mut b = Builder::new(vars, name, spec.init);
+    let z = b.input(Port::new("z", &[latent], "latents"))?;
+    let image = synthesis(&mut b, z, shape, spec)?;
+    b.output(Port::new("x", &shape.dims(), "images"), image)?;
+    b.finish()
+}
+
+fn run(graph: &Graph, x: &Tensor, mode: Mode) -> Tensor {
+    graph.forward_one(x, graph.outputs()[0].1, mode).unwrap()
+}
+
 #[test]
 fn both_families_take_every_size_that_the_arithmetic_allows() {
     let sizes = [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 64, 48), (3, 96, 64), (1, 30, 10), (3, 218, 178)];
@@ -19,12 +43,12 @@ fn both_families_take_every_size_that_the_arithmetic_allows() {
         for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, false), (Arch::Conv, true)] {
             let vars = VarStore::new(Device::Cpu);
             let (s, shape) = (spec(arch, norm, Init::PyTorch), shape(c, h, w));
-            let (net, width) = features(&(&vars.root() / "f"), shape, &s).unwrap();
+            let (net, width) = features_of(&vars, "f", shape, &s).unwrap();
             let x = Tensor::rand([2, c, h, w], (Kind::Float, Device::Cpu));
-            assert_eq!(net.forward(&x, Mode::Train).unwrap().size(), [2, width], "{arch:?} on {shape}");
-            let net = synthesis(&(&vars.root() / "s"), 5, shape, &s).unwrap();
+            assert_eq!(run(&net, &x, Mode::Train).size(), [2, width], "{arch:?} on {shape}");
+            let net = synthesis_of(&vars, "s", 5, shape, &s).unwrap();
             let z = Tensor::randn([3, 5], (Kind::Float, Device::Cpu));
-            assert_eq!(net.forward(&z, Mode::Train).unwrap().size(), [3, c, h, w], "{arch:?} on {shape}");
+            assert_eq!(run(&net, &z, Mode::Train).size(), [3, c, h, w], "{arch:?} on {shape}");
             assert_eq!(net.has_batch_norm(), norm && arch == Arch::Conv);
         }
     }
@@ -35,9 +59,9 @@ fn sides_that_cannot_be_halved_are_refused_by_name() {
     for (h, w) in [(27, 28), (28, 27), (6, 6), (1, 28), (7, 7)] {
         let vars = VarStore::new(Device::Cpu);
         let s = spec(Arch::Conv, false, Init::PyTorch);
-        let e = features(&vars.root(), shape(1, h, w), &s).unwrap_err().to_string();
+        let e = features_of(&vars, "f", shape(1, h, w), &s).unwrap_err().to_string();
         assert!(e.contains(&format!("{h}x{w}")) && e.contains("--image-size") && e.contains("mlp"), "{e}");
-        assert!(synthesis(&vars.root(), 4, shape(1, h, w), &s).is_err());
+        assert!(synthesis_of(&vars, "s", 4, shape(1, h, w), &s).is_err());
     }
 }
 
@@ -45,8 +69,8 @@ fn sides_that_cannot_be_halved_are_refused_by_name() {
 fn dcgan_has_the_papers_channels_at_28_pixels() {
     let vars = VarStore::new(Device::Cpu);
     let s = NetSpec { hidden: vec![], base_width: 64, ..spec(Arch::Conv, true, Init::Dcgan) };
-    synthesis(&(&vars.root() / "generator"), 100, shape(1, 28, 28), &s).unwrap();
-    let (_, width) = features(&(&vars.root() / "discriminator"), shape(1, 28, 28), &s).unwrap();
+    synthesis_of(&vars, "generator", 100, shape(1, 28, 28), &s).unwrap();
+    let (_, width) = features_of(&vars, "discriminator", shape(1, 28, 28), &s).unwrap();
     assert_eq!(width, 128 * 7 * 7);
     let sizes = |name: &str| vars.variables().get(name).map(Tensor::size);
     for (name, want) in [
@@ -83,8 +107,8 @@ fn weights_start_where_pytorchs_do() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
     let s = NetSpec { hidden: vec![400], base_width: 32, ..spec(Arch::Conv, true, Init::PyTorch) };
-    features(&(&vars.root() / "f"), shape(1, 28, 28), &s).unwrap();
-    synthesis(&(&vars.root() / "s"), 50, shape(1, 28, 28), &s).unwrap();
+    features_of(&vars, "f", shape(1, 28, 28), &s).unwrap();
+    synthesis_of(&vars, "s", 50, shape(1, 28, 28), &s).unwrap();
     // (variable, fan-in as torch.nn.init counts it: of a transposed convolution on its output side)
     for (name, fan_in) in [
         ("f.fc1.weight", 64.0 * 49.0),
@@ -109,8 +133,8 @@ fn weights_start_where_pytorchs_do() {
 fn dcgan_starts_from_the_papers_normal() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
-    synthesis(&vars.root(), 100, shape(1, 28, 28), &spec(Arch::Conv, true, Init::Dcgan)).unwrap();
-    for name in ["base.weight", "convt1.weight"] {
+    synthesis_of(&vars, "s", 100, shape(1, 28, 28), &spec(Arch::Conv, true, Init::Dcgan)).unwrap();
+    for name in ["s.base.weight", "s.convt1.weight"] {
         let (mean, std, most) = spread(&vars, name);
         assert!(mean.abs() < 0.002 && (std - 0.02).abs() < 0.002 && most > 0.045, "{name}: {mean}, {std}, {most}");
     }
@@ -126,7 +150,7 @@ fn activations_are_what_they_say_and_pass_gradients() {
     ] {
         let leaf = Tensor::from_slice(&values).set_requires_grad(true);
         // In place on a layer's output, as in a network.
-        let y = activation.apply(&leaf * 1.0).unwrap();
+        let y = activation.function().apply(&leaf * 1.0, true).unwrap();
         let grad = Tensor::run_backward(&[y.sum(Kind::Float)], &[&leaf], false, false);
         for (i, v) in values.iter().enumerate() {
             let (v, i) = (f64::from(*v), i as i64);
@@ -140,18 +164,18 @@ fn activations_are_what_they_say_and_pass_gradients() {
 fn each_mode_takes_its_own_statistics() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
-    let (net, _) = features(&vars.root(), shape(1, 16, 16), &spec(Arch::Conv, true, Init::PyTorch)).unwrap();
+    let (net, _) = features_of(&vars, "f", shape(1, 16, 16), &spec(Arch::Conv, true, Init::PyTorch)).unwrap();
     let x = Tensor::rand([6, 1, 16, 16], (Kind::Float, Device::Cpu)) * 3.0;
-    let running = || vars.variables()["bn2.running_mean"].copy();
+    let running = || vars.variables()["f.bn2.running_mean"].copy();
     let start = running();
-    let batch = net.forward(&x, Mode::Batch).unwrap();
-    let eval = net.forward(&x, Mode::Eval).unwrap();
+    let batch = run(&net, &x, Mode::Batch);
+    let eval = run(&net, &x, Mode::Eval);
     assert!(running().equal(&start), "only training moves the running statistics");
-    let train = net.forward(&x, Mode::Train).unwrap();
+    let train = run(&net, &x, Mode::Train);
     assert!(!running().equal(&start));
     assert!(train.allclose(&batch, 1e-6, 1e-6, false) && !train.allclose(&eval, 1e-2, 1e-2, false));
-    let alone = net.forward(&x.narrow(0, 2, 1), Mode::Eval).unwrap();
-    let among = net.forward(&x, Mode::Eval).unwrap();
+    let alone = run(&net, &x.narrow(0, 2, 1), Mode::Eval);
+    let among = run(&net, &x, Mode::Eval);
     assert!(alone.allclose(&among.narrow(0, 2, 1), 1e-4, 1e-5, false), "in evaluation an image stands by itself");
 }
 
@@ -160,13 +184,13 @@ fn each_mode_takes_its_own_statistics() {
 fn bfloat16_layers_give_float32_near_those_of_float32() {
     for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, true)] {
         let vars = VarStore::new(Device::Cpu);
-        let (mut net, _) = features(&vars.root(), shape(1, 28, 28), &spec(arch, norm, Init::PyTorch)).unwrap();
+        let (mut net, _) = features_of(&vars, "f", shape(1, 28, 28), &spec(arch, norm, Init::PyTorch)).unwrap();
         let x = Tensor::rand([8, 1, 28, 28], (Kind::Float, Device::Cpu));
         let params = vars.trainable_variables();
         let mut results = Vec::new();
         for precision in [Precision::Fp32, Precision::Bf16] {
-            net.forms.precision = precision;
-            let y = net.forward(&x, Mode::Batch).unwrap();
+            net.compute.precision = precision;
+            let y = run(&net, &x, Mode::Batch);
             let grads = Tensor::run_backward(&[y.square().mean(Kind::Float)], &params, false, false);
             results.push((y, grads));
         }

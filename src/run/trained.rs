@@ -7,16 +7,18 @@ use serde::Deserialize;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::base::seed::{Stream, seed_for};
+use crate::base::shape::Shape;
 use crate::base::usage::usage;
 use crate::config::build;
 use crate::config::device;
 use crate::config::{self, Config, ModelKind, Settings};
 use crate::data;
 use crate::data::images::Source;
+use crate::models::network::Network;
+use crate::models::noise::Noise;
 use crate::models::tuning::Tuning;
-use crate::models::{Model, Part, noise};
+use crate::models::{Model, Part};
 use crate::native;
-use crate::nets::{Network, Shape};
 use crate::run::checkpoint;
 use crate::run::folder::RunDir;
 
@@ -194,9 +196,9 @@ impl Trained {
     }
 
     /// The networks of a run's model; none of exported modules, which are networks already.
-    pub fn networks(&self) -> Option<Vec<Network<'_>>> {
+    pub fn networks(&self) -> Option<Vec<&Network>> {
         match &self.networks {
-            Networks::Live(model, ..) => Some(model.networks()),
+            Networks::Live(model, ..) => Some(model.exported()),
             Networks::Modules { .. } => None,
         }
     }
@@ -212,7 +214,7 @@ impl Trained {
             let (first, last) = (from.max(batch * BATCH), (from + count).min((batch + 1) * BATCH));
             if first < last {
                 let seed = seed_for(seed, 0, Stream::Samples, batch as u64);
-                let z = noise(seed, &[BATCH, self.latent], self.device)?;
+                let z = Noise::new(seed, self.device).normal("z", &[BATCH, self.latent])?;
                 parts.push(z.f_narrow(0, first - batch * BATCH, last - first)?);
             }
         }

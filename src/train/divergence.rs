@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::base::scalar::Scalar;
+
 /// Training has left the numbers that it could come back from.
 #[derive(Debug)]
 pub struct Diverged(pub String);
@@ -18,9 +20,10 @@ impl std::error::Error for Diverged {}
 ///
 /// # Errors
 /// [`Diverged`], which names the value and the step.
-pub fn check(prefix: &str, names: &[&str], means: &[f64], limits: &[f64], step: u64) -> Result<(), Diverged> {
-    for ((name, mean), limit) in names.iter().zip(means).zip(limits) {
-        if mean.is_finite() && mean.abs() <= *limit {
+pub fn check(prefix: &str, scalars: &[Scalar], means: &[f64], step: u64) -> Result<(), Diverged> {
+    for (scalar, mean) in scalars.iter().zip(means) {
+        let (name, limit) = (&scalar.key, scalar.limit.unwrap_or(f64::INFINITY));
+        if mean.is_finite() && mean.abs() <= limit {
             continue;
         }
         let beyond = if mean.is_finite() { format!(", beyond {limit:.0}") } else { String::new() };
@@ -74,18 +77,19 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_or_beyond_its_limit_is_named() {
-        let names = ["loss", "kl"];
-        assert!(check("", &names, &[-5.0, 3.0], &[10.0, 3.0], 7).is_ok());
+        let scalar = |key| Scalar::new(key, key, "nats", "losses");
+        let limited = [scalar("loss").limit(10.0), scalar("kl").limit(3.0)];
+        assert!(check("", &limited, &[-5.0, 3.0], 7).is_ok());
         for (means, part) in [
             ([f64::NAN, 1.0], "test_loss is NaN in the steps up to 7"),
             ([1.0, f64::INFINITY], "test_kl is inf in"),
             ([-11.0, 1.0], "test_loss is -11, beyond 10 in"),
         ] {
-            let e = check("test_", &names, &means, &[10.0, 3.0], 7).unwrap_err().to_string();
+            let e = check("test_", &limited, &means, 7).unwrap_err().to_string();
             assert!(e.contains(part), "{e}");
         }
         assert!(
-            check("", &names, &[1e300, f64::NAN], &[f64::INFINITY; 2], 7).is_err(),
+            check("", &[scalar("loss"), scalar("kl")], &[1e300, f64::NAN], 7).is_err(),
             "no limit still wants a number"
         );
     }

@@ -224,10 +224,11 @@ fn read_safetensors(path: &Path) -> Result<Read> {
 mod tests {
     use super::*;
     use crate::models::gan::{Gan, GanSpec};
-    use crate::models::losses::GanLoss;
+    use crate::models::losses::adversarial::GanLoss;
     use crate::models::optimizer::Hyper;
     use crate::models::vae::{Vae, VaeSpec};
-    use crate::nets::{Activation, Arch, Init, NetSpec, Shape};
+    use crate::nets::graph::Init;
+    use crate::nets::{Activation, Arch, NetSpec, Shape};
     use tch::{Device, Kind};
 
     fn net() -> NetSpec {
@@ -244,7 +245,16 @@ mod tests {
     const SHAPE: Shape = Shape { channels: 1, height: 2, width: 3 };
 
     fn vae() -> Vae {
-        let spec = VaeSpec { shape: SHAPE, latent: 2, encoder: net(), decoder: net(), beta: 1.0, kl_warmup_steps: 0 };
+        let likelihood = crate::models::losses::likelihood::Likelihood::Bernoulli;
+        let spec = VaeSpec {
+            shape: SHAPE,
+            latent: 2,
+            encoder: net(),
+            decoder: net(),
+            likelihood,
+            beta: 1.0,
+            kl_warmup_steps: 0,
+        };
         Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
     }
 

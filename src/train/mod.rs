@@ -21,8 +21,9 @@ use crate::config::build;
 use crate::config::device;
 use crate::config::{Config, ModelKind};
 use crate::export;
+use crate::models::noise::Noise;
 use crate::models::tuning::Tuning;
-use crate::models::{Model, Part, StepCx, Visit, noise};
+use crate::models::{Model, Part, Visit};
 use crate::native;
 use crate::pictures::curves;
 use crate::pictures::grid;
@@ -81,7 +82,7 @@ struct Session<'a> {
     setup: Setup,
     info: RunInfo,
     meter: Meter,
-    clock: StepTimer,
+    timer: StepTimer,
     step: u64,
     /// Whether an epoch has ended and what follows has not been done yet.
     epoch_due: bool,
@@ -135,7 +136,7 @@ impl<'a> Session<'a> {
                 config.seed,
                 config.batch_size,
             )?,
-            meter: Meter::new(setup.model.scalars().len(), setup.device),
+            meter: Meter::new(setup.model.measured(), setup.device),
             info: RunInfo {
                 ganvae: env!("CARGO_PKG_VERSION").into(),
                 libtorch: env!("GANVAE_LIBTORCH_VERSION").into(),
@@ -150,7 +151,7 @@ impl<'a> Session<'a> {
             },
             config,
             setup,
-            clock: StepTimer::off(),
+            timer: StepTimer::off(),
             step: 0,
             epoch_due: false,
             rollbacks: 0,
@@ -191,7 +192,7 @@ impl<'a> Session<'a> {
         self.meter.images = state.meter_images;
         self.best = state.best;
         self.rollbacks = self.rollbacks.max(state.rollbacks);
-        self.setup.model.set_lr(self.lr());
+        self.setup.model.set_lr(self.lr())?;
         Ok(())
     }
 
@@ -204,7 +205,7 @@ impl<'a> Session<'a> {
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
         run.make_folders()?;
         if !run.path("data.png").exists() {
-            grid::draw(&self.setup.train.spread(SAMPLES)?, COLUMNS)?.save(&run.path("data.png"))?;
+            grid::draw(&self.setup.train.spread(SAMPLES)?.x, COLUMNS)?.save(&run.path("data.png"))?;
         }
         let stop = StopFlag::listen()?;
         let mut rec = Recorder {
@@ -328,7 +329,7 @@ impl<'a> Session<'a> {
         native::release_free_memory(self.setup.device)?;
         let write = || -> Result<()> {
             let twin = self.twin_on_cpu(rec)?;
-            let networks = twin.as_ref().unwrap_or(&self.setup.model).networks();
+            let networks = twin.as_ref().unwrap_or(&self.setup.model).exported();
             let origin = export::Origin::new(self.config, self.step);
             export::export(&networks, &origin, export::Format::value_variants(), &rec.run.path("export"))?;
             Ok(())
@@ -348,7 +349,7 @@ impl<'a> Session<'a> {
         }
         let newest = checkpoint::newest_whole(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
         let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is not whole", self.step))?;
-        let mut twin = build::build(self.config, self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
+        let twin = build::build(self.config, self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| twin.visit(v))?;
         Ok(Some(twin))
     }
@@ -421,7 +422,7 @@ impl<'a> Session<'a> {
             epoch: self.step / self.setup.per_epoch,
             within: self.step % self.setup.per_epoch,
         };
-        let count = self.stepper.step(&mut self.setup, &mut self.meter, at, &self.clock)?;
+        let count = self.stepper.step(&mut self.setup, &mut self.meter, at, &self.timer)?;
         self.step += 1;
         Ok(count)
     }
@@ -430,18 +431,18 @@ impl<'a> Session<'a> {
     fn log_interval(&mut self, rec: &mut Recorder) -> Result<()> {
         let means = self.finite_means()?;
         let images_per_s = rec.interval_images as f64 / rec.interval.elapsed().as_secs_f64().max(1e-9);
-        let values = self.setup.model.report(&means);
+        let values = self.report(&means);
         let mut row = self.row_head(rec);
         row.push(("images_per_s".into(), images_per_s.round()));
         row.push(("lr".into(), self.lr()));
-        row.extend(values.iter().map(|(k, v)| ((*k).to_owned(), *v)));
+        row.extend(values.iter().cloned());
         rec.log.append(&row)?;
         let done = (self.step - rec.first_step) as f64;
         let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.setup.total - self.step) as f64;
         let epoch = self.step as f64 / self.setup.per_epoch as f64;
         rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
         let from = self.step.saturating_sub(self.meter.images.div_ceil(self.config.batch_size as u64));
-        for worry in self.watch.look(&self.setup.model.worries(&means), from, self.step) {
+        for worry in self.watch.look(&self.setup.model.warnings(&means), from, self.step) {
             rec.progress.say(&format!("warning: {worry}"));
         }
         self.meter.reset()?;
@@ -463,8 +464,13 @@ impl<'a> Session<'a> {
     }
 
     fn refuse_divergence(&self, prefix: &str, means: &[f64]) -> Result<()> {
+        Ok(divergence::check(prefix, self.setup.model.scalars(), means, self.step)?)
+    }
+
+    /// The values of all scalars, by key.
+    fn report(&self, measured: &[f64]) -> Vec<(String, f64)> {
         let model = &self.setup.model;
-        Ok(divergence::check(prefix, model.scalars(), means, &model.limits(), self.step)?)
+        model.scalars().iter().map(|s| s.key.clone()).zip(model.report(measured)).collect()
     }
 
     fn row_head(&self, rec: &Recorder) -> Vec<(String, f64)> {
@@ -509,29 +515,29 @@ impl<'a> Session<'a> {
 
     /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation; none when a
     /// signal came.
-    fn evaluate(&mut self, stop: &StopFlag) -> Result<Option<Vec<(&'static str, f64)>>> {
-        let mut meter = Meter::new(self.setup.model.scalars().len(), self.setup.device);
+    fn evaluate(&mut self, stop: &StopFlag) -> Result<Option<Vec<(String, f64)>>> {
+        let mut meter = Meter::new(self.setup.model.measured(), self.setup.device);
         for (i, from) in (0..self.setup.test.len()).step_by(self.config.batch_size).enumerate() {
             if stop.signal().is_some() {
                 return Ok(None);
             }
-            let x = self.setup.test.range(from, self.config.batch_size)?;
-            let cx = StepCx::host(seed_for(self.config.seed, 0, Stream::Eval, i as u64), self.step, &self.clock);
-            meter.add(&self.setup.model.score(&x, cx)?, x.size()[0])?;
+            let batch = self.setup.test.range(from, self.config.batch_size)?;
+            let noise = Noise::new(seed_for(self.config.seed, 0, Stream::Eval, i as u64), self.setup.device);
+            meter.add(&self.setup.model.score(&batch, &noise)?, batch.x.size()[0])?;
         }
         let means = meter.means()?;
         self.refuse_divergence("test_", &means)?;
         let criterion = self.setup.model.criterion();
         self.score = criterion.map(|of| Best { step: self.step, value: means[of] });
-        Ok(Some(self.setup.model.report(&means)))
+        Ok(Some(self.report(&means)))
     }
 
     fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
         let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
         let count = self.setup.train.showable(SAMPLES) as i64;
-        let z = noise(seed, &[count, self.setup.model.latent()], self.setup.device)?;
+        let z = Noise::new(seed, self.setup.device).normal("z", &[count, self.setup.model.latent()])?;
         grid::draw(&self.setup.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
-        let originals = self.setup.test.spread(RECONSTRUCTIONS)?;
+        let originals = self.setup.test.spread(RECONSTRUCTIONS)?.x;
         if let Some(images) = self.setup.model.reconstruct(&originals)? {
             let folder = rec.run.reconstructions();
             std::fs::create_dir_all(&folder)

@@ -41,7 +41,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     }
     let mut tuning = info.tuning;
     tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
-    if config.plan.deterministic && tuning.threads > 1 && !tuning.forms.products.rounds_alike() {
+    if config.plan.deterministic && tuning.threads > 1 && !tuning.compute.products.rounds_alike() {
         usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
     }
     let info = RunInfo { tuning, ..info };

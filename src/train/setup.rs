@@ -7,11 +7,12 @@ use crate::base::usage::usage;
 use crate::config::build::{build, steps_per_epoch};
 use crate::config::device;
 use crate::config::{Budget, Config};
+use crate::data::batch::Batch;
 use crate::data::{self, Dataset};
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Origin, Plan, Tuning};
 use crate::native;
-use crate::nets::{Arch, Forms};
+use crate::nets::{Arch, Compute};
 
 fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
     match budget {
@@ -72,15 +73,15 @@ impl Setup {
         let total = steps_of(config.budget, per_epoch);
         let fresh = || build(config, shape, per_epoch, device);
         let chosen = match stored {
-            Some(Tuning { threads, forms }) => {
-                Chosen { tuning: Tuning { threads, forms: Forms { precision, ..forms } }, origin: Origin::Stored }
+            Some(Tuning { threads, compute }) => {
+                Chosen { tuning: Tuning { threads, compute: Compute { precision, ..compute } }, origin: Origin::Stored }
             }
             None => {
-                let x = train.range(0, config.batch_size)?;
+                let batch = train.range(0, config.batch_size)?;
                 let convolutions = config.settings.arch == Some(Arch::Conv);
                 let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
                 let chosen =
-                    tuning::choose(&plan, total, convolutions, &x, fresh).context("timing the forms of a step")?;
+                    tuning::choose(&plan, total, convolutions, &batch, fresh).context("timing the forms of a step")?;
                 // The model that was measured on has left holes that the real one does not quite fit.
                 native::release_free_memory(device)?;
                 chosen
@@ -96,45 +97,45 @@ impl Setup {
         steps_of(budget, self.per_epoch)
     }
 
-    /// Batch number `within` of the epoch whose images come in the order `order` (the epoch's number, int64 [N]): x [B,C,H,W]
-    /// and B. Small batches are gathered several at a time into `ahead`.
+    /// Batch number `within` of the epoch whose images come in the order `order` (the epoch's number, int64 [N]): images, labels
+    /// and B. Small batches are gathered several at a time into `prefetched`.
     ///
     /// # Errors
     /// libtorch's.
     pub fn batch(
         &self,
-        ahead: &mut Ahead,
+        prefetched: &mut Prefetched,
         (epoch, order): (u64, &Tensor),
         within: u64,
         batch_size: usize,
-    ) -> Result<(Tensor, i64)> {
+    ) -> Result<(Batch, i64)> {
         let (images, size) = (self.train.len() as i64, batch_size as i64);
         let from = within as i64 * size;
         let count = size.min(images - from);
         let bytes = size.saturating_mul(4 * self.train.shape().numel());
-        let batches = (AHEAD_BYTES / bytes).max(1);
+        let batches = (PREFETCH_BYTES / bytes).max(1);
         if batches == 1 {
             return Ok((self.train.gather(&order.f_narrow(0, from, count)?)?, count));
         }
         // Always the same batches together, so that a batch lies in memory alike in a run that was resumed among them.
         let first = from / (batches * size) * (batches * size);
-        let x = match ahead.0.take() {
-            Some((e, f, x)) if (e, f) == (epoch, first) => x,
+        let all = match prefetched.0.take() {
+            Some((e, f, all)) if (e, f) == (epoch, first) => all,
             _ => self.train.gather(&order.f_narrow(0, first, (batches * size).min(images - first))?)?,
         };
-        let batch = x.f_narrow(0, from - first, count)?;
-        ahead.0 = Some((epoch, first, x));
+        let batch = all.narrow(from - first, count)?;
+        prefetched.0 = Some((epoch, first, all));
         Ok((batch, count))
     }
 }
 
 /// Floats of small batches that are gathered in one go, in bytes: gathering one of 20 digits alone costs as much in calls as in
 /// bytes, and these still lie in a core's cache when their turn comes.
-const AHEAD_BYTES: i64 = 512 << 10;
+const PREFETCH_BYTES: i64 = 512 << 10;
 
 /// Batches gathered before their turn: the epoch, the position of the first image, the images.
 #[derive(Debug, Default)]
-pub struct Ahead(Option<(u64, i64, Tensor)>);
+pub struct Prefetched(Option<(u64, i64, Batch)>);
 
 #[cfg(test)]
 mod tests {
@@ -149,14 +150,18 @@ mod tests {
         let given = Settings { train_limit: Some(203), test_limit: Some(1), ..Settings::default() };
         let setup = Setup::new(&config::resolve(ModelKind::Vae, &given).unwrap(), None).unwrap();
         for batch_size in [1, 7, 20, 64, 203, 500] {
-            let mut ahead = Ahead::default();
+            let mut prefetched = Prefetched::default();
             for (epoch, start) in [(0, 0), (1, 0), (1, 2), (0, 1)] {
                 let order = Tensor::from_slice(&epoch_order(5, epoch, 203));
                 for within in start..steps_per_epoch(203, batch_size) {
-                    let (x, count) = setup.batch(&mut ahead, (epoch, &order), within, batch_size).unwrap();
+                    let (batch, count) = setup.batch(&mut prefetched, (epoch, &order), within, batch_size).unwrap();
                     let from = within as i64 * batch_size as i64;
                     assert_eq!(count, (batch_size as i64).min(203 - from));
-                    assert_eq!(x, setup.train.gather(&order.narrow(0, from, count)).unwrap(), "{batch_size} {within}");
+                    assert_eq!(
+                        batch.x,
+                        setup.train.gather(&order.narrow(0, from, count)).unwrap().x,
+                        "{batch_size} {within}"
+                    );
                 }
             }
         }

@@ -1,18 +1,19 @@
 //! One update after another: from the epoch's order of the images to the sums of the step's values.
 //!
-//! On the CPU the host tells each step its number. On CUDA the complete update reads everything that changes from tensors on the
-//! device and moves them on itself, so that it can be captured once and then replayed by one launch (beside two for the generator): which images, the number of
-//! the step, the step size. The host only sets the seed of the noise before each replay, which waits for nothing. What
-//! must not be captured (the first steps, an epoch's last partial batch) runs operation by operation through the same code.
+//! On a CPU each step takes what changes from the host: its images, its noise, its scheduled numbers. On CUDA the complete update
+//! reads all of that from tensors on the device, so that it can be captured once and then replayed by one launch; the host writes
+//! the noise and the numbers there before each replay, which waits for nothing, and the update itself moves on to the next images.
+//! What must not be captured (the first steps, an epoch's last partial batch) runs operation by operation through the same code.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::seed::epoch_order;
-use crate::base::timer::{StepTimer, Phase};
-use crate::models::StepCx;
+use crate::base::timer::{Phase, StepTimer};
+use crate::models::StepContext;
+use crate::models::noise::Noise;
 use crate::native;
-use crate::train::setup::{Ahead, Setup};
+use crate::train::setup::{Prefetched, Setup};
 
 /// Sums of the step's values since the last row of metrics, on the device.
 #[derive(Debug)]
@@ -111,19 +112,18 @@ pub struct Stepper {
     device: Device,
     /// The order of the images of `epoch`, int64 [N], always in the same place.
     order: Option<(u64, Tensor)>,
-    ahead: Ahead,
+    prefetched: Prefetched,
 }
 
 /// What a step on the device reads and moves on.
 #[derive(Debug)]
 struct OnDevice {
     graph: Capture,
-    /// Updates done, a float64 scalar.
-    step: Tensor,
+    noise: Noise,
     /// Positions in the order of the next whole batch's images, int64 [B].
     rows: Tensor,
-    /// The step and the batch that those two stand at; none before the first.
-    stand: Option<(u64, u64)>,
+    /// The batch that they name; none before the first.
+    next: Option<u64>,
 }
 
 /// How far the capture is.
@@ -146,9 +146,9 @@ impl Stepper {
         let batch_size = batch_size as i64;
         let there = |graph| -> Result<OnDevice> {
             Ok(OnDevice {
-                step: Tensor::f_zeros([], (Kind::Double, device))?,
+                noise: Noise::in_buffers(device),
                 rows: Tensor::f_zeros([batch_size], (Kind::Int64, device))?,
-                stand: None,
+                next: None,
                 graph,
             })
         };
@@ -157,7 +157,7 @@ impl Stepper {
             Way::Device => Some(there(Capture::Off)?),
             Way::Captured => Some(there(Capture::After(native::WARM_UP))?),
         };
-        Ok(Stepper { seed, batch_size, device, order: None, ahead: Ahead::default(), there })
+        Ok(Stepper { seed, batch_size, device, order: None, prefetched: Prefetched::default(), there })
     }
 
     /// Whether a step is one launch by now.
@@ -169,39 +169,40 @@ impl Stepper {
     ///
     /// # Errors
     /// libtorch's; a step that cannot be captured.
-    pub fn step(&mut self, setup: &mut Setup, meter: &mut Meter, at: At, clock: &StepTimer) -> Result<i64> {
+    pub fn step(&mut self, setup: &mut Setup, meter: &mut Meter, at: At, timer: &StepTimer) -> Result<i64> {
         self.take_order(setup.train.len(), at.epoch)?;
         let Some((epoch, order)) = &self.order else { return Ok(0) };
+        setup.model.schedule(at.step)?;
         let Some(there) = &mut self.there else {
-            let (x, count) = setup.batch(&mut self.ahead, (*epoch, order), at.within, self.batch_size as usize)?;
-            clock.lap(Phase::Data);
-            let values = setup.model.step(&x, StepCx::host(at.noise, at.step, clock))?;
+            let (batch, count) =
+                setup.batch(&mut self.prefetched, (*epoch, order), at.within, self.batch_size as usize)?;
+            timer.lap(Phase::Data);
+            let noise = Noise::new(at.noise, self.device);
+            let values = setup.model.step(&batch, StepContext { noise: &noise, timer, on_device: false })?;
             meter.add(&values, count)?;
             return Ok(count);
         };
         let from = at.within as i64 * self.batch_size;
         let count = self.batch_size.min(setup.train.len() as i64 - from);
-        there.place(at, self.batch_size)?;
+        there.place(at.within, self.batch_size)?;
+        there.noise.begin(at.noise)?;
         if count == self.batch_size
             && let Capture::After(0) = there.graph
         {
-            // Before the capture and again below: it must find the generator as a replay does.
-            native::seed_default(self.device, at.noise)?;
-            let clock = StepTimer::off();
-            let graph = native::cuda()?.capture_step(|| there.update(setup, meter, order, count, &clock))?;
+            let timer = StepTimer::off();
+            let graph = native::cuda()?.capture_step(|| there.update(setup, meter, order, count, &timer))?;
             there.graph = Capture::Done(graph);
         }
-        native::seed_default(self.device, at.noise)?;
         match &mut there.graph {
             Capture::Done(graph) if count == self.batch_size => graph.replay()?,
             _ => {
                 if let (Capture::After(n), true) = (&mut there.graph, count == self.batch_size) {
                     *n -= 1;
                 }
-                there.update(setup, meter, order, count, clock)?;
+                there.update(setup, meter, order, count, timer)?;
             }
         }
-        there.stand = Some((at.step + 1, at.within + 1));
+        there.next = Some(at.within + 1);
         meter.images += count as u64;
         Ok(count)
     }
@@ -224,28 +225,27 @@ impl Stepper {
 }
 
 impl OnDevice {
-    /// Puts the numbers on the device where `at` is, unless the step before has moved them there: at the start, at an epoch's
-    /// first batch, after going back.
-    fn place(&mut self, at: At, batch_size: i64) -> Result<()> {
-        if self.stand == Some((at.step, at.within)) {
+    /// Names the rows of batch number `within`, unless the step before has moved on to it: at the start, at an epoch's first batch,
+    /// after going back.
+    fn place(&mut self, within: u64, batch_size: i64) -> Result<()> {
+        if self.next == Some(within) {
             return Ok(());
         }
-        let first = at.within as i64 * batch_size;
+        let first = within as i64 * batch_size;
         let rows = Tensor::f_arange_start(first, first + batch_size, (Kind::Int64, self.rows.device()))?;
         self.rows.f_copy_(&rows)?;
-        let _ = self.step.f_fill_(at.step as f64)?;
         Ok(())
     }
 
-    /// The complete update on the next `count` images, from gathering them to moving the numbers on. Everything in here may be
-    /// captured: it must read nothing back, and take no number of the host's that another step would have otherwise.
-    fn update(&self, setup: &mut Setup, meter: &Meter, order: &Tensor, count: i64, clock: &StepTimer) -> Result<()> {
-        let x = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
-        clock.lap(Phase::Data);
-        let values = setup.model.step(&x, StepCx::device(&self.step, clock))?;
+    /// The complete update on the next `count` images, from gathering them to moving on. Everything in here may be captured: it
+    /// must read nothing back, and take no number of the host's that another step would have otherwise.
+    fn update(&self, setup: &mut Setup, meter: &Meter, order: &Tensor, count: i64, timer: &StepTimer) -> Result<()> {
+        self.noise.again();
+        let batch = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
+        timer.lap(Phase::Data);
+        let values = setup.model.step(&batch, StepContext { noise: &self.noise, timer, on_device: true })?;
         meter.add_on_device(&values, count)?;
         let _ = self.rows.shallow_clone().f_add_scalar_(self.rows.size()[0])?;
-        let _ = self.step.shallow_clone().f_add_scalar_(1)?;
         Ok(())
     }
 }

@@ -1,44 +1,54 @@
 //! Tests of the loop.
 
 use super::*;
+use crate::base::scalar::Scalar;
 use crate::config::{self, Settings};
+use crate::data::batch::Batch;
 use crate::data::{self, Dataset};
-use crate::models::Model;
+use crate::models::network::Network;
+use crate::models::optimizer::Adam;
+use crate::models::{Model, StepContext};
+use crate::nets::cost::Work;
 use tch::Device;
 
 /// A model that only keeps what it was shown.
-struct Witness(Vec<u8>);
+struct Witness {
+    shown: Vec<u8>,
+    scalars: [Scalar; 1],
+}
 
 impl Model for Witness {
-    fn step(&mut self, x: &Tensor, _: StepCx) -> Result<Tensor> {
-        self.0.extend(Vec::<u8>::try_from((x * 255.0).round().to_kind(Kind::Uint8).flatten(0, -1))?);
+    fn step(&mut self, batch: &Batch, _: StepContext) -> Result<Tensor> {
+        let x = &batch.x;
+        self.shown.extend(Vec::<u8>::try_from((x * 255.0).round().to_kind(Kind::Uint8).flatten(0, -1))?);
         Ok(x.mean(Kind::Float).view([1]))
     }
-    fn score(&self, x: &Tensor, _: StepCx) -> Result<Tensor> {
-        Ok(x.mean(Kind::Float).view([1]))
+    fn score(&self, batch: &Batch, _: &Noise) -> Result<Tensor> {
+        Ok(batch.x.mean(Kind::Float).view([1]))
     }
-    fn scalars(&self) -> &'static [&'static str] {
-        &["mean"]
+    fn scalars(&self) -> &[Scalar] {
+        &self.scalars
     }
-    fn set_lr(&mut self, _: f64) {}
-    fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        Ok(z.shallow_clone())
-    }
-    fn end_training(&mut self) {}
-    fn networks(&self) -> Vec<crate::nets::Network<'_>> {
+    fn networks(&self) -> Vec<&Network> {
         Vec::new()
     }
-    fn set_forms(&mut self, _: crate::nets::Forms) -> Result<()> {
-        Ok(())
+    fn networks_mut(&mut self) -> Vec<&mut Network> {
+        Vec::new()
     }
-    fn work(&self, _: i64) -> Vec<crate::nets::Work> {
+    fn optimizers(&self) -> Vec<&Adam> {
+        Vec::new()
+    }
+    fn optimizers_mut(&mut self) -> Vec<&mut Adam> {
+        Vec::new()
+    }
+    fn work(&self, _: i64) -> Vec<Work> {
         Vec::new()
     }
     fn latent(&self) -> i64 {
         1
     }
-    fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
-        v.tensor(Part::Model, "shown", &Tensor::from_slice(&self.0).to_kind(Kind::Float))
+    fn visit(&self, v: &mut dyn Visit) -> Result<()> {
+        v.tensor(Part::Model, "shown", &Tensor::from_slice(&self.shown).to_kind(Kind::Float))
     }
 }
 
@@ -59,7 +69,7 @@ fn an_epoch_shows_every_image_once_and_a_score_counts_each() {
         Dataset::new(&images, Device::Cpu).unwrap()
     };
     (session.setup.train, session.setup.test) = (numbered(200), numbered(130));
-    session.setup.model = Box::new(Witness(Vec::new()));
+    session.setup.model = Box::new(Witness { shown: Vec::new(), scalars: [Scalar::new("mean", "mean", "", "mean")] });
     session.meter = Meter::new(1, Device::Cpu);
     let counts: Vec<i64> = (0..session.setup.per_epoch).map(|_| session.one_step().unwrap()).collect();
     assert_eq!(counts, [64, 64, 64, 8]);

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Gpu, Timed, spread};
 use crate::base::seed::{Stream, seed_for};
-use crate::base::timer::{StepTimer, PHASES};
+use crate::base::timer::{PHASES, StepTimer};
 use crate::config::Config;
 use crate::native::{self, Cuda, Event};
 use crate::train::setup::Setup;
@@ -37,14 +37,14 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    fn next(&mut self, stepper: &mut Stepper, clock: &StepTimer) -> Result<()> {
+    fn next(&mut self, stepper: &mut Stepper, timer: &StepTimer) -> Result<()> {
         let at = At {
             noise: seed_for(self.seed, 0, Stream::Noise, self.done),
             step: self.done,
             epoch: 0,
             within: self.done % self.whole,
         };
-        stepper.step(self.setup, &mut self.meter, at, clock)?;
+        stepper.step(self.setup, &mut self.meter, at, timer)?;
         self.done += 1;
         Ok(())
     }
@@ -59,9 +59,9 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
     // What tuning took is not the training's.
     cuda.release_free_memory()?;
     cuda.reset_peak(index)?;
-    let (device, forms) = (setup.device, setup.chosen.tuning.forms);
+    let (device, compute) = (setup.device, setup.chosen.tuning.compute);
     let mut stepper = Stepper::new(Way::on(device, config.cuda_graph), device, config.seed, config.batch_size)?;
-    let meter = Meter::new(setup.model.scalars().len(), device);
+    let meter = Meter::new(setup.model.measured(), device);
     let whole = (setup.train.len() / config.batch_size).max(1) as u64;
     let mut steps = Steps { setup, meter, seed: config.seed, whole, done: 0 };
     let step_ms = warm_up(cuda, &mut steps, &mut stepper, seconds.min(1.0))?;
@@ -81,8 +81,8 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
         peak_rss_mb: super::peak_rss_mb(),
         gpu: Some(Gpu {
             name: cuda.describe(index)?.name,
-            precision: forms.precision,
-            layout: forms.layout,
+            precision: compute.precision,
+            layout: compute.layout,
             captured,
             peak_mb: taken as f64 / 1e6,
             gap,

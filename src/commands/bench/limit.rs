@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::gpu;
 use crate::native;
-use crate::nets::{Op, Pass, Work};
+use crate::nets::cost::{Pass, Product, Work};
 
 /// One way to compute a piece of work.
 type Way = Box<dyn Fn() -> Result<Tensor>>;
@@ -93,8 +93,9 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
     let b = work.batch;
     let random = |shape: &[i64]| random(shape, options);
     let cpu = options.1 == Device::Cpu;
-    match work.op {
-        Op::Linear { from, to } => {
+    match work.product {
+        Product::Linear { rows, from, to } => {
+            let b = b * rows;
             let (x, w, g) = (random(&[b, from])?, random(&[to, from])?, random(&[b, to])?);
             let way = |products| -> Way {
                 let [x, w, g] = [&x, &w, &g].map(Tensor::shallow_clone);
@@ -107,38 +108,51 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
             let products = [native::Products::Blas, native::Products::Onednn, native::Products::Brgemm];
             Ok(products.into_iter().take(if cpu { 3 } else { 1 }).map(way).collect())
         }
-        Op::Strided { from, to, height, width, transposed } => {
-            let (out, weights) = if transposed {
-                ([b, to, 2 * height, 2 * width], [from, to, 4, 4])
-            } else {
-                ([b, to, height / 2, width / 2], [to, from, 4, 4])
+        Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
+            let weights = if transposed { [from, to / groups] } else { [to, from / groups] };
+            let (x, w) = (random(&[b, from, height, width])?, random(&[weights[0], weights[1], kernel, kernel])?);
+            let conv = move |x: &Tensor, w: &Tensor| -> Result<Tensor> {
+                let (stride, padding) = ([stride; 2], [padding; 2]);
+                Ok(match transposed {
+                    true => x.f_conv_transpose2d::<Tensor>(w, None, stride, padding, [0, 0], groups, [1, 1])?,
+                    false => x.f_conv2d::<Tensor>(w, None, stride, padding, [1, 1], groups)?,
+                })
             };
-            let (x, w, g) = (random(&[b, from, height, width])?, random(&weights)?, random(&out)?);
+            let walk = (stride, padding, groups, transposed);
+            let g = conv(&x, &w)?;
             let mut ways: Vec<Way> = Vec::new();
             for last in [false, true] {
                 let lay = |t: &Tensor| if last { native::channels_last(t) } else { Ok(t.shallow_clone()) };
                 let (x, w, g) = (lay(&x)?, if w.size()[1] > 1 { lay(&w)? } else { w.shallow_clone() }, lay(&g)?);
                 ways.push(match work.pass {
-                    Pass::Forward if transposed => Box::new(move || {
-                        Ok(x.f_conv_transpose2d::<Tensor>(&w, None, [2, 2], [1, 1], [0, 0], 1, [1, 1])?)
-                    }),
-                    Pass::Forward => Box::new(move || Ok(x.f_conv2d::<Tensor>(&w, None, [2, 2], [1, 1], [1, 1], 1)?)),
-                    pass => Box::new(move || native::strided_gradient(&g, &x, &w, transposed, pass == Pass::Input)),
+                    Pass::Forward => Box::new(move || conv(&x, &w)),
+                    pass => Box::new(move || native::conv_gradient(&g, &x, &w, walk, pass == Pass::Input)),
                 });
             }
             // Towards few channels ours is another way: a transposed convolution, forward or as a gradient.
-            let (x, w) = (native::channels_last(&x)?, w);
+            let own = cpu && (kernel, stride, padding, groups) == (4, 2, 1, 1);
             match work.pass {
-                Pass::Forward if cpu && transposed => {
+                Pass::Forward if own && transposed => {
+                    let x = native::channels_last(&x)?;
                     ways.push(Box::new(move || native::strided(&x, &w, None, true, 1.0)));
                 }
-                Pass::Input if cpu && !transposed => {
+                Pass::Input if own && !transposed => {
                     let g = native::channels_last(&g)?;
                     ways.push(Box::new(move || native::strided(&g, &w, None, true, 1.0)));
                 }
                 _ => {}
             }
             Ok(ways)
+        }
+        Product::MatMul { batch, m, k, n } => {
+            let b = b * batch;
+            let [x, y] = match work.pass {
+                Pass::Forward => [[b, m, k], [b, k, n]],
+                Pass::Input => [[b, m, n], [b, n, k]],
+                Pass::Weights => [[b, k, m], [b, m, n]],
+            };
+            let (x, y) = (random(&x)?, random(&y)?);
+            Ok(vec![Box::new(move || Ok(x.f_bmm(&y)?))])
         }
     }
 }
@@ -150,10 +164,13 @@ mod tests {
     /// Every way of a piece of work gives the same shape, that of what it stands for.
     #[test]
     fn ways_compute_what_they_stand_for() {
-        let linear = Op::Linear { from: 5, to: 7 };
-        let down = Op::Strided { from: 1, to: 6, height: 8, width: 12, transposed: false };
-        let up = Op::Strided { from: 6, to: 3, height: 4, width: 6, transposed: true };
-        for (op, pass, want) in [
+        let linear = Product::Linear { rows: 1, from: 5, to: 7 };
+        let strided = |from, to, height, width, transposed| {
+            let (kernel, stride, padding, groups) = (4, 2, 1, 1);
+            Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed }
+        };
+        let (down, up) = (strided(1, 6, 8, 12, false), strided(6, 3, 4, 6, true));
+        for (product, pass, want) in [
             (linear, Pass::Forward, vec![2, 7]),
             (linear, Pass::Input, vec![2, 5]),
             (linear, Pass::Weights, vec![7, 5]),
@@ -164,13 +181,13 @@ mod tests {
             (up, Pass::Input, vec![2, 6, 4, 6]),
             (up, Pass::Weights, vec![6, 3, 4, 4]),
         ] {
-            let all = ways(&Work { op, pass, batch: 2 }, (Kind::Float, Device::Cpu)).unwrap();
+            let all = ways(&Work { product, pass, batch: 2 }, (Kind::Float, Device::Cpu)).unwrap();
             assert!(all.len() >= 2);
             for way in all {
-                assert_eq!(way().unwrap().size(), want, "{op:?} {pass:?}");
+                assert_eq!(way().unwrap().size(), want, "{product:?} {pass:?}");
             }
         }
-        let flops = |op| Work { op, pass: Pass::Forward, batch: 2 }.flops();
+        let flops = |product| Work { product, pass: Pass::Forward, batch: 2 }.flops();
         assert_eq!((flops(linear), flops(down), flops(up)), (140.0, 2.0 * 24.0 * 96.0 * 2.0, 2.0 * 16.0 * 432.0 * 2.0));
     }
 }

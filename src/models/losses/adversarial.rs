@@ -1,22 +1,15 @@
-//! A GAN's loss terms as pure functions of tensors, all from logits in softplus forms (a VAE's stand in native/loss.rs).
-//! Means over the batch, in nats.
+//! The losses of a GAN's two players, all from logits. Means over the batch, in nats.
+//!
+//! Goodfellow et al. 2014 (arXiv 1406.2661).
+
+use std::f64::consts::LN_2;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// Discriminator loss, to be minimised: −E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits).
-///
-/// Goodfellow et al. 2014 (arXiv 1406.2661), equation 1, negated. `real`, `fake` [B] logits -> scalar, nats.
-///
-/// # Errors
-/// libtorch's.
-pub fn discriminator_loss(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
-    Ok(real.f_neg()?.f_softplus()?.f_mean(Kind::Float)? + fake.f_softplus()?.f_mean(Kind::Float)?)
-}
-
-/// What the generator minimises.
+/// What the two players minimise, and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GanLoss {
@@ -27,16 +20,49 @@ pub enum GanLoss {
 }
 
 impl GanLoss {
-    /// The generator's loss from the discriminator's logits on generated images: `fake` [B] -> scalar, nats.
+    /// The discriminator's loss: −E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits) (equation 1, negated): `real`, `fake` [B]
+    /// logits -> scalar.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn generator_loss(self, fake: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            GanLoss::NonSaturating => fake.f_neg()?.f_softplus()?.f_mean(Kind::Float)?,
-            GanLoss::Minimax => fake.f_softplus()?.f_mean(Kind::Float)?.f_neg()?,
-        })
+    pub fn discriminator(self, real: &Tensor, fake: &Tensor) -> Result<Tensor> {
+        match self {
+            GanLoss::NonSaturating | GanLoss::Minimax => {
+                Ok(softplus_mean(&real.f_neg()?)?.f_add(&softplus_mean(fake)?)?)
+            }
+        }
     }
+
+    /// The generator's loss from the discriminator's logits on generated images: `fake` [B] -> scalar.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn generator(self, fake: &Tensor) -> Result<Tensor> {
+        match self {
+            GanLoss::NonSaturating => softplus_mean(&fake.f_neg()?),
+            GanLoss::Minimax => Ok(softplus_mean(fake)?.f_neg()?),
+        }
+    }
+
+    /// Both losses where the discriminator cannot tell real from generated images: D = ½ (theorem 1). None where a loss has no
+    /// such value.
+    pub fn equilibrium(self) -> [Option<f64>; 2] {
+        match self {
+            GanLoss::NonSaturating => [Some(2.0 * LN_2), Some(LN_2)],
+            GanLoss::Minimax => [Some(2.0 * LN_2), Some(-LN_2)],
+        }
+    }
+
+    /// The largest magnitude of either loss in training that works: a player that wins clearly has the other's at some tens of nats.
+    pub fn limit(self) -> f64 {
+        match self {
+            GanLoss::NonSaturating | GanLoss::Minimax => 1000.0,
+        }
+    }
+}
+
+fn softplus_mean(logits: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_softplus()?.f_mean(Kind::Float)?)
 }
 
 #[cfg(test)]
@@ -56,22 +82,22 @@ mod tests {
         // At D = 1/2 everywhere: log 4, log 2, −log 2 (the equilibrium of arXiv 1406.2661, theorem 1).
         let half = Tensor::zeros([5], (Kind::Float, tch::Device::Cpu));
         let ln2 = std::f64::consts::LN_2;
-        assert!((value(discriminator_loss(&half, &half)) - 2.0 * ln2).abs() < 1e-6);
-        assert!((value(GanLoss::NonSaturating.generator_loss(&half)) - ln2).abs() < 1e-6);
-        assert!((value(GanLoss::Minimax.generator_loss(&half)) + ln2).abs() < 1e-6);
+        assert!((value(GanLoss::Minimax.discriminator(&half, &half)) - 2.0 * ln2).abs() < 1e-6);
+        assert!((value(GanLoss::NonSaturating.generator(&half)) - ln2).abs() < 1e-6);
+        assert!((value(GanLoss::Minimax.generator(&half)) + ln2).abs() < 1e-6);
         // A winning discriminator: finite losses, and the right one of the two is large.
         let (sure_real, sure_fake) = (scalar(80.0), scalar(-80.0));
-        assert!(value(discriminator_loss(&sure_real, &sure_fake)).abs() < 1e-6);
-        assert!((value(discriminator_loss(&sure_fake, &sure_real)) - 160.0).abs() < 1e-4);
-        assert!((value(GanLoss::NonSaturating.generator_loss(&sure_fake)) - 80.0).abs() < 1e-4);
-        assert!(value(GanLoss::Minimax.generator_loss(&sure_fake)).abs() < 1e-6);
+        assert!(value(GanLoss::NonSaturating.discriminator(&sure_real, &sure_fake)).abs() < 1e-6);
+        assert!((value(GanLoss::NonSaturating.discriminator(&sure_fake, &sure_real)) - 160.0).abs() < 1e-4);
+        assert!((value(GanLoss::NonSaturating.generator(&sure_fake)) - 80.0).abs() < 1e-4);
+        assert!(value(GanLoss::Minimax.generator(&sure_fake)).abs() < 1e-6);
     }
 
     #[test]
     fn only_the_non_saturating_loss_keeps_its_gradient_when_the_discriminator_wins() {
         for (loss, want) in [(GanLoss::NonSaturating, -1.0), (GanLoss::Minimax, 0.0)] {
             let fake = scalar(-30.0).set_requires_grad(true);
-            let grad = Tensor::run_backward(&[loss.generator_loss(&fake).unwrap()], &[&fake], false, false);
+            let grad = Tensor::run_backward(&[loss.generator(&fake).unwrap()], &[&fake], false, false);
             assert!((grad[0].double_value(&[0]) - want).abs() < 1e-6, "{loss:?}");
         }
     }

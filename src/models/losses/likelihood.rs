@@ -1,0 +1,63 @@
+//! How a decoder's outputs become a distribution over pixels.
+
+use anyhow::Result;
+use tch::Tensor;
+
+use crate::base::shape::Shape;
+use crate::models::schedule::Scheduled;
+use crate::native;
+use crate::nets::graph::{Builder, Function, Op, Value};
+
+/// p(x|z).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Likelihood {
+    /// Independent Bernoulli pixels with a logit each (Kingma and Welling 2014, arXiv 1312.6114, appendix C.1). Grey pixels count
+    /// as probabilities.
+    #[default]
+    Bernoulli,
+}
+
+impl Likelihood {
+    /// Numbers that a decoder gives for each value of a pixel.
+    pub fn parameters(self) -> i64 {
+        match self {
+            Likelihood::Bernoulli => 1,
+        }
+    }
+
+    /// Adds the mean image, in [0,1], of the parameters [P·C,H,W] to a decoder.
+    ///
+    /// # Errors
+    /// Those of the builder.
+    pub fn mean(self, b: &mut Builder, parameters: Value) -> Result<Value> {
+        match self {
+            Likelihood::Bernoulli => b.op("sigmoid", Op::Activation(Function::Sigmoid), &[parameters]),
+        }
+    }
+
+    /// −log p(x|z) + `beta`·kl and −log p(x|z), summed over pixels, mean over the batch, in nats: parameters [B,P·C,H,W],
+    /// x [B,C,H,W] in [0,1], kl a scalar. `own` says whether our own kernel computes it (CPU); else beta is read from the device.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn bound(
+        self,
+        parameters: &Tensor,
+        x: &Tensor,
+        kl: &Tensor,
+        beta: &Scheduled,
+        own: bool,
+    ) -> Result<(Tensor, Tensor)> {
+        match self {
+            Likelihood::Bernoulli if own => native::bernoulli_bound(parameters, x, kl, beta.host()),
+            Likelihood::Bernoulli => native::bernoulli_bound_ops(parameters, x, kl, 1.0, Some(beta.device())),
+        }
+    }
+
+    /// The negative log-likelihood, in nats per image, of a decoder that knows nothing.
+    pub fn of_no_knowledge(self, shape: Shape) -> f64 {
+        match self {
+            Likelihood::Bernoulli => shape.numel() as f64 * std::f64::consts::LN_2,
+        }
+    }
+}
