@@ -110,10 +110,10 @@ fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
     let mut one = |clock: &Clock| -> Result<Tensor> {
         // Stacking the values and freeing the step before this one is the networks' doing.
         clock.lap(Phase::Forward);
-        let (x, _) = setup.batch(&mut ahead, (0, &indices), step % whole, config.batch_size)?;
+        let (batch, _) = setup.batch(&mut ahead, (0, &indices), step % whole, config.batch_size)?;
         clock.lap(Phase::Data);
         let noise = seed_for(config.seed, 0, Stream::Noise, step);
-        let values = setup.model.step(&x, StepCx::host(noise, step, clock));
+        let values = setup.model.step(&batch.x, StepCx::host(noise, step, clock));
         step += 1;
         values
     };

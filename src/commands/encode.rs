@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::base::progress::Tally;
 use crate::base::usage::usage;
 use crate::config::Settings;
-use crate::data::Dataset;
+use crate::data::dataset::Dataset;
 use crate::data::images::{Images, Source, spread};
 use crate::pictures::curves::{Scatter, draw_scatter, thousands};
 use crate::pictures::grid;
@@ -91,7 +91,7 @@ pub fn reconstruct(root: &Path, given: Given, count: usize, out: Option<&Path>, 
     };
     let mut pairs = Vec::new();
     for some in chosen.chunks(BATCH as usize) {
-        let x = data.gather(&Tensor::f_from_slice(some)?.f_to_device(trained.device())?)?;
+        let x = data.gather(&Tensor::f_from_slice(some)?.f_to_device(trained.device())?)?.x;
         let (mu, _) = trained.encode(&x)?;
         let again = trained.decode(&mu)?;
         match &mut sink {
@@ -165,7 +165,7 @@ fn each_posterior(
     let data = Dataset::new(images, trained.device())?;
     let mut tally = Tally::start("images encoded", images.count as u64);
     for from in (0..images.count).step_by(BATCH as usize) {
-        let x = data.range(from, BATCH as usize)?;
+        let x = data.range(from, BATCH as usize)?.x;
         let (mu, logvar) = trained.encode(&x)?;
         take(&mu, &logvar)?;
         tally.advance(x.size()[0] as u64);

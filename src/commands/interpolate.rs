@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::base::seed::{Rng, Stream, seed_for};
 use crate::base::usage::usage;
 use crate::config::Settings;
-use crate::data::Dataset;
+use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 use crate::pictures::animation::{self, Film};
 use crate::pictures::grid;
@@ -84,7 +84,7 @@ pub fn interpolate(root: &Path, ask: Interpolation, over: &Settings) -> Result<P
             let source = trained.source(Some(spec), ask.data_dir)?;
             let pairs = pairs(&source.test, ask.rows as usize, ask.seed);
             let test = Dataset::new(&source.test, trained.device())?;
-            trained.encode(&test.gather(&Tensor::f_from_slice(&pairs)?.f_to_device(trained.device())?)?)?.0
+            trained.encode(&test.gather(&Tensor::f_from_slice(&pairs)?.f_to_device(trained.device())?)?.x)?.0
         }
     };
     let ends = vectors(&z)?;

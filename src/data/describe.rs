@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use tch::Device;
 
-use super::{Dataset, checksum};
+use super::checksum;
+use super::dataset::Dataset;
 use crate::base::hash;
 use crate::data::images::{Images, Source};
 use crate::pictures::grid;
@@ -41,7 +42,7 @@ pub fn preview(source: &Source, out: &Path) -> Result<()> {
     let first = Dataset::new(&source.train.clone().take(PREVIEW), Device::Cpu)?;
     let shape = first.shape();
     let columns = grid::columns_for(first.len(), shape.height as usize, shape.width as usize);
-    grid::draw(&first.spread(PREVIEW)?, columns)?.save(out)
+    grid::draw(&first.spread(PREVIEW)?.x, columns)?.save(out)
 }
 
 fn line(images: &Images) -> String {

@@ -204,7 +204,7 @@ impl<'a> Session<'a> {
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
         run.make_folders()?;
         if !run.path("data.png").exists() {
-            grid::draw(&self.setup.train.spread(SAMPLES)?, COLUMNS)?.save(&run.path("data.png"))?;
+            grid::draw(&self.setup.train.spread(SAMPLES)?.x, COLUMNS)?.save(&run.path("data.png"))?;
         }
         let stop = StopFlag::listen()?;
         let mut rec = Recorder {
@@ -515,7 +515,7 @@ impl<'a> Session<'a> {
             if stop.signal().is_some() {
                 return Ok(None);
             }
-            let x = self.setup.test.range(from, self.config.batch_size)?;
+            let x = self.setup.test.range(from, self.config.batch_size)?.x;
             let cx = StepCx::host(seed_for(self.config.seed, 0, Stream::Eval, i as u64), self.step, &self.clock);
             meter.add(&self.setup.model.score(&x, cx)?, x.size()[0])?;
         }
@@ -531,7 +531,7 @@ impl<'a> Session<'a> {
         let count = self.setup.train.showable(SAMPLES) as i64;
         let z = noise(seed, &[count, self.setup.model.latent()], self.setup.device)?;
         grid::draw(&self.setup.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
-        let originals = self.setup.test.spread(RECONSTRUCTIONS)?;
+        let originals = self.setup.test.spread(RECONSTRUCTIONS)?.x;
         if let Some(images) = self.setup.model.reconstruct(&originals)? {
             let folder = rec.run.reconstructions();
             std::fs::create_dir_all(&folder)

@@ -7,7 +7,9 @@ use crate::base::usage::usage;
 use crate::config::build::{build, steps_per_epoch};
 use crate::config::device;
 use crate::config::{Budget, Config};
-use crate::data::{self, Dataset};
+use crate::data;
+use crate::data::batch::Batch;
+use crate::data::dataset::Dataset;
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Origin, Plan, Tuning};
 use crate::native;
@@ -76,7 +78,7 @@ impl Setup {
                 Chosen { tuning: Tuning { threads, forms: Forms { precision, ..forms } }, origin: Origin::Stored }
             }
             None => {
-                let x = train.range(0, config.batch_size)?;
+                let x = train.range(0, config.batch_size)?.x;
                 let convolutions = config.settings.arch == Some(Arch::Conv);
                 let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
                 let chosen =
@@ -96,8 +98,7 @@ impl Setup {
         steps_of(budget, self.per_epoch)
     }
 
-    /// Batch number `within` of the epoch whose images come in the order `order` (the epoch's number, int64 [N]): x [B,C,H,W]
-    /// and B. Small batches are gathered several at a time into `ahead`.
+    /// Batch number `within` of the epoch whose images come in the order `order` (the epoch's number, int64 [N]), and B. Small batches are gathered several at a time into `ahead`.
     ///
     /// # Errors
     /// libtorch's.
@@ -107,7 +108,7 @@ impl Setup {
         (epoch, order): (u64, &Tensor),
         within: u64,
         batch_size: usize,
-    ) -> Result<(Tensor, i64)> {
+    ) -> Result<(Batch, i64)> {
         let (images, size) = (self.train.len() as i64, batch_size as i64);
         let from = within as i64 * size;
         let count = size.min(images - from);
@@ -118,12 +119,12 @@ impl Setup {
         }
         // Always the same batches together, so that a batch lies in memory alike in a run that was resumed among them.
         let first = from / (batches * size) * (batches * size);
-        let x = match ahead.0.take() {
-            Some((e, f, x)) if (e, f) == (epoch, first) => x,
+        let several = match ahead.0.take() {
+            Some((e, f, several)) if (e, f) == (epoch, first) => several,
             _ => self.train.gather(&order.f_narrow(0, first, (batches * size).min(images - first))?)?,
         };
-        let batch = x.f_narrow(0, from - first, count)?;
-        ahead.0 = Some((epoch, first, x));
+        let batch = several.narrow(from - first, count)?;
+        ahead.0 = Some((epoch, first, several));
         Ok((batch, count))
     }
 }
@@ -132,9 +133,9 @@ impl Setup {
 /// bytes, and these still lie in a core's cache when their turn comes.
 const AHEAD_BYTES: i64 = 512 << 10;
 
-/// Batches gathered before their turn: the epoch, the position of the first image, the images.
+/// Batches gathered before their turn: the epoch, the position of the first image, the images with their labels.
 #[derive(Debug, Default)]
-pub struct Ahead(Option<(u64, i64, Tensor)>);
+pub struct Ahead(Option<(u64, i64, Batch)>);
 
 #[cfg(test)]
 mod tests {
@@ -153,10 +154,11 @@ mod tests {
             for (epoch, start) in [(0, 0), (1, 0), (1, 2), (0, 1)] {
                 let order = Tensor::from_slice(&epoch_order(5, epoch, 203));
                 for within in start..steps_per_epoch(203, batch_size) {
-                    let (x, count) = setup.batch(&mut ahead, (epoch, &order), within, batch_size).unwrap();
+                    let (batch, count) = setup.batch(&mut ahead, (epoch, &order), within, batch_size).unwrap();
                     let from = within as i64 * batch_size as i64;
                     assert_eq!(count, (batch_size as i64).min(203 - from));
-                    assert_eq!(x, setup.train.gather(&order.narrow(0, from, count)).unwrap(), "{batch_size} {within}");
+                    let want = setup.train.gather(&order.narrow(0, from, count)).unwrap();
+                    assert_eq!((batch.x, batch.labels), (want.x, want.labels), "{batch_size} {within}");
                 }
             }
         }

@@ -173,9 +173,9 @@ impl Stepper {
         self.take_order(setup.train.len(), at.epoch)?;
         let Some((epoch, order)) = &self.order else { return Ok(0) };
         let Some(there) = &mut self.there else {
-            let (x, count) = setup.batch(&mut self.ahead, (*epoch, order), at.within, self.batch_size as usize)?;
+            let (batch, count) = setup.batch(&mut self.ahead, (*epoch, order), at.within, self.batch_size as usize)?;
             clock.lap(Phase::Data);
-            let values = setup.model.step(&x, StepCx::host(at.noise, at.step, clock))?;
+            let values = setup.model.step(&batch.x, StepCx::host(at.noise, at.step, clock))?;
             meter.add(&values, count)?;
             return Ok(count);
         };
@@ -240,9 +240,9 @@ impl OnDevice {
     /// The complete update on the next `count` images, from gathering them to moving the numbers on. Everything in here may be
     /// captured: it must read nothing back, and take no number of the host's that another step would have otherwise.
     fn update(&self, setup: &mut Setup, meter: &Meter, order: &Tensor, count: i64, clock: &Clock) -> Result<()> {
-        let x = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
+        let batch = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
         clock.lap(Phase::Data);
-        let values = setup.model.step(&x, StepCx::device(&self.step, clock))?;
+        let values = setup.model.step(&batch.x, StepCx::device(&self.step, clock))?;
         meter.add_on_device(&values, count)?;
         let _ = self.rows.shallow_clone().f_add_scalar_(self.rows.size()[0])?;
         let _ = self.step.shallow_clone().f_add_scalar_(1)?;

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::config::{self, Settings};
-use crate::data::{self, Dataset};
+use crate::data::dataset::Dataset;
+use crate::data::images::Images;
 use crate::models::Model;
 use tch::Device;
 
@@ -55,7 +56,7 @@ fn an_epoch_shows_every_image_once_and_a_score_counts_each() {
     let config = config::resolve(config::ModelKind::Vae, &settings).unwrap();
     let mut session = Session::build(&config, None).unwrap();
     let numbered = |n: u8| {
-        let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), vec![]).unwrap();
+        let images = Images::new([n.into(), 1, 1, 1], (0..n).collect(), vec![]).unwrap();
         Dataset::new(&images, Device::Cpu).unwrap()
     };
     (session.setup.train, session.setup.test) = (numbered(200), numbered(130));
