@@ -1,83 +1,171 @@
-//! A file that appears whole or not at all: written beside its place, then renamed.
+//! Atomic writes: a file is written beside its place, then renamed, so that it is there whole or not at all.
 
-use std::fs::File;
-use std::io::{self, BufWriter};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// The place of a file that is being written. Dropped before [`Part::place`], it leaves nothing behind.
+/// A file that is being written. It appears under its name at [`AtomicFile::commit`]; dropped before, it leaves nothing behind.
+///
+/// Every error names the file.
 #[derive(Debug)]
-pub struct Part {
+pub struct AtomicFile {
     out: PathBuf,
     part: PathBuf,
-    placed: bool,
+    file: BufWriter<File>,
+    committed: bool,
 }
 
-impl Part {
-    /// A file that will be `out`, and where its bytes go until then.
+impl AtomicFile {
+    /// A file that will be `out`, written to `out.part` until then. What a killed process left there is overwritten.
     ///
     /// # Errors
-    /// When the file beside `out` cannot be made.
-    pub fn create(out: &Path) -> io::Result<(Self, BufWriter<File>)> {
+    /// When the file cannot be made.
+    pub fn create(out: &Path) -> io::Result<Self> {
+        AtomicFile::create_as(out, ".part")
+    }
+
+    /// [`AtomicFile::create`] for a place where several processes may write at once: each writes a file of its own until then.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn create_shared(out: &Path) -> io::Result<Self> {
+        AtomicFile::create_as(out, &format!(".{}.part", std::process::id()))
+    }
+
+    fn create_as(out: &Path, suffix: &str) -> io::Result<Self> {
         let mut part = out.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let file = BufWriter::with_capacity(1 << 18, File::create(&part)?);
-        Ok((Part { out: out.to_owned(), part, placed: false }, file))
+        part.push(suffix);
+        let file = BufWriter::with_capacity(1 << 18, File::create(&part).map_err(|e| unwritten(out, &e))?);
+        Ok(AtomicFile { out: out.to_owned(), part: part.into(), file, committed: false })
     }
 
-    /// Puts the file in its place; `file` is what [`Part::create`] gave.
+    /// Puts the file in its place and on the disk: it survives a power cut.
     ///
     /// # Errors
-    /// When the last bytes cannot be written, which dropping the buffer would not tell, or the file cannot be renamed.
-    pub fn place(self, file: BufWriter<File>) -> io::Result<()> {
-        drop(file.into_inner().map_err(io::IntoInnerError::into_error)?);
-        self.rename()
+    /// When the last bytes cannot be written, or the file cannot be renamed.
+    pub fn commit(mut self) -> io::Result<()> {
+        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        synced.map_err(|e| unwritten(&self.out, &e))?;
+        let out = self.out.clone();
+        self.commit_unsynced()?;
+        let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync(folder).map_err(|e| unwritten(&out, &e))
     }
 
-    /// Puts the file in its place after its last byte has been written.
+    /// Puts the file in its place and leaves it to the system when the disk gets it: for what can be made again.
     ///
     /// # Errors
-    /// When the file cannot be renamed.
-    pub fn rename(mut self) -> io::Result<()> {
-        std::fs::rename(&self.part, &self.out)?;
-        self.placed = true;
+    /// As [`AtomicFile::commit`].
+    pub fn commit_unsynced(mut self) -> io::Result<()> {
+        let renamed = self.file.flush().and_then(|()| fs::rename(&self.part, &self.out));
+        renamed.map_err(|e| unwritten(&self.out, &e))?;
+        self.committed = true;
         Ok(())
     }
 }
 
-impl Drop for Part {
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes).map_err(|e| unwritten(&self.out, &e))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush().map_err(|e| unwritten(&self.out, &e))
+    }
+}
+
+impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.placed {
-            let _ = std::fs::remove_file(&self.part);
+        if !self.committed {
+            let _ = fs::remove_file(&self.part);
         }
     }
+}
+
+/// Writes a whole file that survives a power cut.
+///
+/// # Errors
+/// As [`AtomicFile::commit`].
+pub fn write(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(out)?;
+    file.write_all(bytes)?;
+    file.commit()
+}
+
+/// Writes a whole file that can be made again.
+///
+/// # Errors
+/// As [`AtomicFile::commit_unsynced`].
+pub fn write_unsynced(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(out)?;
+    file.write_all(bytes)?;
+    file.commit_unsynced()
+}
+
+/// Waits until a file or folder is on the disk.
+///
+/// # Errors
+/// The system's.
+pub fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn unwritten(out: &Path, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{} could not be written: {e}", out.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn a_file_is_there_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a.b");
-        let listed = || std::fs::read_dir(dir.path()).unwrap().count();
-        let (part, mut file) = Part::create(&out).unwrap();
-        file.write_all(b"half").unwrap();
-        assert!(!out.exists() && listed() == 1);
-        drop((part, file));
-        assert_eq!(listed(), 0, "an error on the way leaves nothing");
-        let (part, mut file) = Part::create(&out).unwrap();
-        file.write_all(b"whole").unwrap();
-        part.place(file).unwrap();
-        assert_eq!((std::fs::read(&out).unwrap(), listed()), (b"whole".to_vec(), 1));
-        assert!(Part::create(Path::new("/nonexistent/a")).is_err());
-        let full = Part::create(&dir.path().join("full")).unwrap();
-        let device = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let mut file = BufWriter::new(device);
-        file.write_all(b"x").unwrap();
-        assert!(full.0.place(file).is_err(), "the error of the last bytes is not lost");
-        assert_eq!(listed(), 1);
+        let listed = || fs::read_dir(dir.path()).unwrap().count();
+        for create in [AtomicFile::create, AtomicFile::create_shared] {
+            let mut file = create(&out).unwrap();
+            file.write_all(b"half").unwrap();
+            assert!(!out.exists() && listed() == 1);
+            drop(file);
+            assert_eq!(listed(), 0, "an error on the way leaves nothing");
+        }
+        for commit in [AtomicFile::commit, AtomicFile::commit_unsynced] {
+            let mut file = AtomicFile::create(&out).unwrap();
+            file.write_all(b"whole").unwrap();
+            commit(file).unwrap();
+            assert_eq!((fs::read(&out).unwrap(), listed()), (b"whole".to_vec(), 1));
+        }
+        for write in [write, write_unsynced] {
+            write(&out, b"again").unwrap();
+            assert_eq!((fs::read(&out).unwrap(), listed()), (b"again".to_vec(), 1));
+        }
+    }
+
+    #[test]
+    fn two_processes_can_write_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a");
+        let shared = AtomicFile::create_shared(&out).unwrap();
+        assert!(shared.part.to_string_lossy().contains(&std::process::id().to_string()));
+    }
+
+    #[test]
+    fn every_error_names_the_file() {
+        let named = |result: io::Result<()>, name: &str| {
+            let e = result.unwrap_err().to_string();
+            assert!(e.contains(&format!("{name} could not be written: ")), "{e}");
+        };
+        named(write(Path::new("/nonexistent/a"), b""), "/nonexistent/a");
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        named(write(&dir.path().join("folder"), b""), "folder");
+        for commit in [AtomicFile::commit, AtomicFile::commit_unsynced] {
+            let mut file = AtomicFile::create(&dir.path().join("full")).unwrap();
+            file.file = BufWriter::new(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+            file.write_all(b"x").unwrap();
+            named(commit(file), "full");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the error of the last bytes is not lost");
     }
 }

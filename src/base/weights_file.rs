@@ -7,6 +7,8 @@ use anyhow::{Result, bail};
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
+use super::atomic_file::sync;
+
 /// Writes tensors as safetensors, synced, lending their own memory to the writer: of dense ones on the CPU nothing is copied.
 ///
 /// # Errors
@@ -25,7 +27,7 @@ pub fn write(file: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
     let permissions = fs::File::create(file)?.metadata()?.permissions();
     safetensors::serialize_to_file(views, None, file)?;
     fs::set_permissions(file, permissions)?;
-    sync(file)
+    Ok(sync(file)?)
 }
 
 /// Whether the bytes in a file are those of `t`.
@@ -77,12 +79,4 @@ pub fn tensor_of(view: &TensorView) -> Result<Tensor> {
     };
     let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
     Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
-}
-
-/// Waits until a file or folder is on the disk.
-///
-/// # Errors
-/// The system's.
-pub fn sync(path: &Path) -> Result<()> {
-    Ok(fs::File::open(path)?.sync_all()?)
 }

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::base::progress::Tally;
 use crate::base::usage::usage;
 use crate::config::Settings;
-use crate::data::Dataset;
+use crate::data::dataset::Dataset;
 use crate::data::images::{Images, Source, spread};
 use crate::pictures::curves::{Scatter, draw_scatter, thousands};
 use crate::pictures::grid;

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::base::seed::{Rng, Stream, seed_for};
 use crate::base::usage::usage;
 use crate::config::Settings;
-use crate::data::Dataset;
+use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 use crate::pictures::animation::{self, Film};
 use crate::pictures::grid;

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use tch::Device;
 
-use super::{Dataset, checksum};
+use super::checksum;
+use super::dataset::Dataset;
 use crate::base::hash;
 use crate::data::images::{Images, Source};
 use crate::pictures::grid;

@@ -1,10 +1,9 @@
 //! Finds the named data sets on disk, or downloads them.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 use ureq::Agent;
 
 use super::idx;
+use crate::base::atomic_file::AtomicFile;
 use crate::base::hash::hex;
 use crate::base::progress::say;
 
@@ -240,7 +240,9 @@ fn try_mirror(url: &str, file: &KnownFile, dir: &Path, agent: &Agent) -> Result<
     if let Some(len) = body.content_length().filter(|&len| len != file.bytes) {
         return Err(Failure::Mirror(format!("offers {len} bytes, wanted {}", file.bytes)));
     }
-    let mut part = Part::create(dir, file.name).map_err(Failure::Disk)?;
+    // Made only now: a machine without a network is left as it was.
+    fs::create_dir_all(dir).map_err(Failure::Disk)?;
+    let mut out = AtomicFile::create_shared(&dir.join(file.name)).map_err(Failure::Disk)?;
     let bar = progress(file, url);
     let mut sum = Sha256::new();
     let mut have = 0u64;
@@ -257,7 +259,7 @@ fn try_mirror(url: &str, file: &KnownFile, dir: &Path, agent: &Agent) -> Result<
             }
         };
         sum.update(&block[..n]);
-        part.file.write_all(&block[..n]).map_err(Failure::Disk)?;
+        out.write_all(&block[..n]).map_err(Failure::Disk)?;
         have += n as u64;
         bar.set_position(have);
     }
@@ -271,7 +273,7 @@ fn try_mirror(url: &str, file: &KnownFile, dir: &Path, agent: &Agent) -> Result<
         let why = format!("wrong checksum, SHA-256 {:.12}... instead of {:.12}...", found, file.sha256);
         return Err(Failure::Mirror(why));
     }
-    part.keep(&dir.join(file.name)).map_err(Failure::Disk)
+    out.commit().map_err(Failure::Disk)
 }
 
 /// A bar on a terminal; elsewhere one plain line, so that a log shows what is waited for.
@@ -287,42 +289,6 @@ fn progress(file: &KnownFile, url: &str) -> ProgressBar {
         bar.set_style(style);
     }
     bar.with_message(file.name).with_finish(ProgressFinish::AndClear)
-}
-
-/// A file that is still being written, under a name that no other process uses; it goes away unless it is kept.
-struct Part {
-    path: PathBuf,
-    file: File,
-}
-
-impl Part {
-    fn create(dir: &Path, name: &str) -> io::Result<Self> {
-        // Only now, so that a machine without a network is left as it was.
-        fs::create_dir_all(dir)?;
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!(".{name}.{}-{next}.part", std::process::id()));
-        // Truncates what a killed process of the same number may have left.
-        let file = File::create(&path)?;
-        Ok(Part { path, file })
-    }
-
-    /// Gives the file its name, in one step and on disk: other processes see all of it or nothing.
-    fn keep(self, to: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
-        fs::rename(&self.path, to)?;
-        // The entry in the folder is made durable where the system allows it; the file is valid either way.
-        if let Some(Ok(dir)) = to.parent().map(File::open) {
-            dir.sync_all().ok();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        fs::remove_file(&self.path).ok(); // after `keep` there is nothing of that name
-    }
 }
 
 fn host(url: &str) -> &str {

@@ -1,9 +1,8 @@
-//! Where images come from ([`open`]) and how they are fed ([`Dataset`]).
-//!
-//! Images stay bytes, on the device, for the whole run; a batch is gathered, converted and scaled when it is needed.
+//! Where images come from ([`open`]) and how they are fed ([`dataset::Dataset`]).
 
 pub mod batch;
 pub mod cifar;
+pub mod dataset;
 pub mod describe;
 pub mod digits;
 pub mod fetch;
@@ -14,16 +13,12 @@ pub mod images;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor};
 
 use crate::base::hash;
 use crate::base::seed::Stream;
 use crate::base::usage::usage;
 use crate::config::{Settings, parse_size};
-use crate::native;
-use crate::nets::Shape;
-use batch::Batch;
-use images::{Images, Source};
+use images::Source;
 
 /// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
 const DIGITS: (usize, usize) = (60_000, 10_000);
@@ -132,101 +127,12 @@ pub fn checksum(source: &Source) -> String {
     hash::sha256([&a.pixels[..], &a.labels, &b.pixels, &b.labels])
 }
 
-/// Images as bytes on the device, handed out in batches.
-#[derive(Debug)]
-pub struct Dataset {
-    images: Tensor,
-    shape: Shape,
-}
-
-impl Dataset {
-    /// Moves a set to the device.
-    ///
-    /// # Errors
-    /// libtorch's, when memory ends.
-    pub fn new(images: &Images, device: Device) -> Result<Self> {
-        let shape =
-            Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
-        let dims = [images.count as i64, shape.channels, shape.height, shape.width];
-        let tensor = Tensor::f_from_data_size(&images.pixels, &dims, Kind::Uint8)?;
-        let images =
-            tensor.f_to_device(device).with_context(|| format!("moving {} images to the device", images.count))?;
-        Ok(Dataset { images, shape })
-    }
-
-    /// N.
-    pub fn len(&self) -> usize {
-        self.images.size()[0] as usize
-    }
-
-    /// Whether there is no image at all.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Shape of each image.
-    pub fn shape(&self) -> Shape {
-        self.shape
-    }
-
-    /// Images number `from` to `from + count` as they stand, fewer at the end: x [B,C,H,W] in [0,1].
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn range(&self, from: usize, count: usize) -> Result<Batch> {
-        let to = self.len().min(from.saturating_add(count)).max(from);
-        self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.images.device()))?)
-    }
-
-    /// At most `n` images evenly spread over the set, fewer when they are large (2^24 pixels in all), at least four:
-    /// x [B,C,H,W] in [0,1].
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn spread(&self, n: usize) -> Result<Batch> {
-        let index: Vec<i64> = images::spread(self.len(), self.showable(n)).into_iter().map(|i| i as i64).collect();
-        self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.images.device())?)
-    }
-
-    /// How many of `n` images of this shape make a picture of at most 2^24 pixels; at least four.
-    pub fn showable(&self, n: usize) -> usize {
-        let pixels = (self.shape.height * self.shape.width).max(1) as usize;
-        n.min(((1 << 24) / pixels).max(4))
-    }
-
-    /// The images that `index` [B] (int64, on the device) names: x [B,C,H,W] in [0,1].
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn gather(&self, index: &Tensor) -> Result<Batch> {
-        let x = match self.images.device() {
-            Device::Cpu => native::gather_unit(&self.images, index)?,
-            // Division turns bytes into floats by itself: two launches, one for the bytes of the batch.
-            _ => self.images.f_index_select(0, index)?.f_div_scalar(255.0)?,
-        };
-        Ok(Batch { x, labels: None })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn settings(spec: &str) -> Settings {
         Settings { data: Some(spec.into()), train_limit: Some(40), test_limit: Some(7), ..Settings::default() }
-    }
-
-    #[test]
-    fn batches_are_the_images_divided_by_255() {
-        let source = open(&settings("digits")).unwrap();
-        assert_eq!((source.train.count, source.test.count), (40, 7));
-        let data = Dataset::new(&source.train, Device::Cpu).unwrap();
-        let x = data.gather(&Tensor::from_slice(&[3i64, 0, 39])).unwrap().x;
-        assert_eq!(x.size(), [3, 1, 28, 28]);
-        let floats = Vec::<f32>::try_from(x.get(0).flatten(0, -1)).unwrap();
-        let want: Vec<f32> = source.train.pixels[3 * 784..4 * 784].iter().map(|&b| f32::from(b) / 255.0).collect();
-        assert_eq!(floats, want);
-        assert_eq!(data.range(38, 128).unwrap().x.size()[0], 2, "the last partial batch is kept");
     }
 
     #[test]

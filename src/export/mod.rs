@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use tch::{CModule, IValue, Tensor};
 
+use crate::base::atomic_file;
 use crate::base::usage::usage;
 use crate::base::weights_file;
 use crate::config::{Config, preset_name};
@@ -129,8 +130,7 @@ pub fn export(networks: &[Network], origin: &Origin, formats: &[Format], dir: &P
         about.insert("networks".into(), described.into());
         let file = part.join(ABOUT);
         let text = format!("{:#}\n", Value::from(about));
-        let write = || fs::write(&file, text).map_err(anyhow::Error::from).and_then(|()| weights_file::sync(&file));
-        write().with_context(|| format!("{} could not be written", file.display()))?;
+        atomic_file::write(&file, text.as_bytes())?;
         Ok(all)
     };
     let moved = write().and_then(|all| move_in(&part, dir, all));
@@ -192,7 +192,7 @@ fn move_in(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
             }
         }
     }
-    weights_file::sync(dir).with_context(|| format!("{} could not be synced", dir.display()))?;
+    atomic_file::sync(dir).with_context(|| format!("{} could not be synced", dir.display()))?;
     Ok(placed)
 }
 

@@ -1,12 +1,13 @@
 //! Animations: pictures one after another as a GIF or an APNG that repeats for ever.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::cell::RefCell;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::base::atomic_file::Part;
+use crate::base::atomic_file::AtomicFile;
 use crate::pictures::grid::Picture;
 
 /// How thoroughly a frame with more than 256 colours is brought down to them: 1 the best, 30 the fastest. At 10 a frame takes
@@ -42,16 +43,29 @@ pub struct Film {
     frames: usize,
     done: usize,
     size: (usize, usize),
-    part: Part,
     writer: Writer,
 }
 
 enum Writer {
     /// The first frame says how large all are.
-    Waiting(BufWriter<File>),
-    Gif(Box<gif::Encoder<BufWriter<File>>>),
-    Apng(Box<png::Writer<BufWriter<File>>>),
+    Waiting(AtomicFile),
+    Gif(Box<gif::Encoder<AtomicFile>>),
+    Apng(Box<png::Writer<Shared>>, Shared),
     Broken,
+}
+
+/// A file that its encoder does not give back.
+#[derive(Clone)]
+struct Shared(Rc<RefCell<AtomicFile>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().flush()
+    }
 }
 
 impl Film {
@@ -60,9 +74,8 @@ impl Film {
     /// # Errors
     /// When its file cannot be made.
     pub fn start(out: &Path, kind: Kind, frames: usize) -> Result<Self> {
-        let (part, file) = Part::create(out).with_context(|| unwritten(out))?;
-        let writer = Writer::Waiting(file);
-        Ok(Film { out: out.to_owned(), kind, frames, done: 0, size: (0, 0), part, writer })
+        let writer = Writer::Waiting(AtomicFile::create(out)?);
+        Ok(Film { out: out.to_owned(), kind, frames, done: 0, size: (0, 0), writer })
     }
 
     /// The next frame, shown for `hundredths` of a second.
@@ -96,7 +109,7 @@ impl Film {
         };
         match &mut self.writer {
             Writer::Gif(encoder) => encoder.write_frame(&gif::Frame { delay: hundredths, ..frame(picture) })?,
-            Writer::Apng(writer) => {
+            Writer::Apng(writer, _) => {
                 writer.set_frame_delay(hundredths, 100)?;
                 writer.write_image_data(&picture.rgb)?;
             }
@@ -105,7 +118,7 @@ impl Film {
         Ok(())
     }
 
-    fn begin(&self, file: BufWriter<File>) -> Result<Writer> {
+    fn begin(&self, file: AtomicFile) -> Result<Writer> {
         let (width, height) = self.size;
         ensure!(width.max(height) <= WIDEST, "{width}x{height} pixels, and no side may have more than {WIDEST}");
         Ok(match self.kind {
@@ -115,10 +128,11 @@ impl Film {
                 Writer::Gif(Box::new(encoder))
             }
             Kind::Apng => {
-                let mut encoder = png::Encoder::new(file, width as u32, height as u32);
+                let file = Shared(Rc::new(RefCell::new(file)));
+                let mut encoder = png::Encoder::new(file.clone(), width as u32, height as u32);
                 encoder.set_color(png::ColorType::Rgb);
                 encoder.set_animated(u32::try_from(self.frames)?, 0)?;
-                Writer::Apng(Box::new(encoder.write_header()?))
+                Writer::Apng(Box::new(encoder.write_header()?), file)
             }
         })
     }
@@ -132,11 +146,11 @@ impl Film {
         ensure!(done == frames && done > 0, "{} has {done} of {frames} frames", out.display());
         let end = || -> Result<()> {
             match self.writer {
-                Writer::Gif(encoder) => self.part.place(encoder.into_inner()?)?,
-                Writer::Apng(writer) => {
-                    // It writes the end and flushes.
+                Writer::Gif(encoder) => encoder.into_inner()?.commit_unsynced()?,
+                Writer::Apng(writer, file) => {
                     writer.finish()?;
-                    self.part.rename()?;
+                    let file = Rc::into_inner(file.0).context("its encoder has not ended")?;
+                    file.into_inner().commit_unsynced()?;
                 }
                 Writer::Waiting(_) | Writer::Broken => {}
             }
@@ -167,6 +181,7 @@ mod tests {
     use image::AnimationDecoder;
     use image::codecs::gif::GifDecoder;
     use image::codecs::png::PngDecoder;
+    use std::fs::File;
     use std::io::BufReader;
 
     /// Frame i of a film: greys of every level, which fill a palette, and one colour more, which says which frame it is.

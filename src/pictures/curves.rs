@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::base::atomic_file;
+
 pub use scatter::Scatter;
 
 /// Width and height of every chart of curves in pixels.
@@ -428,16 +430,7 @@ fn write(drawing: &impl Drawing, size: (u32, u32), out: &Path) -> Result<()> {
         true => canvas::svg(size, |canvas| drawing.on(canvas))?,
         false => canvas::png(size, |canvas| drawing.on(canvas))?,
     };
-    let mut name = std::ffi::OsString::from(".");
-    name.push(out.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    let partial = out.with_file_name(name);
-    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, out));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.with_context(|| format!("the chart {} could not be written", out.display()))
+    Ok(atomic_file::write_unsynced(out, &bytes)?)
 }
 
 #[cfg(test)]

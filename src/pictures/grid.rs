@@ -1,15 +1,14 @@
 //! Images in a tensor drawn as one picture, with plotters.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use plotters::backend::BitMapBackend;
 use plotters::element::BitMapElement;
 use plotters::prelude::{IntoDrawingArea, RGBColor};
 use tch::{Device, Kind, Tensor};
 
-use crate::base::atomic_file::Part;
+use crate::base::atomic_file;
 
 /// Pixels between two images of a grid and around it.
 const GAP: usize = 2;
@@ -120,24 +119,19 @@ fn rgb_tiles(images: &Tensor, scale: usize) -> Result<Vec<u8>> {
 }
 
 impl Picture {
-    /// Writes the picture as a PNG: to a file beside it first, then renamed, so that no half picture is ever seen.
+    /// Writes the picture as a PNG, atomically.
     ///
     /// # Errors
     /// When the file cannot be written; names it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let write = || -> Result<()> {
-            // Encoded in memory: dropping an encoder on a file would lose the error of its last bytes.
-            let mut bytes = Vec::new();
-            let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
-            encoder.set_color(png::ColorType::Rgb);
-            let mut writer = encoder.write_header()?;
-            writer.write_image_data(&self.rgb)?;
-            writer.finish()?;
-            let (part, mut file) = Part::create(path)?;
-            file.write_all(&bytes)?;
-            Ok(part.place(file)?)
-        };
-        write().with_context(|| format!("the picture {} could not be written", path.display()))
+        // Encoded in memory: dropping an encoder on a file would lose the error of its last bytes.
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.rgb)?;
+        writer.finish()?;
+        Ok(atomic_file::write_unsynced(path, &bytes)?)
     }
 }
 

@@ -2,13 +2,12 @@
 //!
 //! The format (NumPy Enhancement Proposal 1, version 1.0) is a magic string, one line of text and the numbers.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::base::atomic_file::Part;
+use crate::base::atomic_file::AtomicFile;
 
 /// A number that an array can hold, as it stands in the file.
 pub trait Number: Copy {
@@ -36,8 +35,7 @@ impl Number for i64 {
 #[derive(Debug)]
 pub struct Npy<T: Number> {
     out: PathBuf,
-    part: Part,
-    file: BufWriter<File>,
+    file: AtomicFile,
     left: usize,
     bytes: Vec<u8>,
     of: std::marker::PhantomData<T>,
@@ -49,14 +47,10 @@ impl<T: Number> Npy<T> {
     /// # Errors
     /// When the file cannot be made; names it.
     pub fn create(out: &Path, shape: &[usize]) -> Result<Self> {
-        let begin = || {
-            let (part, mut file) = Part::create(out)?;
-            file.write_all(&header(T::DESCR, shape))?;
-            std::io::Result::Ok((part, file))
-        };
-        let (part, file) = begin().with_context(|| unwritten(out))?;
+        let mut file = AtomicFile::create(out)?;
+        file.write_all(&header(T::DESCR, shape))?;
         let left = shape.iter().product();
-        Ok(Npy { out: out.to_owned(), part, file, left, bytes: Vec::new(), of: std::marker::PhantomData })
+        Ok(Npy { out: out.to_owned(), file, left, bytes: Vec::new(), of: std::marker::PhantomData })
     }
 
     /// The next numbers, in C order.
@@ -68,7 +62,7 @@ impl<T: Number> Npy<T> {
         self.left -= values.len();
         self.bytes.clear();
         values.iter().for_each(|v| v.put(&mut self.bytes));
-        self.file.write_all(&self.bytes).with_context(|| unwritten(&self.out))
+        Ok(self.file.write_all(&self.bytes)?)
     }
 
     /// Puts the file in its place.
@@ -77,12 +71,8 @@ impl<T: Number> Npy<T> {
     /// When numbers are missing, or the disk refuses.
     pub fn finish(self) -> Result<()> {
         ensure!(self.left == 0, "{} lacks {} numbers", self.out.display(), self.left);
-        self.part.place(self.file).with_context(|| unwritten(&self.out))
+        Ok(self.file.commit_unsynced()?)
     }
-}
-
-fn unwritten(out: &Path) -> String {
-    format!("--out {} could not be written", out.display())
 }
 
 /// What stands before the numbers, as `numpy.save` writes it: its length is a multiple of 64, so that the numbers can be

@@ -14,9 +14,10 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::base::atomic_file::{self, sync};
 use crate::base::hash;
 use crate::base::progress;
-use crate::base::weights_file::{self, sync};
+use crate::base::weights_file;
 use crate::models::{Part, Visit};
 
 /// Version of the layout described above.
@@ -139,8 +140,10 @@ pub fn save(
             state.files.insert(file_name(kind).to_owned(), sum(&file)?);
         }
         let text = serde_json::to_vec_pretty(&state)?;
-        write_synced(&part.join(STATE), &text)?;
-        write_synced(&part.join(STATE_SUM), hash::sha256([&text[..]]).as_bytes())?;
+        for (name, bytes) in [(STATE, &text[..]), (STATE_SUM, hash::sha256([&text[..]]).as_bytes())] {
+            fs::write(part.join(name), bytes)?;
+            sync(&part.join(name))?;
+        }
         sync(&part)?;
         remove_dir(&target)?;
         Ok(fs::rename(&part, &target)?)
@@ -163,12 +166,9 @@ pub fn save(
 /// When the disk refuses.
 pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
     let best = state.best.map(|best| best.step);
-    let points = || -> Result<()> {
-        point(folder, "latest", Some(state.step))?;
-        point(folder, "best", best)?;
-        sync(folder)
-    };
-    points().with_context(|| format!("{} could not be written", folder.join("latest").display()))?;
+    point(folder, "latest", Some(state.step))?;
+    point(folder, "best", best)?;
+    sync(folder).with_context(|| format!("{} could not be synced", folder.display()))?;
     let past = list(folder)?.into_iter().filter(|(step, _)| *step <= state.step);
     for (step, old) in past.rev().skip(keep.max(1)) {
         if Some(step) != best {
@@ -197,10 +197,12 @@ fn folder_name(step: u64) -> String {
 
 /// Lets the file `name` name the checkpoint of `step`, or goes without it.
 fn point(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
-    let (part, file) = (folder.join(format!(".{name}.part")), folder.join(name));
+    let file = folder.join(name);
     let Some(step) = step else {
         return match fs::remove_file(&file) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("{} could not be removed", file.display()))
+            }
             _ => Ok(()),
         };
     };
@@ -208,8 +210,7 @@ fn point(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
     if fs::read(&file).is_ok_and(|found| found == wanted.as_bytes()) {
         return Ok(());
     }
-    write_synced(&part, wanted.as_bytes())?;
-    Ok(fs::rename(part, file)?)
+    Ok(atomic_file::write(&file, wanted.as_bytes())?)
 }
 
 /// Checkpoints below `folder` by the number in their name, oldest first: folders called `step-` and digits, no others.
@@ -391,11 +392,6 @@ impl Visit for Gather {
 fn sum(file: &Path) -> Result<FileSum> {
     let (bytes, sha256) = hash::sha256_file(file)?;
     Ok(FileSum { bytes, sha256 })
-}
-
-fn write_synced(file: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(file, bytes)?;
-    sync(file)
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {

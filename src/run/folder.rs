@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::base::atomic_file;
 use crate::base::progress::say;
 use crate::base::usage::usage;
 use crate::config::{ModelKind, Settings};
@@ -44,6 +45,7 @@ impl Lock {
 
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
+/// Where config.toml is while it is written.
 const CONFIG_PART: &str = "config.toml.part";
 
 /// The `[run]` table of config.toml: what a run was made with.
@@ -192,17 +194,9 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn write_config(&self, settings: &str, info: &RunInfo) -> Result<()> {
-        let (file, part) = (self.path(CONFIG), self.path(CONFIG_PART));
         let run = toml::Table::from_iter([("run".to_owned(), toml::Value::try_from(info)?)]);
         let text = format!("{settings}\n{}", toml::to_string(&run)?);
-        let write = || -> Result<()> {
-            // Aside and renamed: a resumed run must not lose the settings it was made with.
-            fs::write(&part, text)?;
-            fs::File::open(&part)?.sync_all()?;
-            fs::rename(&part, &file)?;
-            Ok(fs::File::open(&self.root)?.sync_all()?)
-        };
-        write().with_context(|| format!("{} could not be written", file.display()))
+        Ok(atomic_file::write(&self.path(CONFIG), text.as_bytes())?)
     }
 
     /// The folder itself.

@@ -7,8 +7,9 @@ use crate::base::usage::usage;
 use crate::config::build::{build, steps_per_epoch};
 use crate::config::device;
 use crate::config::{Budget, Config};
+use crate::data;
 use crate::data::batch::Batch;
-use crate::data::{self, Dataset};
+use crate::data::dataset::Dataset;
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Origin, Plan, Tuning};
 use crate::native;
@@ -133,7 +134,7 @@ impl Setup {
 /// bytes, and these still lie in a core's cache when their turn comes.
 const PREFETCH_BYTES: i64 = 512 << 10;
 
-/// Batches gathered before their turn: the epoch, the position of the first image, the images.
+/// Batches gathered before their turn: the epoch, the position of the first image, the images with their labels.
 #[derive(Debug, Default)]
 pub struct Prefetched(Option<(u64, i64, Batch)>);
 
@@ -157,11 +158,8 @@ mod tests {
                     let (batch, count) = setup.batch(&mut prefetched, (epoch, &order), within, batch_size).unwrap();
                     let from = within as i64 * batch_size as i64;
                     assert_eq!(count, (batch_size as i64).min(203 - from));
-                    assert_eq!(
-                        batch.x,
-                        setup.train.gather(&order.narrow(0, from, count)).unwrap().x,
-                        "{batch_size} {within}"
-                    );
+                    let want = setup.train.gather(&order.narrow(0, from, count)).unwrap();
+                    assert_eq!((batch.x, batch.labels), (want.x, want.labels), "{batch_size} {within}");
                 }
             }
         }

@@ -3,8 +3,9 @@
 use super::*;
 use crate::base::scalar::Scalar;
 use crate::config::{self, Settings};
+use crate::data;
 use crate::data::batch::Batch;
-use crate::data::{self, Dataset};
+use crate::data::dataset::Dataset;
 use crate::models::network::Network;
 use crate::models::optimizer::Adam;
 use crate::models::{Model, StepContext};

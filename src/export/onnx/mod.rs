@@ -8,13 +8,12 @@ mod check;
 mod proto;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use tch::{Kind, Tensor};
 
-use crate::base::atomic_file::Part;
+use crate::base::atomic_file::AtomicFile;
 use crate::nets::{Activation, BN_EPS, LEAK, Network, Operation, Port};
 pub use check::Loaded;
 use proto::{
@@ -74,14 +73,9 @@ fn save(model: &ModelProto, built: &Built, path: &Path) -> Result<()> {
         path.display(),
         stream.len()
     );
-    let write = || -> Result<()> {
-        let (part, mut file) = Part::create(path)?;
-        stream.write(&mut file, |i| built.constants[i].bytes())?;
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        Ok(part.place(file)?)
-    };
-    write().with_context(|| format!("the ONNX file {} could not be written", path.display()))
+    let mut file = AtomicFile::create(path)?;
+    stream.write(&mut file, |i| built.constants[i].bytes())?;
+    Ok(file.commit()?)
 }
 
 /// A named constant, as it lies on its device.

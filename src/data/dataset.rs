@@ -1,0 +1,138 @@
+//! A set of images on the device, handed out in batches.
+//!
+//! Images stay bytes for the whole run; a batch is gathered, converted and scaled when it is needed.
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
+
+use super::batch::Batch;
+use super::images::{self, Images};
+use crate::base::shape::Shape;
+use crate::native;
+
+/// Images as bytes on the device, handed out in batches.
+#[derive(Debug)]
+pub struct Dataset {
+    /// [N,C,H,W], bytes.
+    images: Tensor,
+    /// [N], int64; none for a set without labels.
+    labels: Option<Tensor>,
+    shape: Shape,
+}
+
+impl Dataset {
+    /// Moves a set to the device.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn new(images: &Images, device: Device) -> Result<Self> {
+        let shape =
+            Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
+        let dims = [images.count as i64, shape.channels, shape.height, shape.width];
+        let load = || -> Result<Self> {
+            let labels: Vec<i64> = images.labels.iter().map(|&label| label.into()).collect();
+            let labels = Tensor::f_from_slice(&labels)?.f_to_device(device)?;
+            let pixels = Tensor::f_from_data_size(&images.pixels, &dims, Kind::Uint8)?.f_to_device(device)?;
+            Ok(Dataset { images: pixels, labels: (!images.labels.is_empty()).then_some(labels), shape })
+        };
+        load().with_context(|| format!("moving {} images to the device", images.count))
+    }
+
+    /// N.
+    pub fn len(&self) -> usize {
+        self.images.size()[0] as usize
+    }
+
+    /// Whether there is no image at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shape of each image.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Images number `from` to `from + count` as they stand, fewer at the end.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn range(&self, from: usize, count: usize) -> Result<Batch> {
+        let to = self.len().min(from.saturating_add(count)).max(from);
+        self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.images.device()))?)
+    }
+
+    /// At most `n` images evenly spread over the set, fewer when they are large (2^24 pixels in all), at least four.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn spread(&self, n: usize) -> Result<Batch> {
+        let index: Vec<i64> = images::spread(self.len(), self.showable(n)).into_iter().map(|i| i as i64).collect();
+        self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.images.device())?)
+    }
+
+    /// How many of `n` images of this shape make a picture of at most 2^24 pixels; at least four.
+    pub fn showable(&self, n: usize) -> usize {
+        let pixels = (self.shape.height * self.shape.width).max(1) as usize;
+        n.min(((1 << 24) / pixels).max(4))
+    }
+
+    /// The images that `index` [B] (int64, on the device) names, with their labels.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn gather(&self, index: &Tensor) -> Result<Batch> {
+        let x = match self.images.device() {
+            Device::Cpu => native::gather_unit(&self.images, index)?,
+            // Division turns bytes into floats by itself: two launches, one for the bytes of the batch.
+            _ => self.images.f_index_select(0, index)?.f_div_scalar(255.0)?,
+        };
+        let labels = self.labels.as_ref().map(|labels| labels.f_index_select(0, index)).transpose()?;
+        Ok(Batch { x, labels })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::seed::epoch_order;
+    use crate::config::Settings;
+    use crate::data;
+
+    #[test]
+    fn batches_are_the_images_divided_by_255() {
+        let settings = Settings { train_limit: Some(40), test_limit: Some(7), ..Settings::default() };
+        let source = data::open(&settings).unwrap();
+        assert_eq!((source.train.count, source.test.count), (40, 7));
+        let data = Dataset::new(&source.train, Device::Cpu).unwrap();
+        let x = data.gather(&Tensor::from_slice(&[3i64, 0, 39])).unwrap().x;
+        assert_eq!(x.size(), [3, 1, 28, 28]);
+        let floats = Vec::<f32>::try_from(x.get(0).flatten(0, -1)).unwrap();
+        let want: Vec<f32> = source.train.pixels[3 * 784..4 * 784].iter().map(|&b| f32::from(b) / 255.0).collect();
+        assert_eq!(floats, want);
+        assert_eq!(data.range(38, 128).unwrap().x.size()[0], 2, "the last partial batch is kept");
+    }
+
+    #[test]
+    fn labels_follow_their_images_through_a_shuffled_gather() {
+        // Image i is one pixel of value i, of class (7·i) mod 10.
+        let of = |i: i64| 7 * i % 10;
+        let labels = (0..200).map(|i| of(i) as u8).collect();
+        let data =
+            Dataset::new(&Images::new([200, 1, 1, 1], (0..200).collect(), labels).unwrap(), Device::Cpu).unwrap();
+        let pairs = |batch: Batch| -> Vec<(i64, i64)> {
+            let numbers = (batch.x * 255.0).round().to_kind(Kind::Int64).flatten(0, -1);
+            let [numbers, labels] = [numbers, batch.labels.unwrap()].map(|t| Vec::try_from(t).unwrap());
+            std::iter::zip(numbers, labels).collect()
+        };
+        let want = |numbers: Vec<i64>| numbers.into_iter().map(|i| (i, of(i))).collect::<Vec<_>>();
+        let order = epoch_order(3, 0, 200);
+        assert_eq!(pairs(data.gather(&Tensor::from_slice(&order)).unwrap()), want(order.clone()));
+        let part = data.gather(&Tensor::from_slice(&order)).unwrap().narrow(50, 20).unwrap();
+        assert_eq!(pairs(part), want(order[50..70].to_vec()));
+        assert_eq!(pairs(data.range(190, 50).unwrap()), want((190..200).collect()));
+        assert_eq!(pairs(data.spread(4).unwrap()), want(vec![0, 50, 100, 150]));
+        let bare = Images::new([2, 1, 1, 1], vec![0, 1], vec![]).unwrap();
+        assert!(Dataset::new(&bare, Device::Cpu).unwrap().range(0, 2).unwrap().labels.is_none());
+    }
+}
