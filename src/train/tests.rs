@@ -21,7 +21,9 @@ struct Witness {
 impl Model for Witness {
     fn step(&mut self, batch: &Batch, _: StepContext) -> Result<Tensor> {
         let x = &batch.x;
-        self.shown.extend(Vec::<u8>::try_from((x * 255.0).round().to_kind(Kind::Uint8).flatten(0, -1))?);
+        let values = (x * 255.0).round().to_kind(Kind::Int64).flatten(0, -1);
+        assert_eq!(batch.labels.as_ref(), Some(&values), "the labels of these images");
+        self.shown.extend(Vec::<u8>::try_from(values.to_kind(Kind::Uint8))?);
         Ok(x.mean(Kind::Float).view([1]))
     }
     fn score(&self, batch: &Batch, _: &Noise) -> Result<Tensor> {
@@ -55,7 +57,7 @@ impl Model for Witness {
 
 /// A known mistake of peers: a last partial batch silently dropped, from training or from the score.
 #[test]
-fn an_epoch_shows_every_image_once_and_a_score_counts_each() {
+fn an_epoch_shows_every_image_once_with_its_label_and_a_score_counts_each() {
     let settings = Settings {
         batch_size: Some(64),
         train_limit: Some(200),
@@ -66,7 +68,7 @@ fn an_epoch_shows_every_image_once_and_a_score_counts_each() {
     let config = config::resolve(config::ModelKind::Vae, &settings).unwrap();
     let mut session = Session::build(&config, None).unwrap();
     let numbered = |n: u8| {
-        let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), vec![]).unwrap();
+        let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), (0..n).collect()).unwrap();
         Dataset::new(&images, Device::Cpu).unwrap()
     };
     (session.setup.train, session.setup.test) = (numbered(200), numbered(130));
