@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::base::atomic_file::{self, sync};
+use crate::base::atomic_file::{self, replace_folder, sync};
 use crate::base::hash;
 use crate::base::progress;
 use crate::base::weights_file;
@@ -145,8 +145,7 @@ pub fn save(
             sync(&part.join(name))?;
         }
         sync(&part)?;
-        remove_dir(&target)?;
-        Ok(fs::rename(&part, &target)?)
+        Ok(replace_folder(&part, &target)?)
     };
     write()
         .inspect_err(|_| drop(fs::remove_dir_all(&part)))

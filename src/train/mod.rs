@@ -108,8 +108,6 @@ struct Recorder {
     warned: bool,
     scores: String,
     picture: String,
-    /// Rows about divergences since the last checkpoint.
-    events: Vec<Vec<(String, f64)>>,
 }
 
 impl Recorder {
@@ -222,7 +220,6 @@ impl<'a> Session<'a> {
             warned: false,
             scores: String::new(),
             picture: String::new(),
-            events: Vec::new(),
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
@@ -306,10 +303,9 @@ impl<'a> Session<'a> {
         row.push(("rollbacks".into(), self.rollbacks.into()));
         row.push(("diverged_at".into(), diverged_at as f64));
         row.push(("lr".into(), self.lr()));
-        rec.events.push(row);
-        for row in &rec.events {
-            rec.log.append(row)?;
-        }
+        rec.log.append(&row)?;
+        // At once: a kill before the next checkpoint must not forget that the run has gone back.
+        self.checkpoint(rec)?;
         rec.progress.say(&format!(
             "warning: {why}: rolled back to step {} ({} of {}), with fresh noise and lr {:e}",
             self.step,
@@ -570,7 +566,6 @@ impl<'a> Session<'a> {
         }
         let state = self.state(rec.wall_s(), rec.log.sync()?)?;
         checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
-        rec.events.clear();
         Ok(())
     }
 
