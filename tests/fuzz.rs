@@ -846,6 +846,8 @@ struct Pictures {
     channels: Option<usize>,
 }
 
+/// No limits to the pictures of a folder.
+const ALL: (usize, usize) = (usize::MAX, usize::MAX);
 const PNM_WORDS: &str = "P1 P2 P3 P4 P5 P6 P7 # \n 255 65535 32768 40000 TUPLTYPE WIDTH ENDHDR RGB";
 
 fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
@@ -1064,7 +1066,7 @@ impl Target for Pictures {
     }
 
     fn read(&mut self) -> Result<()> {
-        let source = folder::load_folder(&self.folders[self.at].dir, self.size, self.channels)?;
+        let source = folder::load_folder(&self.folders[self.at].dir, self.size, self.channels, ALL)?;
         whole(&source);
         let (height, width) = self.size.unwrap_or((8, 8));
         assert_eq!((source.train.height, source.train.width), (height, width));

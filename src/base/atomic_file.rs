@@ -1,7 +1,9 @@
 //! Atomic writes: a file is written beside its place, then renamed, so that it is there whole or not at all.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A file that is being written. It appears under its name at [`AtomicFile::commit`]; dropped before, it leaves nothing behind.
@@ -102,6 +104,27 @@ pub fn write_unsynced(out: &Path, bytes: &[u8]) -> io::Result<()> {
     file.commit_unsynced()
 }
 
+/// Puts a folder that has been written at `part` in its place; what is there already is exchanged with it, then removed.
+///
+/// # Errors
+/// The system's.
+pub fn replace_folder(part: &Path, out: &Path) -> io::Result<()> {
+    if !out.exists() {
+        return fs::rename(part, out);
+    }
+    let [from, to] = [part, out].map(|path| CString::new(path.as_os_str().as_bytes()));
+    let (from, to) = (from?, to?);
+    let here = libc::AT_FDCWD;
+    // SAFETY: both names outlive the call.
+    let exchanged = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_EXCHANGE) } == 0;
+    if exchanged {
+        return fs::remove_dir_all(part);
+    }
+    // Some network file systems cannot exchange two names.
+    fs::remove_dir_all(out)?;
+    fs::rename(part, out)
+}
+
 /// Waits until a file or folder is on the disk.
 ///
 /// # Errors
@@ -139,6 +162,19 @@ mod tests {
         for write in [write, write_unsynced] {
             write(&out, b"again").unwrap();
             assert_eq!((fs::read(&out).unwrap(), listed()), (b"again".to_vec(), 1));
+        }
+    }
+
+    #[test]
+    fn a_folder_takes_the_place_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (part, out) = (dir.path().join("part"), dir.path().join("out"));
+        for text in ["first", "second"] {
+            fs::create_dir(&part).unwrap();
+            fs::write(part.join("file"), text).unwrap();
+            replace_folder(&part, &out).unwrap();
+            assert_eq!(fs::read_to_string(out.join("file")).unwrap(), text);
+            assert!(!part.exists());
         }
     }
 

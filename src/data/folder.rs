@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 use rayon::prelude::*;
 
 use super::idx::zeroed;
-use super::images::{Images, Source};
+use super::images::{self, Images, Source};
 
 /// Files with another extension are ignored; what a file really is, its content decides.
 pub const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "pbm", "pgm", "ppm", "pnm"];
@@ -51,11 +51,18 @@ struct Split {
 /// weights. Transparent pixels lie on black, which is 0 as the ground of MNIST is. 16-bit values are
 /// rounded to 8 bits, EXIF orientation is applied, and of an animation the first frame counts.
 ///
+/// *Limits.* At most so many training and held-out pictures, evenly spread over the list; no other is opened.
+///
 /// # Errors
 /// When there are no pictures, fewer than two without a split, or more than 256 classes; when pictures lie both beside
 /// and in class folders; when a picture is broken, too large to be decoded (256 MiB or 32768 pixels on a side), or of
 /// another size than the first; when `size` or `channels` is out of range.
-pub fn load_folder(dir: &Path, size: Option<(usize, usize)>, channels: Option<usize>) -> Result<Source> {
+pub fn load_folder(
+    dir: &Path,
+    size: Option<(usize, usize)>,
+    channels: Option<usize>,
+    limits: (usize, usize),
+) -> Result<Source> {
     if let Some(c) = channels {
         ensure!(c == 1 || c == 3, "images have 1 or 3 channels, not {c}: give one of these");
     }
@@ -67,6 +74,7 @@ pub fn load_folder(dir: &Path, size: Option<(usize, usize)>, channels: Option<us
         );
     }
     let (train, test, classes) = list(dir)?;
+    let (train, test) = (train.take(limits.0), test.take(limits.1));
     let (c, h, w) = common_shape(&train, &test, size, channels)?;
     Ok(Source {
         name: dir.display().to_string(),
@@ -121,6 +129,15 @@ fn list(dir: &Path) -> Result<(Split, Split, Vec<String>)> {
 }
 
 impl Split {
+    /// `n` of the pictures, evenly spread.
+    fn take(self, n: usize) -> Self {
+        let chosen = images::spread(self.paths.len(), n);
+        Split {
+            paths: chosen.iter().map(|&i| self.paths[i].clone()).collect(),
+            labels: chosen.iter().filter_map(|&i| self.labels.get(i)).copied().collect(),
+        }
+    }
+
     fn add(&mut self, class: usize, paths: &[PathBuf], labelled: bool) -> Result<()> {
         self.paths.extend_from_slice(paths);
         if labelled {
@@ -253,7 +270,8 @@ struct Header {
 }
 
 fn header(path: &Path) -> Result<Header> {
-    let (decoder, orientation) = open(path)?;
+    let file = File::open(path).map_err(|e| broken(path, e))?;
+    let (decoder, orientation) = open(path, BufReader::new(file))?;
     let (mut width, mut height) = decoder.dimensions();
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
     if matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH) {
@@ -262,10 +280,9 @@ fn header(path: &Path) -> Result<Header> {
     Ok(Header { height: height as usize, width: width as usize, grey: !decoder.color_type().has_color() })
 }
 
-/// A decoder that has read the header and found it within the limits.
-fn open(path: &Path) -> Result<(impl ImageDecoder, Orientation)> {
-    let file = ImageReader::open(path).map_err(|e| broken(path, e))?;
-    let mut file = file.with_guessed_format().map_err(|e| broken(path, e))?;
+/// A decoder of the picture at `path` that has read the header and found it within the limits.
+fn open<'a>(path: &Path, file: impl BufRead + Seek + 'a) -> Result<(impl ImageDecoder + 'a, Orientation)> {
+    let mut file = ImageReader::new(file).with_guessed_format().map_err(|e| broken(path, e))?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -325,10 +342,11 @@ fn guarded<T>(decode: impl FnOnce() -> T) -> Option<T> {
 
 /// Decodes one picture into its place, [C,H,W].
 fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, usize), out: &mut [u8]) -> Result<()> {
-    if !ends(path).map_err(|e| broken(path, e))? {
+    let bytes = fs::read(path).map_err(|e| broken(path, e))?;
+    if !has_end(&bytes) {
         return Err(broken(path, "it is cut off"));
     }
-    let (decoder, orientation) = open(path)?;
+    let (decoder, orientation) = open(path, Cursor::new(&bytes))?;
     let mut picture = guarded(|| DynamicImage::from_decoder(decoder))
         .ok_or_else(|| broken(path, "its decoder failed"))?
         .map_err(|e| broken(path, e))?;
@@ -358,20 +376,11 @@ fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, u
     Ok(())
 }
 
-/// Whether the picture has an end, which the decoders of all formats but JPEG check themselves: that one fills what
-/// is missing with grey. The end marker is looked for in the last 64 KiB, because some cameras write after it.
-fn ends(path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    let mut start = Vec::new();
-    file.by_ref().take(2).read_to_end(&mut start)?;
-    if start != [0xff, 0xd8] {
-        return Ok(true);
-    }
-    let from = file.metadata()?.len().saturating_sub(1 << 16);
-    file.seek(SeekFrom::Start(from))?;
-    let mut tail = Vec::new();
-    file.take(1 << 16).read_to_end(&mut tail)?;
-    Ok(tail.windows(2).any(|pair| pair == [0xff, 0xd9]))
+/// Whether a picture has an end, which the decoders of all formats but JPEG check themselves: that one fills what is missing with
+/// grey. The end marker is looked for in the last 64 KiB, because some cameras write after it.
+fn has_end(bytes: &[u8]) -> bool {
+    let tail = &bytes[bytes.len().saturating_sub(1 << 16)..];
+    !bytes.starts_with(&[0xff, 0xd8]) || tail.windows(2).any(|pair| pair == [0xff, 0xd9])
 }
 
 fn on_black(picture: DynamicImage) -> DynamicImage {

@@ -57,7 +57,12 @@ pub fn open(s: &Settings) -> Result<Source> {
         } else if cifar::is_cifar(path) {
             cifar::load_folder(path)?
         } else {
-            folder::load_folder(path, parse_size(s.image_size.as_deref())?, s.channels.map(|c| c as usize))?
+            folder::load_folder(
+                path,
+                parse_size(s.image_size.as_deref())?,
+                s.channels.map(|c| c as usize),
+                (train, test),
+            )?
         }
     } else {
         let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();

@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::base::atomic_file::AtomicFile;
 
@@ -47,7 +47,7 @@ impl<T: Number> Npy<T> {
     /// # Errors
     /// When the file cannot be made; names it.
     pub fn create(out: &Path, shape: &[usize]) -> Result<Self> {
-        let mut file = AtomicFile::create(out)?;
+        let mut file = AtomicFile::create(out).with_context(|| format!("--out {}", out.display()))?;
         file.write_all(&header(T::DESCR, shape))?;
         let left = shape.iter().product();
         Ok(Npy { out: out.to_owned(), file, left, bytes: Vec::new(), of: std::marker::PhantomData })

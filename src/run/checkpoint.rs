@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::base::atomic_file::{self, sync};
+use crate::base::atomic_file::{self, replace_folder, sync};
 use crate::base::hash;
 use crate::base::progress;
 use crate::base::weights_file;
@@ -41,6 +41,9 @@ pub struct State {
     /// Settings that must stay as they are, by key.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// What the run computes with, by key, as in `[run.tuning]` of config.toml.
+    #[serde(default)]
+    pub tuning: BTreeMap<String, String>,
     /// Whether the score, the pictures and the curves of the epoch that ends here are still to be made.
     #[serde(default)]
     pub epoch_due: bool,
@@ -83,6 +86,7 @@ impl State {
             meter_images: 0,
             metrics_bytes: 0,
             settings: BTreeMap::new(),
+            tuning: BTreeMap::new(),
             epoch_due: false,
             rollbacks: 0,
             best: None,
@@ -145,8 +149,7 @@ pub fn save(
             sync(&part.join(name))?;
         }
         sync(&part)?;
-        remove_dir(&target)?;
-        Ok(fs::rename(&part, &target)?)
+        Ok(replace_folder(&part, &target)?)
     };
     write()
         .inspect_err(|_| drop(fs::remove_dir_all(&part)))

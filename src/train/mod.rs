@@ -109,8 +109,6 @@ struct Recorder {
     warned: bool,
     scores: String,
     picture: String,
-    /// Rows about divergences since the last checkpoint.
-    events: Vec<Vec<(String, f64)>>,
 }
 
 impl Recorder {
@@ -177,6 +175,7 @@ impl<'a> Session<'a> {
             meter_images: self.meter.images,
             metrics_bytes,
             settings: self.config.fixed()?,
+            tuning: self.info.tuning_by_key()?,
             epoch_due: self.epoch_due,
             rollbacks: self.rollbacks,
             best: self.best,
@@ -223,7 +222,6 @@ impl<'a> Session<'a> {
             warned: false,
             scores: String::new(),
             picture: String::new(),
-            events: Vec::new(),
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
@@ -307,10 +305,9 @@ impl<'a> Session<'a> {
         row.push(("rollbacks".into(), self.rollbacks.into()));
         row.push(("diverged_at".into(), diverged_at as f64));
         row.push(("lr".into(), self.lr()));
-        rec.events.push(row);
-        for row in &rec.events {
-            rec.log.append(row)?;
-        }
+        rec.log.append(&row)?;
+        // At once: a kill before the next checkpoint must not forget that the run has gone back.
+        self.checkpoint(rec)?;
         rec.progress.say(&format!(
             "warning: {why}: rolled back to step {} ({} of {}), with fresh noise and lr {:e}",
             self.step,
@@ -576,7 +573,6 @@ impl<'a> Session<'a> {
         }
         let state = self.state(rec.wall_s(), rec.log.sync()?)?;
         checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
-        rec.events.clear();
         Ok(())
     }
 

@@ -12,8 +12,11 @@ fn put(dir: &TempDir, name: &str, (h, w): (u32, u32), value: u8) {
     picture.save(path).unwrap();
 }
 
+/// No limits.
+const ALL: (usize, usize) = (usize::MAX, usize::MAX);
+
 fn load(dir: &TempDir) -> Result<Source> {
-    load_folder(dir.path(), None, None)
+    load_folder(dir.path(), None, None, ALL)
 }
 
 #[track_caller]
@@ -33,14 +36,14 @@ fn pictures_without_pixels_and_long_thin_ones() {
         fs::write(dir.path().join(name), "P1 8 0\n").unwrap();
     }
     fails(&dir, &["a.pbm cannot be read as a picture (it is 0x8 pixels large)"]);
-    assert!(load_folder(dir.path(), Some((4, 4)), None).is_err());
+    assert!(load_folder(dir.path(), Some((4, 4)), None, ALL).is_err());
     let dir = tempdir().unwrap();
     // Scaled as a whole to 512 rows, it would be 16 million pixels wide.
     let thin: Vec<u8> = b"P5 32768 1 255\n".iter().copied().chain((0..32768).map(|x| (x / 256) as u8)).collect();
     for name in ["a.pgm", "b.pgm"] {
         fs::write(dir.path().join(name), &thin).unwrap();
     }
-    let set = load_folder(dir.path(), Some((512, 512)), None).unwrap();
+    let set = load_folder(dir.path(), Some((512, 512)), None, ALL).unwrap();
     assert!(set.train.pixels.iter().all(|&v| v == 64 || v == 63), "the middle, {:?}", &set.train.pixels[..4]);
 }
 
@@ -106,10 +109,10 @@ fn folders_without_usable_pictures_are_refused() {
     }
     fails(&dir, &["has 257 class folders, at most 256"]);
     let missing = dir.path().join("nowhere");
-    let text = format!("{:#}", load_folder(&missing, None, None).unwrap_err());
+    let text = format!("{:#}", load_folder(&missing, None, None, ALL).unwrap_err());
     assert!(text.contains("nowhere cannot be read"), "{text}");
-    assert!(load_folder(dir.path(), None, Some(2)).is_err());
-    assert!(load_folder(dir.path(), Some((0, 4)), None).is_err());
+    assert!(load_folder(dir.path(), None, Some(2), ALL).is_err());
+    assert!(load_folder(dir.path(), Some((0, 4)), None, ALL).is_err());
 }
 
 #[test]
@@ -127,10 +130,10 @@ fn broken_pictures_are_named() {
     fs::remove_file(dir.path().join("d.jpg")).unwrap();
     fs::write(dir.path().join("c.png"), &jpeg[..jpeg.len() - 40]).unwrap();
     let size = Some((8, 8));
-    let text = load_folder(dir.path(), size, None).unwrap_err().to_string();
+    let text = load_folder(dir.path(), size, None, ALL).unwrap_err().to_string();
     assert!(text.contains("c.png cannot be read as a picture (it is cut off)"), "{text}");
     fs::write(dir.path().join("c.png"), &jpeg).unwrap();
-    assert!(load_folder(dir.path(), size, None).is_ok());
+    assert!(load_folder(dir.path(), size, None, ALL).is_ok());
     // A bomb: 30000 x 30000 pixels by its header.
     let bomb = b"P6 30000 30000 255\n";
     fs::write(dir.path().join("c.png"), bomb).unwrap();
@@ -150,7 +153,7 @@ fn an_odd_size_is_named_and_image_size_mends_it() {
     put(&dir, "b.png", (8, 6), 0);
     put(&dir, "c.png", (4, 12), 200);
     fails(&dir, &["b.png is 8x6 pixels", "a.png, is 4x6", "--image-size HxW"]);
-    let set = load_folder(dir.path(), Some((4, 6)), Some(3)).unwrap();
+    let set = load_folder(dir.path(), Some((4, 6)), Some(3), ALL).unwrap();
     assert_eq!((set.train.count, set.train.height, set.train.width), (2, 4, 6));
     // c: 4x12 already covers 4x6, so columns 3 to 8 are kept as they are.
     assert_eq!(set.test.pixels[..6], [3, 4, 5, 6, 7, 8]);
@@ -158,7 +161,7 @@ fn an_odd_size_is_named_and_image_size_mends_it() {
     let rows: Vec<u8> = (0..4).map(|y| set.train.pixels[72 + 24 + 6 * y]).collect();
     assert_eq!(rows, [2, 3, 4, 5]);
     // At half the size the third channel, the same everywhere, stays what it is.
-    let small = load_folder(dir.path(), Some((2, 3)), None).unwrap();
+    let small = load_folder(dir.path(), Some((2, 3)), None, ALL).unwrap();
     assert_eq!(small.test.pixels[12..], [200; 6]);
     assert_eq!(small.test.channels, 3);
 }
@@ -172,14 +175,14 @@ fn grey_alpha_and_sixteen_bits() {
     deep.save(at("b.png")).unwrap();
     let set = load(&dir).unwrap();
     assert_eq!((set.train.channels, set.train.pixels[0], set.test.pixels[0]), (1, 77, 5));
-    let rgb = load_folder(dir.path(), None, Some(3)).unwrap();
+    let rgb = load_folder(dir.path(), None, Some(3), ALL).unwrap();
     assert_eq!((rgb.train.channels, &rgb.train.pixels), (3, &vec![77; 12]));
     let clear = RgbaImage::from_pixel(2, 2, Rgba([200, 100, 50, 128]));
     clear.save(at("c.png")).unwrap();
     let set = load(&dir).unwrap();
     assert_eq!(set.train.channels, 3);
     assert_eq!(set.test.pixels, [100, 100, 100, 100, 50, 50, 50, 50, 25, 25, 25, 25]);
-    let grey = load_folder(dir.path(), None, Some(1)).unwrap();
+    let grey = load_folder(dir.path(), None, Some(1), ALL).unwrap();
     assert_eq!(grey.test.channels, 1);
 }
 
@@ -209,10 +212,63 @@ fn the_real_cifar_pictures_load() {
         return;
     }
     let start = std::time::Instant::now();
-    let set = load_folder(&dir, None, None).unwrap();
+    let set = load_folder(&dir, None, None, ALL).unwrap();
     eprintln!("4,000 pictures loaded in {:?}", start.elapsed());
     assert_eq!((set.train.count, set.test.count), (3600, 400));
     assert_eq!((set.train.channels, set.train.height, set.train.width), (3, 32, 32));
     assert_eq!((set.classes.len(), set.classes[9].as_str()), (10, "truck"));
     assert_eq!((set.train.labels[3599], set.test.labels[399]), (9, 9));
+}
+
+/// The names of the files below `dir` that `work` opens, in order, each as often as it does.
+fn opened(dir: &Path, work: impl FnOnce()) -> Vec<String> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::CString::new(dir.as_os_str().as_bytes()).unwrap();
+    let mut events = [0u8; 1 << 16];
+    // SAFETY: the name and the buffer outlive the calls that take them.
+    let read = unsafe {
+        let watch = libc::inotify_init1(libc::IN_NONBLOCK);
+        assert!(libc::inotify_add_watch(watch, name.as_ptr(), libc::IN_OPEN) >= 0);
+        work();
+        let read = libc::read(watch, events.as_mut_ptr().cast(), events.len());
+        libc::close(watch);
+        usize::try_from(read).unwrap()
+    };
+    let (mut names, mut at) = (Vec::new(), 0);
+    while at < read {
+        let word = |from: usize| u32::from_ne_bytes(events[at + from..][..4].try_into().unwrap());
+        let (mask, length) = (word(4), word(12) as usize);
+        let name = events[at + 16..][..length].split(|b| *b == 0).next().unwrap();
+        if mask & libc::IN_ISDIR == 0 {
+            names.push(String::from_utf8(name.to_vec()).unwrap());
+        }
+        at += 16 + length;
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn only_the_pictures_that_are_wanted_are_opened_and_those_once() {
+    let dir = tempdir().unwrap();
+    for i in 0..40 {
+        put(&dir, &format!("{i:02}.png"), (4, 4), i);
+    }
+    let whole = load(&dir).unwrap();
+    let size = Some((4, 4));
+    // Pictures 9, 19, 29 and 39 are held out; of the others the first of each third, of these the first half.
+    let wanted = ["00.png", "09.png", "13.png", "26.png", "29.png"];
+    for (channels, times) in [(Some(3), 1), (None, 2)] {
+        let mut set = None;
+        let opened = opened(dir.path(), || set = Some(load_folder(dir.path(), size, channels, (3, 2)).unwrap()));
+        let each: Vec<_> = wanted.iter().flat_map(|name| std::iter::repeat_n(*name, times)).collect();
+        assert_eq!(opened, each, "{channels:?}");
+        let set = set.unwrap();
+        assert_eq!((set.train, set.test), (whole.train.clone().take(3), whole.test.clone().take(2)));
+    }
+    // Others are not looked at, broken or of another size though they be.
+    fs::write(dir.path().join("01.png"), "no picture").unwrap();
+    put(&dir, "02.png", (9, 9), 0);
+    assert!(load_folder(dir.path(), None, None, (3, 2)).is_ok());
+    assert!(load_folder(dir.path(), None, None, ALL).is_err());
 }
