@@ -2,15 +2,18 @@
 
 use super::*;
 use crate::base::scalar::Scalar;
+use crate::base::signals::StopFlag;
 use crate::config::{self, Settings};
 use crate::data;
 use crate::data::batch::Batch;
 use crate::data::dataset::Dataset;
 use crate::models::network::Network;
+use crate::models::noise::Noise;
 use crate::models::optimizer::Adam;
 use crate::models::{Model, StepContext};
+use crate::models::{Part, Visit};
 use crate::nets::cost::Work;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 /// A model that only keeps what it was shown.
 struct Witness {

@@ -1,0 +1,104 @@
+//! What comes at the end of an epoch: held-out scores and pictures; and the check that training has not diverged.
+
+use anyhow::{Context, Result};
+
+use super::log::Recorder;
+use super::stepper::Meter;
+use super::{Session, divergence};
+use crate::base::seed::{Stream, seed_for};
+use crate::base::signals::StopFlag;
+use crate::models::noise::Noise;
+use crate::pictures::grid;
+use crate::run::checkpoint::Best;
+
+/// Images in a sample grid.
+pub(super) const SAMPLES: usize = 64;
+/// Originals in a reconstruction grid, each followed below by its reconstruction.
+const RECONSTRUCTIONS: usize = 32;
+/// Columns of both.
+pub(super) const COLUMNS: usize = 8;
+
+impl Session<'_> {
+    /// Held-out scores, pictures and curves, each when its interval is due; false when a signal came before they were done.
+    pub(super) fn epoch_end(&mut self, rec: &mut Recorder, last: bool, stop: &StopFlag) -> Result<bool> {
+        let epoch = self.step / self.setup.per_epoch;
+        let whole = self.step.is_multiple_of(self.setup.per_epoch);
+        let due = |every: u64| last || (whole && every > 0 && epoch.is_multiple_of(every));
+        if due(self.config.eval_every) {
+            rec.progress.doing("scoring the held-out images");
+            let Some(values) = self.evaluate(stop)? else { return Ok(false) };
+            let mut row = self.row_head(rec);
+            row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
+            rec.log.append(&row)?;
+            let text: Vec<_> = values.iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect();
+            rec.scores = text.join("  ");
+            rec.progress.say(&format!("epoch {:.2}  {}", self.step as f64 / self.setup.per_epoch as f64, rec.scores));
+        }
+        if due(self.config.sample_every) {
+            rec.progress.doing("drawing");
+            let name = if whole { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
+            self.draw_samples(rec, &name)?;
+            rec.picture = name;
+        }
+        // Short epochs: drawing takes at most a thirtieth of the time.
+        if last || epoch <= 1 || rec.drawn.elapsed().as_secs_f64() > 30.0 * rec.draw_s {
+            self.draw_curves(rec);
+        }
+        rec.restart_clock();
+        Ok(true)
+    }
+
+    /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation; none when a
+    /// signal came.
+    pub(super) fn evaluate(&mut self, stop: &StopFlag) -> Result<Option<Vec<(String, f64)>>> {
+        let mut meter = Meter::new(self.setup.model.measured(), self.setup.device);
+        for (i, from) in (0..self.setup.test.len()).step_by(self.config.batch_size).enumerate() {
+            if stop.signal().is_some() {
+                return Ok(None);
+            }
+            let batch = self.setup.test.range(from, self.config.batch_size)?;
+            let noise = Noise::new(seed_for(self.config.seed, 0, Stream::Eval, i as u64), self.setup.device);
+            meter.add(&self.setup.model.score(&batch, &noise)?, batch.x.size()[0])?;
+        }
+        let means = meter.means()?;
+        self.refuse_divergence("test_", &means)?;
+        let criterion = self.setup.model.criterion();
+        self.score = criterion.map(|of| Best { step: self.step, value: means[of] });
+        Ok(Some(self.report(&means)))
+    }
+
+    pub(super) fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
+        let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
+        let count = self.setup.train.showable(SAMPLES) as i64;
+        let z = Noise::new(seed, self.setup.device).normal("z", &[count, self.setup.model.latent()])?;
+        grid::draw(&self.setup.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
+        let originals = self.setup.test.spread(RECONSTRUCTIONS)?.x;
+        if let Some(images) = self.setup.model.reconstruct(&originals)? {
+            let folder = rec.run.reconstructions();
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("the folder {} could not be made", folder.display()))?;
+            grid::draw(&grid::alternate(&originals, &images, COLUMNS)?, COLUMNS)?.save(&folder.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// The meter's means.
+    ///
+    /// # Errors
+    /// [`Diverged`], when one is not finite or beyond its limit.
+    pub(super) fn finite_means(&self) -> Result<Vec<f64>> {
+        let means = self.meter.means()?;
+        self.refuse_divergence("", &means)?;
+        Ok(means)
+    }
+
+    pub(super) fn refuse_divergence(&self, prefix: &str, means: &[f64]) -> Result<()> {
+        Ok(divergence::check(prefix, self.setup.model.scalars(), means, self.step)?)
+    }
+
+    /// The values of all scalars, by key.
+    pub(super) fn report(&self, measured: &[f64]) -> Vec<(String, f64)> {
+        let model = &self.setup.model;
+        model.scalars().iter().map(|s| s.key.clone()).zip(model.report(measured)).collect()
+    }
+}

@@ -1,0 +1,129 @@
+//! What a run says while it trains: rows of metrics, curves, the progress bar.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::Session;
+use crate::base::progress::Progress;
+use crate::config::{ModelKind, device};
+use crate::pictures::curves;
+use crate::run::folder::{Lock, MetricsLog, RunDir};
+
+/// Seconds between redrawings of the curves within an epoch.
+const REDRAW_S: f64 = 20.0;
+
+/// What the loop keeps beside the session: the folder, the clock, the bar.
+pub(super) struct Recorder {
+    pub(super) run: RunDir,
+    pub(super) lock: Lock,
+    pub(super) log: MetricsLog,
+    pub(super) progress: Progress,
+    pub(super) started: Instant,
+    pub(super) wall_before: f64,
+    pub(super) first_step: u64,
+    pub(super) interval: Instant,
+    pub(super) interval_images: i64,
+    pub(super) drawn: Instant,
+    pub(super) draw_s: f64,
+    pub(super) warned: bool,
+    pub(super) scores: String,
+    pub(super) picture: String,
+}
+
+impl Recorder {
+    pub(super) fn wall_s(&self) -> f64 {
+        self.wall_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Starts measuring throughput anew: after a row, and after every pause that is no training.
+    pub(super) fn restart_clock(&mut self) {
+        self.interval = Instant::now();
+        self.interval_images = 0;
+    }
+}
+
+impl Session<'_> {
+    pub(super) fn row_head(&self, rec: &Recorder) -> Vec<(String, f64)> {
+        let (epoch, within) = (self.step / self.setup.per_epoch, self.step % self.setup.per_epoch);
+        let seen = epoch as f64 * self.setup.train.len() as f64 + (within * self.config.batch_size as u64) as f64;
+        vec![
+            ("step".into(), self.step as f64),
+            ("epoch".into(), self.step as f64 / self.setup.per_epoch as f64),
+            ("seen_images".into(), seen),
+            ("wall_s".into(), (rec.wall_s() * 1e3).round() / 1e3),
+        ]
+    }
+
+    /// Writes the row of the log interval that ends here.
+    pub(super) fn log_interval(&mut self, rec: &mut Recorder) -> Result<()> {
+        let means = self.finite_means()?;
+        let images_per_s = rec.interval_images as f64 / rec.interval.elapsed().as_secs_f64().max(1e-9);
+        let values = self.report(&means);
+        let mut row = self.row_head(rec);
+        row.push(("images_per_s".into(), images_per_s.round()));
+        row.push(("lr".into(), self.lr()));
+        row.extend(values.iter().cloned());
+        rec.log.append(&row)?;
+        let done = (self.step - rec.first_step) as f64;
+        let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.setup.total - self.step) as f64;
+        let epoch = self.step as f64 / self.setup.per_epoch as f64;
+        rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
+        let from = self.step.saturating_sub(self.meter.images.div_ceil(self.config.batch_size as u64));
+        for worry in self.watch.look(&self.setup.model.warnings(&means), from, self.step) {
+            rec.progress.say(&format!("warning: {worry}"));
+        }
+        self.meter.reset()?;
+        if rec.drawn.elapsed().as_secs_f64() > REDRAW_S.max(30.0 * rec.draw_s) {
+            self.draw_curves(rec);
+        }
+        rec.restart_clock();
+        Ok(())
+    }
+
+    /// Redraws loss.png. A chart that cannot be drawn is said once and does not stop the run.
+    pub(super) fn draw_curves(&self, rec: &mut Recorder) {
+        let began = Instant::now();
+        let name = Path::new(&self.setup.data).file_name().unwrap_or_default().to_string_lossy();
+        let title = format!("{} on {name}", self.config.model);
+        let drawn = curves::read_metrics(&rec.run.path("metrics.jsonl"))
+            .and_then(|metrics| curves::draw_run(&metrics, &title, &rec.run.path("loss.png")));
+        if let (Err(e), false) = (drawn, rec.warned) {
+            rec.warned = true;
+            rec.progress.say(&format!("warning: the curves could not be drawn, training goes on: {e:#}"));
+        }
+        rec.drawn = Instant::now();
+        rec.draw_s = began.elapsed().as_secs_f64();
+    }
+
+    pub(super) fn headline(&self, rec: &Recorder) -> String {
+        format!(
+            "{}: {} on {} ({} training, {} held-out images of {}), {} steps, {}",
+            rec.run.root().display(),
+            self.config.model,
+            self.setup.data,
+            self.setup.train.len(),
+            self.setup.test.len(),
+            self.setup.train.shape(),
+            self.setup.total,
+            device::name(self.setup.device)
+        )
+    }
+
+    /// What to say of a run of so few updates that nothing is learnt, unless just so many were asked for.
+    pub(super) fn too_few(&self) -> Option<String> {
+        let (total, fresh) = (self.setup.total, self.step == 0 && self.config.settings.steps.is_none());
+        let (enough, sees) = match self.config.model {
+            ModelKind::Vae => (300, "a VAE's pictures take shape after some hundred"),
+            ModelKind::Gan => (1000, "a GAN's pictures take shape after some thousand"),
+        };
+        (fresh && total < enough).then(|| {
+            format!(
+                "warning: this run has {total} updates ({} an epoch), and {sees}: more --epochs, --steps {}, or a smaller --batch-size",
+                self.setup.per_epoch,
+                5 * enough
+            )
+        })
+    }
+}

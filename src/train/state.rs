@@ -1,0 +1,116 @@
+//! The state of a run in memory: into a checkpoint, out of one, back to one.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use tch::{Kind, Tensor};
+
+use super::Session;
+use super::divergence::Diverged;
+use super::log::Recorder;
+use crate::models::{Model, Part, Visit};
+use crate::run::checkpoint;
+use crate::run::checkpoint::State;
+
+impl Session<'_> {
+    /// Where the run stands, for a checkpoint.
+    pub(super) fn state(&self, wall_s: f64, metrics_bytes: u64) -> Result<State> {
+        Ok(State {
+            wall_s,
+            meter_images: self.meter.images,
+            metrics_bytes,
+            settings: self.config.fixed()?,
+            tuning: self.info.tuning_by_key()?,
+            epoch_due: self.epoch_due,
+            rollbacks: self.rollbacks,
+            best: self.best,
+            ..State::new(self.config.model.to_string(), self.step)
+        })
+    }
+
+    /// Puts everything where the checkpoint `dir` with this state stood.
+    pub(super) fn restore(&mut self, dir: &Path, state: &State) -> Result<()> {
+        checkpoint::load(dir, &[Part::Model, Part::Optimizer], &mut |v| self.visit(v))?;
+        self.step = state.step;
+        self.epoch_due = state.epoch_due;
+        self.meter.images = state.meter_images;
+        self.best = state.best;
+        self.rollbacks = self.rollbacks.max(state.rollbacks);
+        self.setup.model.set_lr(self.lr())?;
+        Ok(())
+    }
+
+    /// Adam's step size: halved each time that the run has gone back.
+    pub(super) fn lr(&self) -> f64 {
+        self.config.hyper.adam.lr * 0.5f64.powi(self.rollbacks as i32)
+    }
+
+    /// Back to the newest checkpoint after a divergence: with fresh noise, half the step size, and a row that says so.
+    pub(super) fn roll_back(&mut self, rec: &mut Recorder, why: &Diverged) -> Result<()> {
+        let diverged_at = self.step;
+        let Some((dir, state)) = checkpoint::newest_whole(&rec.run.checkpoints())? else {
+            bail!("{why}, and there is no checkpoint to go back to");
+        };
+        self.rollbacks += 1;
+        self.restore(&dir, &state)?;
+        self.watch.restart();
+        rec.first_step = rec.first_step.min(self.step);
+        rec.log.cut(state.metrics_bytes)?;
+        let mut row = self.row_head(rec);
+        row.push(("rollbacks".into(), self.rollbacks.into()));
+        row.push(("diverged_at".into(), diverged_at as f64));
+        row.push(("lr".into(), self.lr()));
+        rec.log.append(&row)?;
+        // At once: a kill before the next checkpoint must not forget that the run has gone back.
+        self.checkpoint(rec)?;
+        rec.progress.say(&format!(
+            "warning: {why}: rolled back to step {} ({} of {}), with fresh noise and lr {:e}",
+            self.step,
+            self.rollbacks,
+            self.config.rollbacks,
+            self.lr()
+        ));
+        rec.restart_clock();
+        Ok(())
+    }
+
+    pub(super) fn checkpoint(&mut self, rec: &mut Recorder) -> Result<()> {
+        rec.lock.check()?;
+        if self.meter.images > 0 {
+            self.finite_means()?;
+        }
+        // The losses are of before the last update: what that one did to the weights shows here.
+        self.visit(&mut AllFinite { step: self.step })?;
+        if let Some(score) = self.score.filter(|s| s.step == self.step)
+            && self.best.is_none_or(|best| score.value < best.value)
+        {
+            self.best = Some(score);
+        }
+        let state = self.state(rec.wall_s(), rec.log.sync()?)?;
+        checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
+        Ok(())
+    }
+
+    pub(super) fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
+        self.setup.model.visit(v)?;
+        v.tensor(Part::Optimizer, "meter.sums", &self.meter.sums)
+    }
+}
+
+/// Refuses state that is not finite, so that a checkpoint is always one to go on from.
+struct AllFinite {
+    step: u64,
+}
+
+impl Visit for AllFinite {
+    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
+        // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). Not in double:
+        // that would copy the largest weights at twice their size. sync: at checkpoints only.
+        let sum = t.f_sum(Kind::Float)?.f_double_value(&[])?;
+        if !sum.is_finite() {
+            let step = self.step;
+            return Err(Diverged(format!("{name} is not finite after step {step}: training has diverged")).into());
+        }
+        Ok(())
+    }
+}
