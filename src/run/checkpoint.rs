@@ -41,6 +41,9 @@ pub struct State {
     /// Settings that must stay as they are, by key.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// What the run computes with, by key, as in `[run.tuning]` of config.toml.
+    #[serde(default)]
+    pub tuning: BTreeMap<String, String>,
     /// Whether the score, the pictures and the curves of the epoch that ends here are still to be made.
     #[serde(default)]
     pub epoch_due: bool,
@@ -83,6 +86,7 @@ impl State {
             meter_images: 0,
             metrics_bytes: 0,
             settings: BTreeMap::new(),
+            tuning: BTreeMap::new(),
             epoch_due: false,
             rollbacks: 0,
             best: None,

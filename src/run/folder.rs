@@ -1,5 +1,6 @@
 //! The run folder: its name, its files, the rows of metrics.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -71,8 +72,65 @@ pub struct RunInfo {
     /// W of each image.
     pub width: i64,
     /// Threads and forms of layers.
-    #[serde(default = "Tuning::libtorchs_own")]
     pub tuning: Tuning,
+}
+
+impl RunInfo {
+    /// `[run.tuning]` by key, each value as in the file.
+    ///
+    /// # Errors
+    /// TOML's, on none of these types.
+    pub fn tuning_by_key(&self) -> Result<BTreeMap<String, String>> {
+        let table = toml::Table::try_from(self.tuning).context("writing [run.tuning] as TOML")?;
+        Ok(table.into_iter().map(|(key, value)| (key, value.to_string())).collect())
+    }
+
+    /// Refuses a `[run.tuning]` in `file`, the config.toml of a run, that is not the one (`before`) that its checkpoint was made
+    /// with. The threads may also be those that `--threads` has asked for since (`threads`).
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`], which lists each difference.
+    pub fn refuse_edited_tuning(
+        &self,
+        before: &BTreeMap<String, String>,
+        threads: Option<u32>,
+        file: &Path,
+    ) -> Result<()> {
+        let mut before = before.clone();
+        before.extend(threads.map(|n| ("threads".to_owned(), n.to_string())));
+        let now = self.tuning_by_key()?;
+        let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+        let shown = |value: Option<&String>| value.map_or("not there", String::as_str).to_owned();
+        let differences: Vec<String> = keys
+            .into_iter()
+            .map(|key| (key, shown(before.get(key)), shown(now.get(key))))
+            .filter(|(_, before, now)| before != now)
+            .map(|(key, before, now)| format!("{key} is {before} in the checkpoint and {now} in the file"))
+            .collect();
+        if !differences.is_empty() {
+            usage!(
+                "[run.tuning] in {} is not what the run began with: {}; put it back, or train a new run with --config",
+                file.display(),
+                differences.join("; ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Refuses the run at `root` when another version of ganvae than one like this made it: its noise and settings would mean
+/// something else here. Versions that differ in the last number only are alike.
+fn check_version(root: &Path, made_by: &str) -> Result<()> {
+    let alike = |version: &str| version.rsplit_once('.').map(|(most, _)| most.to_owned());
+    let own = env!("CARGO_PKG_VERSION");
+    if alike(made_by) != alike(own) {
+        usage!(
+            "{} was made by ganvae {made_by}, whose noise and settings differ from those of this one, {own}: go on with it with \
+             ganvae {made_by}, or train anew",
+            root.display()
+        );
+    }
+    Ok(())
 }
 
 impl RunDir {
@@ -152,14 +210,26 @@ impl RunDir {
     /// The settings and the `[run]` table of config.toml.
     ///
     /// # Errors
-    /// When the file cannot be read or is not what a run writes.
+    /// When the file cannot be read or is not what a run writes; [`crate::base::usage::Usage`] when another version wrote it.
     pub fn config(&self) -> Result<(ModelKind, Settings, RunInfo)> {
         #[derive(Deserialize)]
         struct File {
             run: RunInfo,
         }
+        #[derive(Deserialize)]
+        struct MadeBy {
+            run: Version,
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            ganvae: String,
+        }
         let file = self.path(CONFIG);
         let text = fs::read_to_string(&file).with_context(|| format!("{} could not be read", file.display()))?;
+        // First of all: the settings of another version may have other names. A broken file is told of below.
+        if let Ok(MadeBy { run }) = toml::from_str(&text) {
+            check_version(&self.root, &run.ganvae)?;
+        }
         let (model, settings) = Settings::from_toml(&text, &file)?;
         let model = model.with_context(|| format!("{} does not say which model it is of", file.display()))?;
         match toml::from_str::<File>(&text) {

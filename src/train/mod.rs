@@ -174,6 +174,7 @@ impl<'a> Session<'a> {
             meter_images: self.meter.images,
             metrics_bytes,
             settings: self.config.fixed()?,
+            tuning: self.info.tuning_by_key()?,
             epoch_due: self.epoch_due,
             rollbacks: self.rollbacks,
             best: self.best,

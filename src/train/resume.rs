@@ -37,14 +37,15 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     let found = checkpoint::newest_whole(&run.checkpoints())?;
     if let Some((_, state)) = &found {
         state.check_model(model)?;
-        config::refuse_edits(&state.settings, &config, &run.path("config.toml"))?;
+        let file = run.path("config.toml");
+        config::refuse_edits(&state.settings, &config, &file)?;
+        info.refuse_edited_tuning(&state.tuning, stored.threads, &file)?;
     }
     let mut tuning = info.tuning;
     tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
     if config.plan.deterministic && tuning.threads > 1 && !tuning.forms.products.rounds_alike() {
         usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
     }
-    let info = RunInfo { tuning, ..info };
     let mut session = Session::build(&config, Some(tuning))?;
     ensure!(
         session.info.data_sha256 == info.data_sha256,
@@ -60,6 +61,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
             session.setup.total
         );
     }
+    session.info = RunInfo { tuning, ..info };
     let shown = root.display();
     let state = match found {
         Some((_, state)) if state.step >= session.setup.total && !state.epoch_due => {
@@ -78,6 +80,6 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
             session.state(0.0, 0)?
         }
     };
-    run.write_config(&config.kept_toml()?, &info)?;
+    run.write_config(&config.kept_toml()?, &session.info)?;
     session.run(run, lock, state)
 }
