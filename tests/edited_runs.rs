@@ -191,3 +191,84 @@ fn an_edited_config_is_refused_with_each_changed_key() {
     good(d, &resume);
     assert!(rows(&d.join("r")).iter().any(|r| r["step"] == 7));
 }
+
+#[test]
+fn an_edited_tuning_is_refused_with_each_changed_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    let file = d.join("r/config.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let (settings, run) = config.split_once("[run.tuning]").unwrap();
+    let edited = |changes: &[(&str, &str)]| {
+        let mut text = run.to_owned();
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from} in {text}");
+            text = text.replacen(from, to, 1);
+        }
+        fs::write(&file, format!("{settings}[run.tuning]{text}")).unwrap();
+    };
+    let resume = ["train", "--resume", "r", "--epochs", "3"];
+    for (from, to, key) in [
+        (
+            "products = \"onednn\"",
+            "products = \"blas\"",
+            "products is \"onednn\" in the checkpoint and \"blas\" in the file",
+        ),
+        ("layout = \"channels-last\"", "layout = \"contiguous\"", "layout"),
+        ("kernels = \"own\"", "kernels = \"libtorch\"", "kernels"),
+        ("threads = 1", "threads = 2", "threads is 1 in the checkpoint and 2 in the file"),
+    ] {
+        edited(&[(from, to)]);
+        refused(d, &resume, 2, &["[run.tuning] in r/config.toml", key]);
+    }
+    edited(&[("products = \"onednn\"", "products = \"blas\""), ("kernels = \"own\"", "kernels = \"libtorch\"")]);
+    refused(d, &resume, 2, &["products", "kernels"]);
+    // Threads that were asked for are no edit, neither now nor in a process that goes on from there before a checkpoint.
+    edited(&[]);
+    good(d, &with(&resume, &["--threads", "2"]));
+    assert!(fs::read_to_string(&file).unwrap().matches("threads = 2").count() == 2);
+    good(d, &["train", "--resume", "r", "--epochs", "4"]);
+    good(d, &["train", "--resume", "r", "--epochs", "5", "--threads", "1"]);
+    fs::remove_dir_all(of_step(&d.join("r"), 15)).unwrap();
+    good(d, &["train", "--resume", "r"]);
+}
+
+#[test]
+fn a_run_of_another_version_is_refused_with_the_version_that_can_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    let file = d.join("r/config.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let made_by = |version: &str| {
+        let own = format!("ganvae = \"{}\"", env!("CARGO_PKG_VERSION"));
+        assert!(config.contains(&own), "{config}");
+        // Settings that this version does not know.
+        fs::write(&file, config.replace(&own, &format!("ganvae = \"{version}\"")) + "\n[unheard-of]\n").unwrap();
+    };
+    for version in ["0.1.0", "0.1.7", "0.99.0", "1.2.0", "a fork"] {
+        made_by(version);
+        for args in [
+            &["train", "--resume", "r", "--epochs", "3"][..],
+            &["sample", "r", "--out", "x.png"],
+            &["reconstruct", "r", "--out", "x.png"],
+            &["interpolate", "r", "--out", "x.png"],
+            &["traverse", "r", "--out", "x.png"],
+            &["encode", "r", "--out", "x.npy"],
+            &["export", "r", "--out", "x"],
+            &["plot", "--latent", "r", "--out", "x.png"],
+        ] {
+            let parts = [
+                &format!("r was made by ganvae {version}, whose")[..],
+                &format!("with ganvae {version}, or train anew"),
+            ];
+            refused(d, args, 2, &parts);
+        }
+    }
+    // What it exported, and its curves, are as good as ever.
+    good(d, &["sample", "r/export", "--out", "x.png"]);
+    good(d, &["plot", "r", "--out", "curves.png"]);
+    fs::write(&file, config.replace(concat!("\"", env!("CARGO_PKG_VERSION"), "\""), "\"0.2.99\"")).unwrap();
+    good(d, &["train", "--resume", "r", "--epochs", "3"]);
+}

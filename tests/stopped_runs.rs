@@ -238,3 +238,26 @@ fn a_run_that_was_rolled_back_gets_through_and_resumes_exactly() {
     }
     say(&format!("rolled back (step, times, diverged at, lr): {events:?}"));
 }
+
+/// The count is on the disk before training goes on: with nothing else since, the checkpoint gone back to has it.
+#[test]
+fn a_rollback_is_not_forgotten_by_a_kill_before_the_next_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let mut base = with(SMALL_VAE, &["--lr", "1", "--on-divergence", "rollback", "--rollbacks", "12"]);
+    base.extend(["--epochs", "100", "--checkpoint-every", "0", "--eval-every", "0", "--sample-every", "0"]);
+    good(d, &with(&base, &["--out", "whole"]));
+    let mut running = Running::start(d, &with(&base, &["--out", "killed"]));
+    let log = running.log.clone();
+    let told = |said: &str| said.matches("rolled back to step").count() as u64;
+    assert!(running.watch("rollback", || told(&fs::read_to_string(&log).unwrap_or_default()) > 0));
+    let (alive, said) = running.killed();
+    assert!(alive, "it ended before it could be killed: {said}");
+    let run = d.join("killed");
+    assert_eq!(checkpoints(&run), ["step-00000000"]);
+    let counted = state(&of_step(&run, 0))["rollbacks"].as_u64().unwrap();
+    assert!(counted >= told(&said), "{counted} in the checkpoint: {said}");
+    assert!(rollbacks(&run).len() as u64 >= counted, "its rows: {:?}", rollbacks(&run));
+    good(d, &["train", "--resume", "killed"]);
+    assert_same(&d.join("whole"), &run);
+}
