@@ -1,4 +1,4 @@
-//! What every other part stands on: seeds, hashes, files, signals, progress and usage errors.
+//! The bottom layer, which imports nothing of the crate: seeds, hashes, files, signals, progress, usage errors.
 
 pub mod atomic_file;
 pub mod hash;
@@ -7,6 +7,7 @@ pub mod scalar;
 pub mod seed;
 pub mod shape;
 pub mod signals;
+pub mod small_file;
 pub mod timer;
 pub mod usage;
 pub mod weights_file;

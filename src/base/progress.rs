@@ -1,11 +1,11 @@
-//! What a person sees while a run goes on: a bar in a terminal, a plain line per log interval in a pipe. All on stderr.
+//! Progress on stderr: a bar in a terminal, a plain line per log interval in a pipe.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// One line on stderr. A stderr that cannot be written (`2>&1 | head`, a full disk) is no reason to stop a run.
+/// Prints one line on stderr. A stderr that cannot be written (`2>&1 | head`, a full disk) does not stop a run.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -22,19 +22,12 @@ pub struct Progress {
 impl Progress {
     /// A run of `total` steps of which `done` are behind it.
     pub fn start(done: u64, total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(total).with_position(done);
-            if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:20.cyan/white.dim} {percent:>3}% {wide_msg}")
-            {
-                bar.set_style(style.progress_chars("━━─"));
-            }
-            bar.enable_steady_tick(std::time::Duration::from_millis(250));
-            bar
-        });
+        let bar = bar(total, "{prefix} {bar:20.cyan/white.dim} {percent:>3}% {wide_msg}");
+        let bar = bar.map(|bar| bar.with_position(done));
         Progress { bar, total, smoothed: Vec::new(), logged: 0 }
     }
 
-    /// Says something that stays: above the bar, or as a line.
+    /// Prints a line that stays: above the bar in a terminal.
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
@@ -78,19 +71,31 @@ impl Progress {
         bar.set_prefix(prefix);
     }
 
-    /// What is done between two steps that takes its time; until the next [`Progress::update`].
+    /// Shows what is being done between two steps, until the next [`Progress::update`].
     pub fn doing(&self, what: &'static str) {
         if let Some(bar) = &self.bar {
             bar.set_message(what);
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A bar of this template in a terminal, none in a pipe.
+fn bar(total: u64, template: &str) -> Option<ProgressBar> {
+    std::io::stderr().is_terminal().then(|| {
+        let bar = ProgressBar::new(total);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━━─"));
+        }
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    })
 }
 
 /// Columns of a run's bar itself, its share of the whole and the spaces around them.
@@ -128,16 +133,8 @@ pub struct Tally {
 impl Tally {
     /// A job of `total` things; `what` says what happens to them (`images written`).
     pub fn start(what: &'static str, total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(total);
-            let template = "{bar:20.cyan/white.dim} {percent:>3}% {human_pos} of {human_len} {msg}, ETA {eta}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━━─"));
-            }
-            bar.set_message(what);
-            bar.enable_steady_tick(Duration::from_millis(250));
-            bar
-        });
+        let bar = bar(total, "{bar:20.cyan/white.dim} {percent:>3}% {human_pos} of {human_len} {msg}, ETA {eta}");
+        let bar = bar.map(|bar| bar.with_message(what));
         Tally { bar, what, done: 0, total, started: Instant::now(), said: Instant::now() }
     }
 

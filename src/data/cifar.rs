@@ -1,14 +1,12 @@
 //! Reads CIFAR-10 in its binary version.
 
-use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use rayon::prelude::*;
+use anyhow::{Context, Result, ensure};
 
-use super::idx::zeroed;
 use super::images::{Images, Source};
+use crate::base::small_file;
 
 /// One record: a label and 32x32 bytes each of red, green and blue, which is [C,H,W] already.
 const RECORD: usize = 1 + PIXELS;
@@ -65,7 +63,7 @@ fn class_names(root: &Path) -> Result<Vec<String>> {
     if !path.is_file() {
         return Ok(CLASSES.map(String::from).to_vec());
     }
-    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read as text", path.display()))?;
+    let text = small_file::read_text(&path)?;
     let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     ensure!(
         names.len() == CLASSES.len(),
@@ -77,61 +75,35 @@ fn class_names(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The records of several batches, one after the other, read in parallel straight to where they belong.
+/// The records of several batches, one after the other.
 fn read(paths: &[PathBuf]) -> Result<Images> {
-    let counts: Vec<usize> = paths.iter().map(|p| records(p)).collect::<Result<_>>()?;
-    let count: usize = counts.iter().sum();
-    let mut pixels = zeroed(count * PIXELS)?; // [N,C,H,W]
-    let mut labels = zeroed(count)?;
-    let mut jobs = Vec::with_capacity(paths.len());
-    let (mut free_pixels, mut free_labels) = (&mut pixels[..], &mut labels[..]);
-    for (path, &n) in paths.iter().zip(&counts) {
-        let (pixels, rest) = free_pixels.split_at_mut(n * PIXELS);
-        free_pixels = rest;
-        let (labels, rest) = free_labels.split_at_mut(n);
-        free_labels = rest;
-        jobs.push((path, pixels, labels));
-    }
-    let first_error =
-        jobs.into_par_iter().map(|(path, pixels, labels)| read_batch(path, pixels, labels)).find_map_first(Result::err);
-    if let Some(e) = first_error {
-        return Err(e);
-    }
-    Images::new([count, 3, 32, 32], pixels, labels)
-}
-
-/// How many records a batch holds, from its length.
-fn records(path: &Path) -> Result<usize> {
-    let meta = fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let len = meta.len();
-    ensure!(
-        len > 0 && len % RECORD as u64 == 0,
-        "{}: found {len} bytes, wanted a whole number of records of {RECORD} bytes and at least one \
-         (the last whole record ends at byte {}); the file is incomplete or not CIFAR-10's binary version, \
-         so unpack cifar-10-binary.tar.gz again",
-        path.display(),
-        len - len % RECORD as u64
-    );
-    Ok(usize::try_from(len / RECORD as u64)?)
-}
-
-fn read_batch(path: &Path, pixels: &mut [u8], labels: &mut [u8]) -> Result<()> {
-    let unreadable = || format!("{} cannot be read", path.display());
-    let file = File::open(path).with_context(unreadable)?;
-    let mut file = BufReader::with_capacity(64 * RECORD, file);
-    for (i, (pixels, label)) in pixels.chunks_exact_mut(PIXELS).zip(labels).enumerate() {
-        file.read_exact(std::slice::from_mut(label)).with_context(unreadable)?;
-        if *label > 9 {
-            bail!(
-                "{}: found label {label} at byte {}, wanted 0 to 9; the file is damaged or not CIFAR-10's \
-                 binary version, so unpack cifar-10-binary.tar.gz again",
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new()); // [N,C,H,W], [N]
+    for path in paths {
+        let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let len = bytes.len();
+        ensure!(
+            len > 0 && len % RECORD == 0,
+            "{}: found {len} bytes, wanted a whole number of records of {RECORD} bytes and at least one \
+             (the last whole record ends at byte {}); the file is incomplete or not CIFAR-10's binary version, \
+             so unpack cifar-10-binary.tar.gz again",
+            path.display(),
+            len - len % RECORD
+        );
+        pixels.reserve_exact(len);
+        for (i, record) in bytes.chunks_exact(RECORD).enumerate() {
+            ensure!(
+                record[0] <= 9,
+                "{}: found label {} at byte {}, wanted 0 to 9; the file is damaged or not CIFAR-10's binary version, \
+                 so unpack cifar-10-binary.tar.gz again",
                 path.display(),
+                record[0],
                 i * RECORD
             );
+            labels.push(record[0]);
+            pixels.extend_from_slice(&record[1..]);
         }
-        file.read_exact(pixels).with_context(unreadable)?;
     }
-    Ok(())
+    Images::new([labels.len(), 3, 32, 32], pixels, labels)
 }
 
 #[cfg(test)]

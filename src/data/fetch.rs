@@ -13,7 +13,7 @@ use ureq::Agent;
 
 use super::idx;
 use crate::base::atomic_file::AtomicFile;
-use crate::base::hash::hex;
+use crate::base::hash::{self, hex};
 use crate::base::progress::say;
 
 /// The variable that names a server to ask first: it must serve `<set>/<file>`, such as `mnist/train-images-...gz`.
@@ -191,9 +191,7 @@ fn is_surely(set: &NamedSet, dir: &Path) -> bool {
         return true;
     }
     let labels = &set.files[1];
-    let packed = fs::metadata(dir.join(labels.name));
-    packed.is_ok_and(|meta| meta.len() == labels.bytes)
-        && fs::read(dir.join(labels.name)).is_ok_and(|bytes| hex(&Sha256::digest(bytes)) == labels.sha256)
+    hash::sha256_file(&dir.join(labels.name)).is_ok_and(|found| found == (labels.bytes, labels.sha256.to_owned()))
 }
 
 /// Tries the mirrors in turn and returns the index of the one that served `file` into `dir`.

@@ -17,6 +17,7 @@ use tch::Tensor;
 use crate::base::atomic_file::{self, replace_folder, sync};
 use crate::base::hash;
 use crate::base::progress;
+use crate::base::small_file;
 use crate::base::weights_file;
 use crate::models::{Part, Visit};
 
@@ -66,7 +67,7 @@ pub struct Best {
     pub value: f64,
 }
 
-/// What a file must be.
+/// The size and checksum that a file must have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSum {
     /// Length.
@@ -76,7 +77,7 @@ pub struct FileSum {
 }
 
 impl State {
-    /// The state of a run of this model after `step` updates, all else empty; [`save`] adds the files.
+    /// The state of a run of this model after `step` updates, all other fields empty; [`save`] adds the files.
     pub fn new(model: String, step: u64) -> Self {
         State {
             format: FORMAT,
@@ -154,7 +155,7 @@ pub fn save(
     write()
         .inspect_err(|_| drop(fs::remove_dir_all(&part)))
         .with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
-    // A later one than this is of a branch that was left: damaged, and passed over when the run was resumed.
+    // A later one was damaged and skipped when the run was resumed: the run goes another way now.
     for (_, old) in list(folder)?.iter().filter(|(step, _)| *step > state.step) {
         remove_old(old)?;
     }
@@ -162,8 +163,8 @@ pub fn save(
     Ok(target)
 }
 
-/// What follows a checkpoint, and is done again when a run goes on from it, since a kill may have come between: `latest` and `best`
-/// name what they should, and all but the `keep` newest up to it and the best are gone, with what unfinished writes left.
+/// The work after a checkpoint: updates `latest` and `best`, removes all checkpoints but the `keep` newest and the best, and removes
+/// unfinished writes. A resumed run does it again, since a kill may have come between.
 ///
 /// # Errors
 /// When the disk refuses.
@@ -198,7 +199,7 @@ fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// Lets the file `name` name the checkpoint of `step`, or goes without it.
+/// Writes the name of the checkpoint of `step` into the file `name`; removes the file where there is no such checkpoint.
 fn point(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
     let file = folder.join(name);
     let Some(step) = step else {
@@ -273,8 +274,8 @@ pub fn newest_whole(folder: &Path) -> Result<Option<(PathBuf, State)>> {
 
 /// Reads state.json and checks the files it lists.
 fn verify(dir: &Path) -> Result<State> {
-    let (path, own_sum) = (dir.join(STATE), dir.join(STATE_SUM));
-    let text = fs::read(&path).with_context(|| format!("{} could not be read", path.display()))?;
+    let path = dir.join(STATE);
+    let text = small_file::read(&path)?;
     let state: State = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     ensure!(
         state.format == FORMAT,
@@ -282,7 +283,7 @@ fn verify(dir: &Path) -> Result<State> {
         path.display(),
         state.format
     );
-    let want = fs::read(&own_sum).with_context(|| format!("{} could not be read", own_sum.display()))?;
+    let want = small_file::read(&dir.join(STATE_SUM))?;
     let found = hash::sha256([&text[..]]);
     ensure!(
         found.as_bytes() == want,

@@ -1,6 +1,6 @@
-//! The run folder: its name, its files, the rows of metrics.
+//! The run folder: its name, its paths, its lock, its config.toml.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::base::atomic_file;
 use crate::base::progress::say;
+use crate::base::small_file;
 use crate::base::usage::usage;
 use crate::config::{ModelKind, Settings};
 use crate::models::tuning::Tuning;
@@ -22,7 +22,7 @@ pub struct RunDir {
     root: PathBuf,
 }
 
-/// A run's folder taken by this process, while the value lives.
+/// The lock on a run's folder: held while the value lives.
 #[derive(Debug)]
 pub struct Lock {
     root: PathBuf,
@@ -32,7 +32,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Whether the folder is still the one that was taken.
+    /// Whether the folder is still the one that was locked.
     ///
     /// # Errors
     /// When it has been removed or replaced.
@@ -71,7 +71,7 @@ pub struct RunInfo {
     pub height: i64,
     /// W of each image.
     pub width: i64,
-    /// Threads and forms of layers.
+    /// What the run computes with: threads, kernels, layout.
     pub tuning: Tuning,
 }
 
@@ -98,14 +98,14 @@ impl RunInfo {
     ) -> Result<()> {
         let mut before = before.clone();
         before.extend(threads.map(|n| ("threads".to_owned(), n.to_string())));
-        let now = self.tuning_by_key()?;
-        let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-        let shown = |value: Option<&String>| value.map_or("not there", String::as_str).to_owned();
-        let differences: Vec<String> = keys
+        let differences: Vec<String> = self
+            .tuning_by_key()?
             .into_iter()
-            .map(|key| (key, shown(before.get(key)), shown(now.get(key))))
-            .filter(|(_, before, now)| before != now)
-            .map(|(key, before, now)| format!("{key} is {before} in the checkpoint and {now} in the file"))
+            .filter(|(key, now)| before.get(key) != Some(now))
+            .map(|(key, now)| {
+                let before = before.get(&key).map_or("not there", String::as_str);
+                format!("{key} is {before} in the checkpoint and {now} in the file")
+            })
             .collect();
         if !differences.is_empty() {
             usage!(
@@ -159,7 +159,7 @@ impl RunDir {
         make_folder(&self.checkpoints())
     }
 
-    /// Takes the run for this process alone. The system gives the lock back when the process ends, in whatever way.
+    /// Locks the run for this process. The system releases the lock when the process ends, however it ends.
     ///
     /// # Errors
     /// When another process has it, or the lock's file cannot be opened.
@@ -225,7 +225,7 @@ impl RunDir {
             ganvae: String,
         }
         let file = self.path(CONFIG);
-        let text = fs::read_to_string(&file).with_context(|| format!("{} could not be read", file.display()))?;
+        let text = small_file::read_text(&file)?;
         // First of all: the settings of another version may have other names. A broken file is told of below.
         if let Ok(MadeBy { run }) = toml::from_str(&text) {
             check_version(&self.root, &run.ganvae)?;
@@ -312,7 +312,7 @@ pub fn check_free(out: &Path) -> Result<()> {
     }
     match fs::read_dir(out) {
         Ok(entries) => {
-            // A process that was killed before its run began leaves these.
+            // What a process leaves that was killed before its run began.
             let left = |name: std::ffi::OsString| name == LOCK || name == CONFIG_PART;
             if entries.flatten().any(|entry| !left(entry.file_name())) {
                 usage!(
@@ -358,85 +358,6 @@ fn next_numbered(runs: &Path, model: ModelKind, data: &str) -> Result<PathBuf> {
     }
 }
 
-/// metrics.jsonl, one object a line, with the kernel as soon as it is known and on the disk before each checkpoint.
-#[derive(Debug)]
-pub struct MetricsLog {
-    path: PathBuf,
-    file: fs::File,
-    bytes: u64,
-    /// The length that was asked for when the file was opened, and the one that there was.
-    opened: (u64, u64),
-}
-
-impl MetricsLog {
-    /// Opens the file at `path`, keeping its first `bytes`: rows after them belong to steps that will be done again.
-    ///
-    /// A file that is shorter than that has lost rows: said on stderr, and no reason not to go on training.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub fn open(path: PathBuf, bytes: u64) -> Result<Self> {
-        let open = || -> Result<(fs::File, u64)> {
-            let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
-            let found = file.metadata()?.len();
-            if found < bytes {
-                // Up to its last whole line.
-                let text = fs::read(&path)?;
-                let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
-                file.set_len(whole)?;
-                say(&format!("warning: {} has lost rows; the run goes on, its curves have a gap", path.display()));
-                return Ok((file, whole));
-            }
-            file.set_len(bytes)?;
-            Ok((file, bytes))
-        };
-        let (file, found) = open().with_context(|| format!("{} could not be opened", path.display()))?;
-        Ok(MetricsLog { path, file, bytes: found, opened: (bytes, found) })
-    }
-
-    /// Appends one row. A number that is not finite becomes `null`, since JSON has none.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn append(&mut self, row: &[(String, f64)]) -> Result<()> {
-        let object: Map<String, Value> = row.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
-        let mut line = serde_json::to_vec(&object)?;
-        line.push(b'\n');
-        self.file.write_all(&line).with_context(|| format!("{} could not be written", self.path.display()))?;
-        self.bytes += line.len() as u64;
-        Ok(())
-    }
-
-    /// Forgets the rows after the first `bytes`: their steps will be done again.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn cut(&mut self, bytes: u64) -> Result<()> {
-        let bytes = if bytes == self.opened.0 { self.opened.1 } else { bytes.min(self.bytes) };
-        self.file.set_len(bytes).with_context(|| format!("{} could not be cut", self.path.display()))?;
-        self.bytes = bytes;
-        Ok(())
-    }
-
-    /// Puts the rows on the disk and gives the length so far, which a checkpoint may then rely on.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn sync(&self) -> Result<u64> {
-        self.file.sync_all().with_context(|| format!("{} could not be written", self.path.display()))?;
-        Ok(self.bytes)
-    }
-}
-
-/// Whole numbers without a decimal point; eight significant digits of the rest, which is what a float32 holds.
-fn number(v: f64) -> Value {
-    if v.fract() == 0.0 && v.abs() < 9e15 {
-        return Value::from(v as i64);
-    }
-    let rounded = format!("{v:.7e}").parse::<f64>().unwrap_or(v);
-    serde_json::Number::from_f64(rounded).map_or(Value::Null, Value::Number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,30 +392,5 @@ mod tests {
         assert!(check_free(dir.path()).is_ok(), "a lock alone is no run");
         drop(lock);
         run.lock().unwrap();
-    }
-
-    #[test]
-    fn rows_are_lines_and_a_resumed_log_forgets_later_ones() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let row = |step: f64, loss: f64| vec![("step".to_owned(), step), ("loss".to_owned(), loss)];
-        let mut log = MetricsLog::open(path.clone(), 0).unwrap();
-        log.append(&row(50.0, 123.456_789_12)).unwrap();
-        let kept = log.sync().unwrap();
-        log.append(&row(100.0, f64::NAN)).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            "{\"step\":50,\"loss\":123.45679}\n{\"step\":100,\"loss\":null}\n"
-        );
-        let mut log = MetricsLog::open(path.clone(), kept).unwrap();
-        log.append(&row(100.0, 2.5)).unwrap();
-        assert!(fs::read_to_string(&path).unwrap().ends_with("\n{\"step\":100,\"loss\":2.5}\n"));
-        log.cut(kept).unwrap();
-        log.append(&row(100.0, 3.0)).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().last().unwrap(), "{\"step\":100,\"loss\":3}");
-        // Rows were lost: whole lines stay, a torn one goes.
-        fs::write(&path, "{\"step\":50}\n{\"st").unwrap();
-        assert_eq!(MetricsLog::open(path.clone(), 1_000_000).unwrap().sync().unwrap(), 12);
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":50}\n");
     }
 }

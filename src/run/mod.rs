@@ -1,5 +1,6 @@
-//! A run on disk: its folder, its checkpoints, its model opened again.
+//! A run on disk: its folder, its log of metrics, its checkpoints, its trained model.
 
 pub mod checkpoint;
 pub mod folder;
+pub mod metrics_log;
 pub mod trained;

@@ -9,7 +9,8 @@ use super::Session;
 use crate::base::progress::Progress;
 use crate::config::{ModelKind, device};
 use crate::pictures::curves;
-use crate::run::folder::{Lock, MetricsLog, RunDir};
+use crate::run::folder::{Lock, RunDir};
+use crate::run::metrics_log::MetricsLog;
 
 /// Seconds between redrawings of the curves within an epoch.
 const REDRAW_S: f64 = 20.0;

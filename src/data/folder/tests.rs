@@ -28,7 +28,7 @@ fn fails(dir: &TempDir, parts: &[&str]) {
     assert!(!text.contains('\n'), "{text}");
 }
 
-/// Found by tests/fuzz.rs and its author.
+/// Found by tests/broken_images.rs and its author.
 #[test]
 fn pictures_without_pixels_and_long_thin_ones() {
     let dir = tempdir().unwrap();

@@ -1,0 +1,558 @@
+//! Harmed images of every kind that is read: IDX files, CIFAR-10's batches, folders of pictures; and the harness that does the harm.
+
+#[path = "common/harm.rs"]
+mod harm;
+
+use std::fs;
+use std::io::{Cursor, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use flate2::write::ZlibEncoder;
+use flate2::{Compression, Crc};
+use ganvae::base::seed::Rng;
+use ganvae::data::images::{Images, Source};
+use ganvae::data::{cifar, folder, idx};
+use harm::*;
+use image::codecs::gif::GifEncoder;
+use image::codecs::pnm::{PnmEncoder, PnmSubtype, SampleEncoding};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgba, RgbaImage};
+
+/// What is accepted as a set of images is one.
+fn whole(source: &Source) {
+    let fits = |i: &Images| {
+        assert!(i.count > 0 && (i.channels == 1 || i.channels == 3));
+        assert_eq!(i.pixels.len(), i.count * i.image_len());
+        assert!(i.labels.is_empty() || i.labels.len() == i.count);
+        assert!(i.labels.iter().all(|&l| usize::from(l) < source.classes.len()), "a label without a class");
+    };
+    let (train, test) = (&source.train, &source.test);
+    fits(train);
+    fits(test);
+    assert_eq!((train.channels, train.height, train.width), (test.channels, test.height, test.width));
+}
+
+/// IDX: two sets, each in its folder; the files of the second are packed.
+struct Idx {
+    sets: Vec<Folder>,
+    /// The unpacked files of both sets.
+    plain: Vec<Vec<u8>>,
+    at: usize,
+}
+
+impl Idx {
+    fn new(dir: &Path) -> Self {
+        let (mut sets, mut plain) = (Vec::new(), Vec::new());
+        for (set, [train, test, h, w]) in [[3u32, 2, 8, 8], [10, 1, 1, 5]].into_iter().enumerate() {
+            let mut files = Vec::new();
+            for (i, stem) in idx::STEMS.iter().enumerate() {
+                let count = if i < 2 { train } else { test };
+                let labels = i % 2 == 1;
+                let sizes = if labels { vec![count] } else { vec![count, h, w] };
+                let mut bytes = vec![0, 0, 8, sizes.len() as u8];
+                bytes.extend(sizes.iter().flat_map(|s| s.to_be_bytes()));
+                let data = noise(i as u64, sizes.iter().product::<u32>() as usize);
+                bytes.extend(data.iter().map(|b| if labels { b % 10 } else { *b }));
+                files.push(match set {
+                    0 => ((*stem).to_owned(), bytes.clone()),
+                    _ => (format!("{}.gz", stem.replace("-idx", ".idx")), gzip(&bytes)),
+                });
+                plain.push(bytes);
+            }
+            sets.push(Folder::new(dir.join(format!("set{set}")), files));
+        }
+        Idx { sets, plain, at: 0 }
+    }
+}
+
+impl Target for Idx {
+    fn seeds(&self) -> usize {
+        self.plain.len()
+    }
+
+    fn put(&mut self, seed: usize, rng: Option<&mut Rng>) -> Input {
+        let plain = &self.plain[seed];
+        let bytes = match rng {
+            None => self.sets[seed / 4].files[seed % 4].1.clone(),
+            Some(rng) => {
+                let other = &self.plain[pick(rng, self.plain.len())];
+                match rng.below(3) {
+                    0 => harm(rng, plain, other, None),
+                    1 => gzip(&harm(rng, plain, other, None)),
+                    _ => harm(rng, &gzip(plain), &gzip(other), None),
+                }
+            }
+        };
+        self.at = seed / 4;
+        let path = self.sets[self.at].put(seed % 4, &bytes);
+        // A buffer of 256 KiB, the window of inflate, 64 KiB that a packed file is trusted with at once; then what it
+        // unpacks to, at most 1032 to 1 and held twice while it grows.
+        Input { path, bytes: bytes.len(), most: (512 << 10) + 2 * 1040 * bytes.len() }
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let dir = &self.sets[self.at].dir;
+        assert!(idx::is_idx_folder(dir));
+        whole(&idx::load_folder(dir)?);
+        Ok(())
+    }
+}
+
+/// CIFAR-10: five batches of one record, one of two, and the names of the classes.
+struct Cifar(Folder);
+
+impl Cifar {
+    fn new(dir: &Path) -> Self {
+        let record = |i: u64| [vec![i as u8], noise(i, 3072)].concat();
+        let mut files: Vec<(String, Vec<u8>)> = (1..6).map(|i| (format!("data_batch_{i}.bin"), record(i))).collect();
+        files.push(("test_batch.bin".into(), [record(6), record(9)].concat()));
+        files.push(("batches.meta.txt".into(), (cifar::CLASSES.join("\n") + "\n\n").into_bytes()));
+        Cifar(Folder::new(dir.to_owned(), files))
+    }
+}
+
+impl Target for Cifar {
+    fn seeds(&self) -> usize {
+        self.0.files.len()
+    }
+
+    fn put(&mut self, seed: usize, rng: Option<&mut Rng>) -> Input {
+        let files = &self.0.files;
+        let bytes = match rng {
+            None => files[seed].1.clone(),
+            Some(rng) => {
+                let other = &files[pick(rng, files.len())].1;
+                let names = files[seed].0.ends_with(".txt");
+                harm(rng, &files[seed].1, other, names.then_some("cat \n x"))
+            }
+        };
+        let path = self.0.put(seed, &bytes);
+        // A buffer of 64 records; the records; names at a few dozen bytes for each line.
+        Input { path, bytes: bytes.len(), most: (512 << 10) + 64 * bytes.len() }
+    }
+
+    fn read(&mut self) -> Result<()> {
+        assert!(cifar::is_cifar(&self.0.dir));
+        let source = cifar::load_folder(&self.0.dir)?;
+        whole(&source);
+        assert_eq!((source.train.channels, source.train.height, source.train.width), (3, 32, 32));
+        Ok(())
+    }
+}
+
+/// Pictures: for every extension a folder of one plain picture and one harmed, both of 8x8 pixels.
+struct Pictures {
+    folders: Vec<Folder>,
+    /// The folder that each good picture belongs in, and its bytes.
+    seeds: Vec<(usize, Vec<u8>)>,
+    at: usize,
+    size: Option<(usize, usize)>,
+    channels: Option<usize>,
+}
+
+/// No limits to the pictures of a folder.
+const ALL: (usize, usize) = (usize::MAX, usize::MAX);
+const PNM_WORDS: &str = "P1 P2 P3 P4 P5 P6 P7 # \n 255 65535 32768 40000 TUPLTYPE WIDTH ENDHDR RGB";
+
+fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut out = Cursor::new(Vec::new());
+    picture.write_to(&mut out, format).unwrap();
+    out.into_inner()
+}
+
+/// A chunk of a PNG file.
+fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let body = [name, data].concat();
+    let mut crc = Crc::new();
+    crc.update(&body);
+    [&(data.len() as u32).to_be_bytes()[..], &body, &crc.sum().to_be_bytes()].concat()
+}
+
+const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Makes the checksums of a PNG file's chunks right again: harm that they give away is not looked at any further.
+fn mend_png(bytes: &mut [u8]) {
+    let mut at = PNG_SIGNATURE.len();
+    while let Some(head) = bytes.get(at..at + 8) {
+        let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let end = at + 8 + len;
+        if end + 4 > bytes.len() {
+            break;
+        }
+        let mut crc = Crc::new();
+        crc.update(&bytes[at + 4..end]);
+        bytes[end..end + 4].copy_from_slice(&crc.sum().to_be_bytes());
+        at = end + 4;
+    }
+}
+
+/// PNG with what the `image` crate does not write: interlacing and orientation; and a palette with transparency.
+fn hand_made_png(palette: bool) -> Vec<u8> {
+    let mut header = vec![0, 0, 0, 8, 0, 0, 0, 8];
+    header.extend(if palette { [4, 3, 0, 0, 0] } else { [8, 0, 0, 0, 1] });
+    // A palette: rows of a filter byte and 8 half bytes. Else the seven passes, 79 bytes with their filters.
+    let rows: Vec<u8> = if palette { [0, 0x01, 0x23, 0x10, 0x32].repeat(8) } else { vec![0; 79] };
+    let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&rows).unwrap();
+    let data = chunk(b"IDAT", &packed.finish().unwrap());
+    let between = if palette {
+        [chunk(b"PLTE", &noise(1, 12)), chunk(b"tRNS", &[255, 128])].concat()
+    } else {
+        chunk(b"eXIf", TIFF_TURNED)
+    };
+    [PNG_SIGNATURE, &chunk(b"IHDR", &header), &between, &data, &chunk(b"IEND", b"")].concat()
+}
+
+/// An EXIF block of one entry: orientation 6, a quarter turn.
+const TIFF_TURNED: &[u8] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+
+/// BMP packed by run lengths.
+fn hand_made_bmp() -> Vec<u8> {
+    let mut runs = [8, 1, 0, 0].repeat(7);
+    runs.extend([3, 0, 0, 3, 1, 0, 1, 0, 2, 1, 0, 1]); // a run, three as they are, a run, the end
+    let mut bytes = b"BM".to_vec();
+    let offset = 14 + 40 + 8;
+    for word in [offset + runs.len() as u32, 0, offset, 40, 8, 8] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend([1, 0, 8, 0]);
+    for word in [1, runs.len() as u32, 0, 0, 2, 0, 0x0030_2010, 0x00f0_e0d0] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(runs);
+    bytes
+}
+
+/// Good pictures of 8x8 pixels in every format and form that is read, with their extension.
+fn pictures() -> Vec<(&'static str, Vec<u8>)> {
+    let mut rng = Rng::new(5);
+    let rgba = RgbaImage::from_fn(8, 8, |x, y| {
+        Rgba([(x * 32) as u8, (y * 32) as u8, rng.next_u64() as u8, 255 - (x * y) as u8])
+    });
+    let rgba = DynamicImage::ImageRgba8(rgba);
+    let (rgb, grey) = (DynamicImage::ImageRgb8(rgba.to_rgb8()), DynamicImage::ImageLuma8(rgba.to_luma8()));
+    let deep = DynamicImage::ImageLuma16(rgba.to_luma16());
+    let mut all = Vec::new();
+    for picture in [&rgb, &grey, &rgba, &deep] {
+        all.push(("png", encoded(picture, ImageFormat::Png)));
+    }
+    all.push(("png", hand_made_png(false)));
+    all.push(("png", hand_made_png(true)));
+    let jpeg = encoded(&rgb, ImageFormat::Jpeg);
+    let app1 = [b"\xff\xe1\0\x22Exif\0\0", TIFF_TURNED].concat();
+    all.push(("jpg", [&jpeg[..2], &app1, &jpeg[2..]].concat()));
+    all.push(("jpg", jpeg));
+    all.push(("jpg", encoded(&grey, ImageFormat::Jpeg)));
+    for picture in [&rgb, &grey, &rgba] {
+        all.push(("bmp", encoded(picture, ImageFormat::Bmp)));
+    }
+    all.push(("bmp", hand_made_bmp()));
+    for frames in [1, 2] {
+        let mut gif = Vec::new();
+        let frame = || Ok(image::Frame::new(rgba.to_rgba8()));
+        GifEncoder::new(&mut gif).try_encode_frames((0..frames).map(|_| frame())).unwrap();
+        all.push(("gif", gif));
+    }
+    for picture in [&rgb, &rgba] {
+        all.push(("webp", encoded(picture, ImageFormat::WebP)));
+    }
+    for (picture, subtype) in [
+        (&rgb, PnmSubtype::Pixmap(SampleEncoding::Binary)),
+        (&rgb, PnmSubtype::Pixmap(SampleEncoding::Ascii)),
+        (&grey, PnmSubtype::Graymap(SampleEncoding::Binary)),
+        (&grey, PnmSubtype::Graymap(SampleEncoding::Ascii)),
+        (&rgba, PnmSubtype::ArbitraryMap),
+    ] {
+        let mut pnm = Vec::new();
+        picture.write_with_encoder(PnmEncoder::new(&mut pnm).with_subtype(subtype)).unwrap();
+        all.push(("pnm", pnm));
+    }
+    all.extend(BY_PILLOW.iter().map(|(extension, bytes)| (*extension, unhex(bytes))));
+    all.push(("pbm", [&b"P4\n# a comment\n8 8\n"[..], &noise(2, 8)].concat()));
+    all.push(("pbm", [&b"P1 8 8\n"[..], &b"0 1 ".repeat(32)].concat()));
+    all
+}
+
+/// What `image` does not write either, all of 8x8 pixels, by Pillow: a lossy WebP file, one with transparency, one with
+/// two frames, and a progressive JPEG file.
+const BY_PILLOW: [(&str, &str); 4] = [
+    (
+        "webp",
+        "524946463c000000574542505650382030000000b001009d012a0800080005407c25b00274010ebb048000fedcefd55a\
+         3e342084982b7ccb2fbf5c5f06c47652a4000000",
+    ),
+    (
+        "webp",
+        "524946467000000057454250565038580a00000010000000070000070000414c50481900000001b93244f43fa0a06d24\
+         e4fd6b66060511133001129428ff07005650382030000000b001009d012a0800080005407c25b00274010ebb048000fe\
+         dcefd55a3e342084982b7ccb2fbf5c5f06c47652a4000000",
+    ),
+    (
+        "webp",
+        "524946463601000057454250565038580a00000012000000070000070000414e494d06000000000000000000414e4d46\
+         8200000000000000000007000007000032000002414c50481d0000000d1740906db3edfec6078988e00381a4cd58c6af\
+         7f9b6788e87fc8ba010056503820440000005001009d012a0800080005407c25b000058c0000feddddd77fc77ff656f8\
+         c658bffee14ff5c2b3fff0860f5447b272b1a990ebddcc80b6b7a331bf513eeb77f541d20000414e4d46800000000000\
+         0000000007000007000032000002414c50481f0000000d1fa0906d0468f7589cbfd7614544d00f04d936929be4ee7986\
+         88fec7c22b0056503820400000003001009d012a0800080005407c25b000037000ccffff9b8f6cf937fd8fed77f86fff\
+         8e16d4f0dc7ee4e2495e5a8be01a9f26acd7b4373f75b3486fbdcbe45800",
+    ),
+    (
+        "jpg",
+        "ffd8ffe000104a46494600010100000100010000ffdb0043001b12141714111b1716171e1c1b2028422b28252528513a\
+         3d3042605565645f555d5b6a7899816a7190735b5d85b586909ea3abadab6780bcc9baa6c799a8aba4ffc2000b080008\
+         000801011100ffc40014000100000000000000000000000000000002ffda00080101000000013fffc400161000030000\
+         000000000000000000000000000203ffda0008010100010502599fffc400141001000000000000000000000000000000\
+         00ffda0008010100063f027fffc4001510010100000000000000000000000000000061ffda0008010100013f2193ffda\
+         00080101000000107fffc4001510010100000000000000000000000000000031ffda0008010100013f1089ffd9",
+    ),
+];
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+}
+
+/// What is reserved for a frame on the word of its own header, before that is compared with the picture's. WebP: one of
+/// 16383x16383 pixels in 3/2 bytes, and partitions of up to 16 MiB each. GIF: up to the reader's limit of four bytes
+/// for each pixel, and its place in the palette beside them.
+fn frame(head: &[u8]) -> usize {
+    match head {
+        [b'R', b'I', b'F', b'F', ..] => 3 * (1 << 27) + (128 << 20),
+        [b'G', b'I', b'F', ..] => (256 << 20) / 4 * 5,
+        _ => 0,
+    }
+}
+
+impl Pictures {
+    fn new(dir: &Path) -> Self {
+        let all = pictures();
+        let first = all[0].1.clone();
+        let (mut folders, mut names, mut seeds) = (Vec::new(), Vec::new(), Vec::new());
+        for (extension, bytes) in all {
+            let at = names.iter().position(|n| *n == extension).unwrap_or_else(|| {
+                names.push(extension);
+                let files = vec![("a.png".to_owned(), first.clone()), (format!("b.{extension}"), bytes.clone())];
+                folders.push(Folder::new(dir.join(extension), files));
+                names.len() - 1
+            });
+            seeds.push((at, bytes));
+        }
+        Pictures { folders, seeds, at: 0, size: None, channels: None }
+    }
+}
+
+impl Target for Pictures {
+    fn seeds(&self) -> usize {
+        self.seeds.len()
+    }
+
+    fn put(&mut self, seed: usize, rng: Option<&mut Rng>) -> Input {
+        let (at, good) = &self.seeds[seed];
+        (self.size, self.channels) = (None, None);
+        let bytes = match rng {
+            None => good.clone(),
+            Some(rng) => {
+                self.size = [None, None, None, Some((8, 8)), Some((5, 3)), Some((64, 48))][pick(rng, 6)];
+                self.channels = [None, None, Some(1), Some(3)][pick(rng, 4)];
+                let other = &self.seeds[pick(rng, self.seeds.len())].1;
+                let text = good.starts_with(b"P");
+                let mut bytes = harm(rng, good, other, text.then_some(PNM_WORDS));
+                if bytes.starts_with(PNG_SIGNATURE) && rng.below(4) > 0 {
+                    mend_png(&mut bytes);
+                }
+                bytes
+            }
+        };
+        self.at = *at;
+        let path = self.folders[self.at].put(1, &bytes);
+        // Buffers and tables of the decoders; what is packed inside a header (profiles, comments) may unpack.
+        Input { path, bytes: bytes.len(), most: (4 << 20) + 1040 * bytes.len() }
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let source = folder::load_folder(&self.folders[self.at].dir, self.size, self.channels, ALL)?;
+        whole(&source);
+        let (height, width) = self.size.unwrap_or((8, 8));
+        assert_eq!((source.train.height, source.train.width), (height, width));
+        assert!(self.channels.is_none_or(|c| c == source.train.channels));
+        Ok(())
+    }
+
+    /// A picture that is scaled may take a few times what its header promises, up to the reader's limit of 256 MiB: as
+    /// it is stored, as it is turned, without its transparency. Scaling has one more, which is as wide as the
+    /// picture, as high as what is wanted, and of four floats. A picture that is not scaled is 8x8 or refused.
+    fn promised(&self) -> usize {
+        let path = self.folders[self.at].dir.join(&self.folders[self.at].files[1].0);
+        let frame = frame(&fs::read(&path).unwrap_or_default());
+        let Some((h, w)) = self.size else { return frame };
+        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+        let Some(decoder) = reader.ok().and_then(|r| r.into_decoder().ok()) else { return frame };
+        let ((width, height), bytes) = (decoder.dimensions(), decoder.total_bytes());
+        if width.max(height) > 1 << 15 || bytes > 256 << 20 {
+            return frame;
+        }
+        frame + 4 * bytes as usize + 32 * width.max(height) as usize * h.max(w)
+    }
+}
+
+#[test]
+fn idx_files() {
+    fuzz(0, Idx::new);
+}
+
+#[test]
+fn cifar_batches() {
+    fuzz(1, Cifar::new);
+}
+
+#[test]
+fn folders_of_pictures() {
+    fuzz(2, Pictures::new);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The harness itself
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// A reader of one's own choice.
+struct Fake<F>(F);
+
+impl<F: FnMut() -> Result<()>> Target for Fake<F> {
+    fn seeds(&self) -> usize {
+        1
+    }
+
+    fn put(&mut self, _: usize, _: Option<&mut Rng>) -> Input {
+        Input { path: "/the/file".into(), bytes: 1, most: 1 << 20 }
+    }
+
+    fn read(&mut self) -> Result<()> {
+        (self.0)()
+    }
+}
+
+/// The kind of fault that is found in a reader, or none. All of them in one test, because they share a slot.
+fn found(read: impl FnMut() -> Result<()>, slowest: Duration) -> Option<String> {
+    let mut target = Fake(read);
+    let input = target.put(0, None);
+    examine(CONTROL, 1, &mut target, &input, slowest).answer.err().map(|fault| fault.kind)
+}
+
+/// A reader that accepts everything.
+fn fine(mut read: impl FnMut()) -> impl FnMut() -> Result<()> {
+    move || {
+        read();
+        Ok(())
+    }
+}
+
+#[test]
+fn the_harness_notices_bad_readers() {
+    prepare();
+    let long = Duration::from_secs(60);
+    let take = |bytes: usize| drop(std::hint::black_box(vec![1u8; bytes]));
+    assert_eq!(found(fine(|| ()), long), None);
+    assert_eq!(found(|| Err(anyhow!("/the/file is bad")), long), None);
+    assert_eq!(found(|| Err(anyhow!("bad").context("/the/file")), long), None);
+    let kind = found(|| panic!("oh no"), long).unwrap();
+    assert!(kind.contains("panicked at tests/broken_images.rs"), "{kind}");
+    let index = found(fine(|| take([1usize][std::hint::black_box(7)])), long).unwrap();
+    assert!(index.contains("panicked at tests/broken_images.rs"), "{index}");
+    assert_eq!(found(|| Err(anyhow!("this is bad")), long).unwrap(), "nameless thisisbad");
+    assert_eq!(found(|| Err(anyhow!("")), long).unwrap(), "silent");
+    assert_eq!(found(fine(|| take(1 << 19)), long), None);
+    assert_eq!(found(fine(|| take((1 << 20) + 1)), long).unwrap(), "memory, accepted");
+    let refused = || {
+        take(2 << 20);
+        Err(anyhow!("/the/file is bad"))
+    };
+    assert_eq!(found(refused, long).unwrap(), "memory, refused");
+    // Many small pieces count as one large one, what was given back does not.
+    let many = || drop(std::hint::black_box((0..2000).map(|_| vec![0u8; 1000]).collect::<Vec<_>>()));
+    assert_eq!(found(fine(many), long).unwrap(), "memory, accepted");
+    assert_eq!(found(fine(|| (0..2000).for_each(|_| take(1000))), long), None);
+    // A request beyond all bounds is turned down and held against the reader even if it bears that.
+    let greedy = || assert!(Vec::<u8>::new().try_reserve(1 << 40).is_err());
+    assert_eq!(found(fine(greedy), long).unwrap(), "memory, accepted");
+    let slow = || std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(found(fine(slow), Duration::from_millis(5)).unwrap(), "slow");
+
+    // Over many cases, faults of one kind are one, with the number of the first.
+    let mut n = 0;
+    let third = || {
+        n += 1;
+        assert!(n % 3 != 0, "the third");
+        Ok(())
+    };
+    let tally = campaign(CONTROL, 10..20, &mut Fake(third));
+    assert_eq!((tally.cases, tally.accepted, tally.faults.len()), (10, 7, 1));
+    let (count, first, text) = &tally.faults.first_key_value().unwrap().1;
+    assert_eq!((*count, *first), (3, 12));
+    assert!(text.contains("the third"), "{text}");
+}
+
+#[test]
+fn memory_is_counted_on_the_threads_of_rayon() {
+    prepare();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let held = pool.install(|| {
+        let start = NOW.get();
+        PEAK.set(start);
+        rayon::join(|| drop(std::hint::black_box(vec![1u8; 1 << 20])), || ());
+        PEAK.get() - start
+    });
+    assert!(held >= 1 << 20, "{held}");
+}
+
+/// Not a test: what the next one runs in a process of its own.
+#[test]
+#[ignore = "ends the process"]
+fn a_case_that_ends_the_process() {
+    fn deep(n: u64) -> u64 {
+        if std::hint::black_box(n) == 0 { 0 } else { deep(n - 1) + std::hint::black_box(n) }
+    }
+    prepare();
+    let memory = std::env::var_os("GANVAE_FUZZ_MEMORY").is_some();
+    let read = || {
+        let n = if memory { 1usize << 40 } else { deep(u64::MAX) as usize };
+        drop(std::hint::black_box(vec![1u8; n]));
+        Ok(())
+    };
+    campaign(CONTROL, 41..42, &mut Fake(read));
+}
+
+#[test]
+fn a_case_that_ends_the_process_is_named() {
+    for memory in [false, true] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["a_case_that_ends_the_process", "--exact", "--ignored"]);
+        if memory {
+            child.env("GANVAE_FUZZ_MEMORY", "1");
+        }
+        let out = child.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && said.contains("GANVAE_FUZZ_CASE=control:41 ended the process"), "{said}");
+    }
+}
+
+#[test]
+fn harm_is_a_function_of_the_number_and_leaves_little_as_it_was() {
+    let good = "model = \"vae\"\nlr = 0.001\nepochs = 10\n".as_bytes();
+    for words in [None, Some(CONFIG_WORDS)] {
+        let all: Vec<Vec<u8>> =
+            (0..2000).map(|n| harm(&mut generator(CONTROL, n), good, b"seed = 1\n", words)).collect();
+        let again = harm(&mut generator(CONTROL, 7), good, b"seed = 1\n", words);
+        assert_eq!(again, all[7]);
+        let same = all.iter().filter(|bytes| bytes[..] == *good).count();
+        let distinct = all.iter().collect::<std::collections::BTreeSet<_>>().len();
+        assert!(same < 100 && distinct > 1700, "{same} unchanged, {distinct} distinct");
+    }
+    let mut png = hand_made_png(true);
+    let right = png.clone();
+    png[right.len() - 1] ^= 1;
+    png[20] ^= 1;
+    mend_png(&mut png);
+    assert_eq!(png[right.len() - 12..], right[right.len() - 12..]);
+    assert_ne!(png[29..33], right[29..33], "the header's checksum follows its harm");
+}
