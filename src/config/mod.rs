@@ -13,6 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::base::usage::usage;
+use crate::export::Origin;
 use crate::models::gan::GanSpec;
 use crate::models::losses::adversarial::GanLoss;
 use crate::models::losses::likelihood::Likelihood;
@@ -97,6 +98,17 @@ impl Config {
             Networks::Gan { latent, generator, discriminator, loss, ema } => {
                 ModelSpec::Gan(GanSpec { shape, latent, generator, discriminator, loss, ema })
             }
+        }
+    }
+
+    /// Where a model of this configuration comes from, after `step` updates.
+    pub fn origin(&self, step: u64) -> Origin {
+        let s = &self.settings;
+        Origin {
+            model: self.model.to_string(),
+            preset: s.preset.map_or_else(String::new, preset_name),
+            data: s.data.clone().unwrap_or_default(),
+            step,
         }
     }
 

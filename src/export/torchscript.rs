@@ -1,88 +1,109 @@
-//! A network as TorchScript source: what `torch.jit.load` compiles again.
+//! A graph as TorchScript source: what `torch.jit.load` compiles again.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use super::tensors;
 use crate::native::{self, Part};
-use crate::nets::{Activation, BN_EPS, BN_MOMENTUM, LEAK, Named, Network, Operation};
+use crate::nets::graph::{BN_MOMENTUM, Function, Graph, NORM_EPS, Node, Op, Value};
 
-/// Writes `network` as a TorchScript module whose sub-modules, parameters and buffers have PyTorch's names, with `description`
+/// Writes `graph` as a TorchScript module whose sub-modules, parameters and buffers have PyTorch's names, with `description`
 /// among its extra files as `ganvae.json`.
 ///
 /// # Errors
 /// libtorch's, when the file cannot be written.
-pub fn write(network: &Network, description: &str, path: &Path) -> Result<()> {
-    let all = network.trunk.iter().chain(network.outputs.iter().flat_map(|(_, ops)| ops));
-    let parts: Vec<Part> = all.filter_map(|(name, op)| part(name, op)).collect();
-    let class = network.name[..1].to_uppercase() + &network.name[1..];
-    native::save_script(path, &class, description, &methods(network), &parts, &network.tensors())
-}
-
-/// The sub-module of an operation that has tensors.
-fn part(name: &str, op: &Operation) -> Option<Part> {
-    let bias = if op.tensors().iter().any(|(key, ..)| *key == "bias") { "self.bias" } else { "None" };
-    let (kind, result) = match op {
-        Operation::Linear(_) => ("Linear", format!("torch.linear(x, self.weight, {bias})")),
-        Operation::Conv(_) => ("Conv2d", format!("torch.conv2d(x, self.weight, {bias}, [2, 2], [1, 1], [1, 1], 1)")),
-        Operation::ConvTranspose(_) => (
-            "ConvTranspose2d",
-            format!("torch.conv_transpose2d(x, self.weight, {bias}, [2, 2], [1, 1], [0, 0], 1, [1, 1])"),
-        ),
-        Operation::BatchNorm(_) => (
-            "BatchNorm2d",
-            // In training mode statistics are the batch's, and the running ones follow, as in PyTorch: for fine-tuning.
-            format!(
-                "torch.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.training, {BN_MOMENTUM:?}, \
-                 {BN_EPS:?}, True)"
-            ),
-        ),
-        _ => return None,
-    };
-    Some(Part { name: name.to_owned(), kind, methods: format!("def forward(self, x):\n  return {result}\n") })
-}
-
-/// `forward` of the whole.
-fn methods(network: &Network) -> String {
-    let input = network.input.name;
-    let mut text = format!("def forward(self, {input}):\n  h = {input}\n");
-    apply(&mut text, "h", "h", &network.trunk);
-    for (port, ops) in &network.outputs {
-        // The shared result stays as it is for the next output.
-        let out = port.name;
-        apply(&mut text, "h", &format!("out_{out}"), ops);
+pub fn write(graph: &Graph, description: &str, path: &Path) -> Result<()> {
+    let names: Vec<&str> = graph.inputs().iter().map(|port| port.name).collect();
+    let mut forward = format!("def forward(self, {}):\n", names.join(", "));
+    let mut values: HashMap<Value, String> =
+        names.iter().enumerate().map(|(i, name)| (graph.input(i), (*name).to_owned())).collect();
+    let mut layers = Vec::new();
+    for (value, node) in graph.needed() {
+        let inputs: Vec<&str> = node.inputs.iter().filter_map(|v| values.get(v).map(String::as_str)).collect();
+        let (class, source) = expression(node, &inputs);
+        let (name, result) = (&node.name, format!("{}_out", node.name));
+        if let Some(kind) = class {
+            let _ = writeln!(forward, "  {result} = self.{name}.forward({})", inputs.join(", "));
+            layers.push(Part {
+                name: name.clone(),
+                kind,
+                methods: format!("def forward(self, x):\n  return {source}\n"),
+            });
+        } else {
+            let _ = writeln!(forward, "  {result} = {source}");
+        }
+        values.insert(value, result);
     }
-    let outs: Vec<_> = network.outputs.iter().map(|(port, _)| format!("out_{}", port.name)).collect();
-    let result = match outs.as_slice() {
-        [one] => one.clone(),
-        several => format!("({})", several.join(", ")),
+    let results: Option<Vec<_>> = graph.outputs().iter().map(|(_, v)| values.get(v).cloned()).collect();
+    let results = results.context("an output is of another graph")?.join(", ");
+    let _ = if graph.outputs().len() == 1 {
+        writeln!(forward, "  return {results}")
+    } else {
+        writeln!(forward, "  return ({results})")
     };
-    let _ = writeln!(text, "  return {result}");
-    text
+    let class = graph.name()[..1].to_uppercase() + &graph.name()[1..];
+    native::save_script(path, &class, description, &forward, &layers, &tensors(graph))
 }
 
-/// Lines that take `from` through `ops` into `to`.
-fn apply(text: &mut String, from: &str, to: &str, ops: &[Named]) {
-    let mut x = from;
-    for (name, op) in ops {
-        let result = match op {
-            Operation::Linear(_) | Operation::Conv(_) | Operation::ConvTranspose(_) | Operation::BatchNorm(_) => {
-                format!("self.{name}.forward({x})")
+/// The result of a node as an expression in its inputs' names; for a layer, whose class is the first value, in its sub-module's `x`.
+fn expression(node: &Node, inputs: &[&str]) -> (Option<&'static str>, String) {
+    let has = |key: &str| node.op.tensors().iter().any(|(k, ..)| *k == key);
+    let own = |key| if has(key) { format!("self.{key}") } else { "None".to_owned() };
+    let (weight, bias) = (own("weight"), own("bias"));
+    let x = inputs[0];
+    let class = match &node.op {
+        Op::Linear(_) => "Linear",
+        Op::Conv(l) if l.transposed => "ConvTranspose2d",
+        Op::Conv(_) => "Conv2d",
+        Op::BatchNorm(_) => "BatchNorm2d",
+        Op::GroupNorm(_) => "GroupNorm",
+        Op::LayerNorm(_) => "LayerNorm",
+        Op::Embedding(_) => "Embedding",
+        _ => "",
+    };
+    let source = match &node.op {
+        Op::Linear(_) => format!("torch.linear(x, {weight}, {bias})"),
+        Op::Conv(l) => {
+            let (s, p, groups) = ([l.stride; 2], [l.padding; 2], l.groups);
+            if l.transposed {
+                format!("torch.conv_transpose2d(x, {weight}, {bias}, {s:?}, {p:?}, [0, 0], {groups}, [1, 1])")
+            } else {
+                format!("torch.conv2d(x, {weight}, {bias}, {s:?}, {p:?}, [1, 1], {groups})")
             }
-            Operation::Activation(Activation::Relu) => format!("torch.relu({x})"),
-            Operation::Activation(Activation::LeakyRelu) => format!("torch.leaky_relu({x}, {LEAK:?})"),
-            Operation::Activation(Activation::Tanh) => format!("torch.tanh({x})"),
-            Operation::Sigmoid => format!("torch.sigmoid({x})"),
-            Operation::Affine { scale, shift } => format!("{x} * {scale:?} + {shift:?}"),
-            Operation::Reshape([c, h, w]) => format!("torch.reshape({x}, [-1, {c}, {h}, {w}])"),
-            Operation::Flatten => format!("torch.flatten({x}, 1)"),
-            Operation::Squeeze => format!("torch.squeeze({x}, 1)"),
-        };
-        let _ = writeln!(text, "  {to} = {result}");
-        x = to;
-    }
-    if ops.is_empty() && from != to {
-        let _ = writeln!(text, "  {to} = {from}");
-    }
+        }
+        // In training mode statistics are the batch's, and the running ones follow, as in PyTorch: for fine-tuning.
+        Op::BatchNorm(_) => format!(
+            "torch.batch_norm(x, {weight}, {bias}, self.running_mean, self.running_var, self.training, {BN_MOMENTUM:?}, \
+             {NORM_EPS:?}, True)"
+        ),
+        Op::GroupNorm(l) => format!("torch.group_norm(x, {}, {weight}, {bias}, {NORM_EPS:?}, True)", l.num_groups),
+        Op::LayerNorm(l) => {
+            format!("torch.layer_norm(x, {:?}, {weight}, {bias}, {NORM_EPS:?}, True)", l.normalized_shape)
+        }
+        Op::Embedding(_) => format!("torch.embedding({weight}, x)"),
+        Op::Activation(Function::Relu) => format!("torch.relu({x})"),
+        Op::Activation(Function::LeakyRelu(slope)) => format!("torch.leaky_relu({x}, {slope:?})"),
+        Op::Activation(Function::Tanh) => format!("torch.tanh({x})"),
+        Op::Activation(Function::Sigmoid) => format!("torch.sigmoid({x})"),
+        Op::Activation(Function::Silu) => format!("torch.silu({x})"),
+        Op::Add => inputs.join(" + "),
+        Op::Multiply => inputs.join(" * "),
+        Op::Affine { scale, shift } => format!("{x} * {scale:?} + {shift:?}"),
+        Op::Concat => format!("torch.cat([{}], 1)", inputs.join(", ")),
+        Op::Upsample(_) => format!("torch.upsample_nearest2d({x}, {:?})", &node.dims[1..]),
+        Op::AveragePool(block) => format!("torch.avg_pool2d({x}, {block:?}, {block:?})"),
+        Op::MatMul { transpose_a, transpose_b } => {
+            let turned = |x: &str, turn| if turn { format!("torch.transpose({x}, -2, -1)") } else { x.to_owned() };
+            format!("torch.matmul({}, {})", turned(x, *transpose_a), turned(inputs[1], *transpose_b))
+        }
+        Op::Softmax => format!("torch.softmax({x}, -1)"),
+        Op::Reshape(dims) => {
+            let dims: String = dims.iter().map(|d| format!(", {d}")).collect();
+            format!("torch.reshape({x}, [{x}.size(0){dims}])")
+        }
+    };
+    ((!class.is_empty()).then_some(class), source)
 }

@@ -18,6 +18,7 @@ use crate::base::timer::StepTimer;
 use crate::data::batch::Batch;
 use crate::nets::Compute;
 use crate::nets::cost::Work;
+use crate::nets::graph::Graph;
 use network::Network;
 use noise::Noise;
 use optimizer::Adam;
@@ -99,10 +100,10 @@ pub trait Model {
     fn latent(&self) -> i64;
 
     /// The networks that exports and pictures are of: averaged weights where the model keeps an average.
-    fn exported(&self) -> Vec<&Network> {
+    fn exported(&self) -> Vec<&Graph> {
         let all = self.networks();
-        let averaged = |name| all.iter().any(|n| n.average && n.graph.name() == name);
-        all.iter().copied().filter(|n| n.average || !averaged(n.graph.name())).collect()
+        let average = |name| all.iter().copied().find(|n| n.average && n.graph.name() == name);
+        all.iter().copied().filter(|n| !n.average).map(|n| &average(n.graph.name()).unwrap_or(n).graph).collect()
     }
 
     /// Images of latents in evaluation mode: z [N,Z] -> [N,C,H,W] in [0,1].
@@ -110,9 +111,9 @@ pub trait Model {
     /// # Errors
     /// As [`Model::step`].
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        let takes_z = |n: &&Network| n.graph.inputs().iter().any(|port| port.name == "z");
-        let network = self.exported().into_iter().find(takes_z).context("no network takes latents")?;
-        network.graph.evaluate(&[z])?.pop().context("a decoder gives images")
+        let takes_z = |graph: &&Graph| graph.inputs().iter().any(|port| port.name == "z");
+        let decoder = self.exported().into_iter().find(takes_z).context("no network takes latents")?;
+        decoder.evaluate(&[z])?.pop().context("a decoder gives images")
     }
 
     /// The posterior of x [N,C,H,W] in [0,1] in evaluation mode: (mu [N,Z], logvar [N,Z]); none where a model has no encoder

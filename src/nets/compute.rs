@@ -102,12 +102,14 @@ impl Default for Compute {
 }
 
 impl Compute {
-    /// x [B,I] -> x Wᵀ + b [B,O], then an activation of this slope for x ≤ 0; 1 is none.
+    /// x [...,I] -> x Wᵀ + b [...,O], then an activation of this slope for x ≤ 0; 1 is none.
     ///
     /// # Errors
     /// libtorch's.
     pub fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
-        let small = x.size()[0] * (w.numel() as i64) < SMALL;
+        let (size, from) = (x.size(), w.size()[1]);
+        let rows: i64 = size.iter().rev().skip(1).product();
+        let small = rows * (w.numel() as i64) < SMALL;
         let products = match self.products {
             Products::Blas => native::Products::Blas,
             Products::BySize if small => native::Products::Brgemm,
@@ -115,7 +117,11 @@ impl Compute {
             Products::Brgemm => native::Products::Brgemm,
         };
         if self.own(x) || (x.device() == Device::Cpu && products != native::Products::Blas) {
-            return native::linear(x, w, b, slope, products);
+            if let [_, _] = size[..] {
+                return native::linear(x, w, b, slope, products);
+            }
+            let y = native::linear(&x.f_reshape([rows, from])?, w, b, slope, products)?;
+            return Ok(y.f_reshape([&size[..size.len() - 1], &[w.size()[0]]].concat())?);
         }
         Ok(x.f_linear(w, b)?)
     }

@@ -116,16 +116,8 @@ impl Graph {
     /// The calls that give `outputs`, in order.
     pub(super) fn plan(&self, outputs: &[Value], mode: Mode, device: Device) -> Vec<Call> {
         let first = self.inputs().len();
-        let mut readers = vec![0u32; first + self.nodes().len()];
-        for value in outputs {
-            // An output is read by the caller, and must not be overwritten either.
-            readers[value.0] += 2;
-        }
-        for (i, node) in self.nodes().iter().enumerate().rev() {
-            if readers[first + i] > 0 {
-                node.inputs.iter().for_each(|v| readers[v.0] += 1);
-            }
-        }
+        // An output has a reader outside, so that no node overwrites it.
+        let readers = self.readers(outputs);
         let mut calls: Vec<Call> = Vec::with_capacity(self.nodes().len());
         for (i, node) in self.nodes().iter().enumerate() {
             let result = first + i;
@@ -203,7 +195,11 @@ impl Graph {
                 side(x, *transpose_a)?.f_matmul(&side(&inputs[1], *transpose_b)?)?
             }
             Op::Softmax => x.f_softmax(-1, None::<Kind>)?,
-            Op::Reshape(dims) => compute.contiguous_image(x)?.f_reshape([&[-1], dims.as_slice()].concat())?,
+            Op::Reshape(dims) => {
+                // Not −1: images of another size must not turn into another number of them.
+                let batch = x.size().first().copied().unwrap_or(1);
+                compute.contiguous_image(x)?.f_reshape([&[batch], dims.as_slice()].concat())?
+            }
         })
     }
 }

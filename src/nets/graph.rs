@@ -146,6 +146,15 @@ pub struct Node {
     pub dims: Vec<i64>,
 }
 
+impl Node {
+    /// Parameters and buffers with their keys (`fc1.weight`); whether each is a parameter.
+    pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
+        let keyed =
+            |(key, t, parameter): (&str, &Tensor, bool)| (format!("{}.{key}", self.name), t.shallow_clone(), parameter);
+        self.op.tensors().into_iter().map(keyed).collect()
+    }
+}
+
 /// What goes into a network or comes out of it. The batch is its first dimension, of any size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Port {
@@ -237,12 +246,28 @@ impl Graph {
 
     /// Parameters and buffers with their keys (`fc1.weight`), in the order of the nodes; whether each is a parameter.
     pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
-        let named = |node: &'_ Node| {
-            let name = node.name.clone();
-            let tensors: Vec<_> = node.op.tensors().into_iter().map(|(k, t, p)| (k, t.shallow_clone(), p)).collect();
-            tensors.into_iter().map(move |(key, t, parameter)| (format!("{name}.{key}"), t, parameter))
-        };
-        self.nodes.iter().flat_map(named).collect()
+        self.nodes.iter().flat_map(Node::tensors).collect()
+    }
+
+    /// How often each value is read on the way to `outputs`, each of which counts as one reader; 0 for what they do not depend on.
+    pub(super) fn readers(&self, outputs: &[Value]) -> Vec<u32> {
+        let first = self.inputs.len();
+        let mut readers = vec![0; first + self.nodes.len()];
+        outputs.iter().for_each(|v| readers[v.0] += 1);
+        for (i, node) in self.nodes.iter().enumerate().rev() {
+            if readers[first + i] > 0 {
+                node.inputs.iter().for_each(|v| readers[v.0] += 1);
+            }
+        }
+        readers
+    }
+
+    /// The nodes that the graph's outputs depend on, in order, each with its result.
+    pub fn needed(&self) -> Vec<(Value, &Node)> {
+        let outputs: Vec<Value> = self.outputs.iter().map(|(_, v)| *v).collect();
+        let readers = self.readers(&outputs);
+        let all = self.nodes.iter().enumerate().map(|(i, node)| (self.result(i), node));
+        all.filter(|(value, _)| readers[value.0] > 0).collect()
     }
 
     /// Whether any operation mixes the images of a batch, so that two batches may not share one pass.
@@ -329,9 +354,10 @@ impl<'a> Builder<'a> {
     /// Adds an input; all inputs come before the first operation.
     ///
     /// # Errors
-    /// When an operation was added before.
+    /// When an operation was added before, or the name is taken.
     pub fn input(&mut self, port: Port) -> Result<Value> {
         ensure!(self.graph.nodes.is_empty(), "the input {} comes after operations: add inputs first", port.name);
+        self.check_port(&port)?;
         self.graph.inputs.push(port);
         Ok(Value(self.graph.inputs.len() - 1))
     }
@@ -339,10 +365,11 @@ impl<'a> Builder<'a> {
     /// Names a value as an output. Its dimensions must be those of the port.
     ///
     /// # Errors
-    /// When they differ.
+    /// When they differ, or the name is taken.
     pub fn output(&mut self, port: Port, value: Value) -> Result<()> {
         let found = self.graph.dims(value);
         ensure!(found == port.dims, "the output {} has dimensions {found:?}, wanted {:?}", port.name, port.dims);
+        self.check_port(&port)?;
         self.graph.outputs.push((port, value));
         Ok(())
     }
@@ -379,7 +406,7 @@ impl<'a> Builder<'a> {
     /// Adds an operation that has no parameters of its own, or whose parameters exist.
     ///
     /// # Errors
-    /// When the name is taken or has a `.` or `__` in it, or the inputs do not fit the operation.
+    /// When the name is taken or no plain word, or the inputs do not fit the operation.
     pub fn op(&mut self, name: impl Into<String>, op: Op, inputs: &[Value]) -> Result<Value> {
         let name = name.into();
         self.check_name(&name)?;
@@ -394,10 +421,22 @@ impl<'a> Builder<'a> {
     fn check_name(&self, name: &str) -> Result<()> {
         let taken = self.graph.nodes.iter().any(|node| node.name == name);
         ensure!(!taken, "two operations of the {} are named {name}: each needs its own name", self.graph.name);
+        let word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         ensure!(
-            !name.contains('.') && !name.contains("__") && !name.is_empty(),
-            "an operation of the {} is named {name:?}: names have no '.' and no '__'",
+            word && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !name.contains("__"),
+            "an operation of the {} is named {name:?}: a name is a letter, then letters, digits and single '_'",
             self.graph.name
+        );
+        Ok(())
+    }
+
+    fn check_port(&self, port: &Port) -> Result<()> {
+        let mut ports = self.graph.inputs.iter().chain(self.graph.outputs.iter().map(|(port, _)| port));
+        ensure!(
+            ports.all(|other| other.name != port.name),
+            "two inputs or outputs of the {} are named {}: each needs its own name",
+            self.graph.name,
+            port.name
         );
         Ok(())
     }

@@ -14,11 +14,11 @@ use crate::config::device;
 use crate::config::{self, Config, ModelKind, Settings};
 use crate::data;
 use crate::data::images::Source;
-use crate::models::network::Network;
 use crate::models::noise::Noise;
 use crate::models::tuning::Tuning;
 use crate::models::{Model, Part};
 use crate::native;
+use crate::nets::graph::Graph;
 use crate::run::checkpoint;
 use crate::run::folder::RunDir;
 
@@ -196,7 +196,7 @@ impl Trained {
     }
 
     /// The networks of a run's model; none of exported modules, which are networks already.
-    pub fn networks(&self) -> Option<Vec<&Network>> {
+    pub fn networks(&self) -> Option<Vec<&Graph>> {
         match &self.networks {
             Networks::Live(model, ..) => Some(model.exported()),
             Networks::Modules { .. } => None,

@@ -22,7 +22,7 @@ impl Session<'_> {
         let write = || -> Result<()> {
             let twin = self.twin_on_cpu(rec)?;
             let networks = twin.as_ref().unwrap_or(&self.setup.model).exported();
-            let origin = export::Origin::new(self.config, self.step);
+            let origin = self.config.origin(self.step);
             export::export(&networks, &origin, export::Format::value_variants(), &rec.run.path("export"))?;
             Ok(())
         };

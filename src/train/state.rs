@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::Session;
 use super::divergence::Diverged;
 use super::log::Recorder;
-use crate::models::{Model, Part, Visit};
+use crate::models::{Part, Visit};
 use crate::run::checkpoint;
 use crate::run::checkpoint::State;
 

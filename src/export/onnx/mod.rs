@@ -1,21 +1,18 @@
-//! ONNX files of networks, written natively: one for each network, of any batch size.
+//! ONNX files of graphs, written natively: one for each network, of any batch size.
 //!
-//! [`write`] turns a [`Network`]'s operations into the nodes of opset 17; constants carry the keys that the weights have in
-//! PyTorch (`fc1.weight`). [`Loaded`] reads such a file back and runs it from what stands in it alone, so that an export can be
-//! compared with the live network before anyone is told that it worked.
+//! [`write`] turns the nodes of a [`Graph`] into operators of opset 17; constants carry the keys that the weights have in PyTorch
+//! (`fc1.weight`). The tests run such files in onnxruntime: this program has no ONNX runtime of its own.
 
-mod check;
 mod proto;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 
 use crate::base::atomic_file::AtomicFile;
-use crate::nets::{Activation, BN_EPS, LEAK, Network, Operation, Port};
-pub use check::Loaded;
+use crate::nets::graph::{ConvLayer, Function, Graph, NORM_EPS, Node, Op, Port, Value};
 use proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, Stream,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
@@ -32,17 +29,17 @@ const BATCH: &str = "batch";
 /// Protocol buffers end here, in bytes.
 const MOST_BYTES: usize = i32::MAX as usize;
 
-/// Writes `network` to `path` as an ONNX model (opset 17, float32), `about` as its metadata: to a file beside it first, then
+/// Writes `graph` to `path` as an ONNX model (opset 17, float32), `about` as its metadata: to a file beside it first, then
 /// renamed, so that no half model is ever seen.
 ///
 /// The input and the outputs have the names and dimensions of their [`Port`]s after a first dimension `batch` of any size. Only
 /// one weight at a time is copied.
 ///
 /// # Errors
-/// When the file cannot be written, or would be above the 2 GB that the format allows; names it. When the network has two
-/// operations of one name, or `about` a key twice.
-pub fn write(network: &Network, about: &[(&str, String)], path: &Path) -> Result<()> {
-    let graph = Builder::default().graph(network)?;
+/// When the file cannot be written, or would be above the 2 GB that the format allows; names it. When a name would stand
+/// for two things, or `about` has a key twice.
+pub fn write(graph: &Graph, about: &[(&str, String)], path: &Path) -> Result<()> {
+    let graph = OnnxBuilder::default().graph(graph)?;
     let model = ModelProto {
         ir_version: IR_VERSION,
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
@@ -119,80 +116,170 @@ struct Built {
 
 /// A graph under construction.
 #[derive(Default)]
-struct Builder {
+struct OnnxBuilder {
     nodes: Vec<NodeProto>,
     constants: Vec<Constant>,
+    /// What values are called.
+    names: BTreeMap<Value, String>,
 }
 
-impl Builder {
-    fn graph(mut self, network: &Network) -> Result<Built> {
-        let mut shared = network.input.name.to_owned();
-        for (name, op) in &network.trunk {
-            shared = self.operation(name, op, shared, None)?;
+impl OnnxBuilder {
+    fn graph(mut self, graph: &Graph) -> Result<Built> {
+        for (i, port) in graph.inputs().iter().enumerate() {
+            self.names.insert(graph.input(i), port.name.to_owned());
         }
-        for (port, ops) in &network.outputs {
-            let mut value = shared.clone();
-            for (i, (name, op)) in ops.iter().enumerate() {
-                let last = (i + 1 == ops.len()).then_some(port.name);
-                value = self.operation(name, op, value, last)?;
-            }
-            if ops.is_empty() {
-                // Two outputs may be one value, and the input one of them: each still has its own name.
-                self.node(port.name, "Identity", vec![shared.clone()], vec![], Some(port.name));
+        // A value that is an output has the output's name.
+        let mut outputs: BTreeMap<Value, &str> = BTreeMap::new();
+        for (port, value) in graph.outputs() {
+            outputs.entry(*value).or_insert(port.name);
+        }
+        for (value, node) in graph.needed() {
+            let output = outputs.get(&value).map_or_else(|| format!("{}.output", node.name), |name| (*name).to_owned());
+            self.operation(node, &output)?;
+            self.names.insert(value, output);
+        }
+        for (port, value) in graph.outputs() {
+            let name = self.name(*value)?;
+            if name != port.name {
+                // Two outputs may be one value, and an input one of them: each still has its own name.
+                self.push(port.name, "Identity", vec![name], vec![], port.name);
             }
         }
-        let graph = GraphProto {
+        let proto = GraphProto {
             node: self.nodes,
-            name: network.name.to_owned(),
+            name: graph.name().to_owned(),
             initializer: Vec::new(),
-            input: vec![value_info(&network.input)],
-            output: network.outputs.iter().map(|(port, _)| value_info(port)).collect(),
+            input: graph.inputs().iter().map(value_info).collect(),
+            output: graph.outputs().iter().map(|(port, _)| value_info(port)).collect(),
         };
-        check_names(&graph, &self.constants)?;
-        Ok(Built { graph, constants: self.constants })
+        check_names(&proto, &self.constants)?;
+        Ok(Built { graph: proto, constants: self.constants })
     }
 
-    /// Adds the node or nodes of an operation on `input`; returns the name of what comes out: `output`, or one made of the
-    /// operation's, which can be no tensor's key and no port's name.
-    fn operation(&mut self, name: &str, op: &Operation, input: String, output: Option<&str>) -> Result<String> {
-        let mut inputs = vec![input];
-        for (key, t, _) in op.tensors() {
-            inputs.push(self.constant(name, key, t.shallow_clone()));
+    fn name(&self, value: Value) -> Result<String> {
+        self.names.get(&value).cloned().context("a value is read before it is computed")
+    }
+
+    /// Adds the node or nodes of an operation; the last one gives `output`.
+    fn operation(&mut self, node: &Node, output: &str) -> Result<()> {
+        let name = node.name.as_str();
+        let mut inputs = node.inputs.iter().map(|v| self.name(*v)).collect::<Result<Vec<_>>>()?;
+        let x = inputs[0].clone();
+        let mut tensors: BTreeMap<&str, String> = BTreeMap::new();
+        for (key, t, _) in node.op.tensors() {
+            tensors.insert(key, self.constant(name, key, t.shallow_clone()));
         }
-        let (op_type, attributes) = match op {
-            // Weights stay [out,in], as PyTorch has them.
-            Operation::Linear(_) => ("Gemm", vec![int("transB", 1)]),
-            Operation::Conv(_) => ("Conv", halving()),
-            Operation::ConvTranspose(_) => ("ConvTranspose", halving()),
-            Operation::BatchNorm(_) => {
-                ensure!(
-                    inputs.len() == 5,
-                    "{name} has no scale or no shift, and ONNX's batch normalisation takes both: export TorchScript"
-                );
-                ("BatchNormalization", vec![float("epsilon", BN_EPS)])
+        let mut tensor = |key| tensors.remove(key);
+        let (op_type, attributes) = match &node.op {
+            Op::Linear(_) if node.dims.len() == 1 => {
+                // Weights stay [out,in], as PyTorch has them.
+                inputs.extend(tensor("weight").into_iter().chain(tensor("bias")));
+                ("Gemm", vec![int("transB", 1)])
             }
-            Operation::Activation(Activation::Relu) => ("Relu", vec![]),
-            Operation::Activation(Activation::LeakyRelu) => ("LeakyRelu", vec![float("alpha", LEAK)]),
-            Operation::Activation(Activation::Tanh) => ("Tanh", vec![]),
-            Operation::Sigmoid => ("Sigmoid", vec![]),
-            Operation::Affine { scale, shift } => {
-                inputs.push(self.constant(name, "scale", Tensor::from(*scale as f32)));
+            Op::Linear(_) => {
+                let weight = tensor("weight").into_iter().collect();
+                let turned = self.node(name, "turned", "Transpose", weight, vec![ints("perm", &[1, 0])]);
+                match tensor("bias") {
+                    None => {
+                        inputs.push(turned);
+                        ("MatMul", vec![])
+                    }
+                    Some(bias) => {
+                        inputs = vec![self.node(name, "product", "MatMul", vec![x, turned], vec![]), bias];
+                        ("Add", vec![])
+                    }
+                }
+            }
+            Op::Conv(l) => {
+                inputs.extend(tensor("weight").into_iter().chain(tensor("bias")));
+                (if l.transposed { "ConvTranspose" } else { "Conv" }, conv_attributes(l))
+            }
+            Op::BatchNorm(l) => {
+                let channels = l.running_mean.size()[0];
+                for (key, value) in [("weight", 1.0), ("bias", 0.0)] {
+                    let given = tensor(key);
+                    inputs.push(given.map_or_else(|| self.filled(name, key, channels, value), Ok)?);
+                }
+                inputs.extend(tensor("running_mean").into_iter().chain(tensor("running_var")));
+                ("BatchNormalization", vec![float("epsilon", NORM_EPS)])
+            }
+            Op::GroupNorm(l) => {
+                let (groups, channels) = (l.num_groups, l.num_channels);
+                let elements = node.dims.iter().product::<i64>() / groups;
+                let grouped = self.reshaped(name, "grouped", x, &[0, groups, elements])?;
+                let (one, zero) = (self.filled(name, "one", groups, 1.0)?, self.filled(name, "zero", groups, 0.0)?);
+                let epsilon = vec![float("epsilon", NORM_EPS)];
+                let normal = self.node(name, "normal", "InstanceNormalization", vec![grouped, one, zero], epsilon);
+                let shape = [&[0], node.dims.as_slice()].concat();
+                match (tensor("weight"), tensor("bias")) {
+                    (Some(weight), Some(bias)) => {
+                        let image = self.reshaped(name, "image", normal, &shape)?;
+                        let weight = self.reshaped(name, "scale", weight, &[channels, 1, 1])?;
+                        let bias = self.reshaped(name, "shift", bias, &[channels, 1, 1])?;
+                        inputs = vec![self.node(name, "scaled", "Mul", vec![image, weight], vec![]), bias];
+                        ("Add", vec![])
+                    }
+                    _ => {
+                        inputs = vec![normal, self.constant(name, "shape", Tensor::f_from_slice(&shape)?)];
+                        ("Reshape", vec![])
+                    }
+                }
+            }
+            Op::LayerNorm(l) => {
+                let width = l.normalized_shape.iter().product();
+                let scale = tensor("weight").map_or_else(|| self.filled(name, "weight", width, 1.0), Ok)?;
+                inputs.extend([scale].into_iter().chain(tensor("bias")));
+                ("LayerNormalization", vec![int("axis", -1), float("epsilon", NORM_EPS)])
+            }
+            Op::Activation(Function::Relu) => ("Relu", vec![]),
+            Op::Activation(Function::LeakyRelu(slope)) => ("LeakyRelu", vec![float("alpha", *slope)]),
+            Op::Activation(Function::Tanh) => ("Tanh", vec![]),
+            Op::Activation(Function::Sigmoid) => ("Sigmoid", vec![]),
+            Op::Activation(Function::Silu) => {
+                inputs.push(self.node(name, "gate", "Sigmoid", vec![x], vec![]));
+                ("Mul", vec![])
+            }
+            Op::Add => ("Add", vec![]),
+            Op::Multiply => ("Mul", vec![]),
+            Op::Affine { scale, shift } => {
+                let scale = self.constant(name, "scale", Tensor::from(*scale as f32));
                 let shift = self.constant(name, "shift", Tensor::from(*shift as f32));
-                inputs = vec![self.node(&format!("{name}.scaled"), "Mul", inputs, vec![], None), shift];
+                inputs = vec![self.node(name, "scaled", "Mul", vec![x, scale], vec![]), shift];
                 ("Add", vec![])
             }
-            Operation::Reshape([c, h, w]) => {
+            Op::Concat => ("Concat", vec![int("axis", 1)]),
+            Op::Embedding(_) => {
+                inputs = tensor("weight").into_iter().chain([x]).collect();
+                ("Gather", vec![int("axis", 0)])
+            }
+            Op::Upsample(k) => {
+                // The operator's defaults, nearest with half-pixel centres, repeat each pixel for whole factors.
+                let scales = Tensor::f_from_slice(&[1.0, 1.0, *k as f32, *k as f32])?;
+                inputs.extend([String::new(), self.constant(name, "scales", scales)]);
+                ("Resize", vec![])
+            }
+            Op::AveragePool(block) => ("AveragePool", vec![ints("kernel_shape", block), ints("strides", block)]),
+            Op::MatMul { transpose_a, transpose_b } => {
+                let rank = node.dims.len() as i64 + 1;
+                let perm: Vec<i64> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
+                for (i, (turn, key)) in [(transpose_a, "a_turned"), (transpose_b, "b_turned")].into_iter().enumerate() {
+                    if *turn {
+                        inputs[i] =
+                            self.node(name, key, "Transpose", vec![inputs[i].clone()], vec![ints("perm", &perm)]);
+                    }
+                }
+                ("MatMul", vec![])
+            }
+            Op::Softmax => ("Softmax", vec![int("axis", -1)]),
+            Op::Reshape(dims) => {
                 // 0 takes the input's own first dimension: unlike −1 it tells shape inference that the batch stays the batch.
-                inputs.push(self.constant(name, "shape", Tensor::f_from_slice(&[0, *c, *h, *w])?));
+                let shape = [&[0], dims.as_slice()].concat();
+                inputs.push(self.constant(name, "shape", Tensor::f_from_slice(&shape)?));
                 ("Reshape", vec![])
             }
-            Operation::Flatten => ("Flatten", vec![int("axis", 1)]),
-            Operation::Squeeze => {
-                inputs.push(self.constant(name, "axes", Tensor::f_from_slice(&[1i64])?));
-                ("Squeeze", vec![])
-            }
         };
-        Ok(self.node(name, op_type, inputs, attributes, output))
+        self.push(name, op_type, inputs, attributes, output);
+        Ok(())
     }
 
     /// Adds a constant of an operation; returns its name.
@@ -202,25 +289,40 @@ impl Builder {
         name
     }
 
-    /// Adds a node; returns the name of what comes out.
+    /// Adds a constant vector of one number.
+    fn filled(&mut self, operation: &str, key: &str, width: i64, value: f64) -> Result<String> {
+        Ok(self.constant(operation, key, Tensor::f_full([width], value, (Kind::Float, tch::Device::Cpu))?))
+    }
+
+    /// Adds a reshape on the way to an operation's result; 0 keeps a dimension.
+    fn reshaped(&mut self, operation: &str, key: &str, input: String, dims: &[i64]) -> Result<String> {
+        let shape = self.constant(operation, &format!("{key}_shape"), Tensor::f_from_slice(dims)?);
+        Ok(self.node(operation, key, "Reshape", vec![input, shape], vec![]))
+    }
+
+    /// Adds a node on the way to an operation's result; returns the name of what comes out.
     fn node(
         &mut self,
-        name: &str,
+        operation: &str,
+        key: &str,
         op_type: &str,
         input: Vec<String>,
         attribute: Vec<AttributeProto>,
-        output: Option<&str>,
     ) -> String {
-        let output = output.map_or_else(|| format!("{name}.output"), str::to_owned);
+        let (name, output) = (format!("{operation}.{key}"), format!("{operation}.{key}.output"));
+        self.push(&name, op_type, input, attribute, &output);
+        output
+    }
+
+    fn push(&mut self, name: &str, op_type: &str, input: Vec<String>, attribute: Vec<AttributeProto>, output: &str) {
         self.nodes.push(NodeProto {
             input,
-            output: vec![output.clone()],
+            output: vec![output.to_owned()],
             name: name.to_owned(),
             op_type: op_type.to_owned(),
             attribute,
             domain: String::new(),
         });
-        output
     }
 }
 
@@ -237,9 +339,14 @@ fn check_names(graph: &GraphProto, constants: &[Constant]) -> Result<()> {
     }
 }
 
-/// The settings of a convolution of 4×4, stride 2, padding 1, either way.
-fn halving() -> Vec<AttributeProto> {
-    vec![ints("kernel_shape", &[4, 4]), ints("pads", &[1, 1, 1, 1]), ints("strides", &[2, 2])]
+/// The settings of a convolution, either way.
+fn conv_attributes(l: &ConvLayer) -> Vec<AttributeProto> {
+    let mut all =
+        vec![ints("kernel_shape", &[l.kernel(); 2]), ints("pads", &[l.padding; 4]), ints("strides", &[l.stride; 2])];
+    if l.groups > 1 {
+        all.push(int("group", l.groups));
+    }
+    all
 }
 
 fn float(name: &str, value: f64) -> AttributeProto {
@@ -256,12 +363,13 @@ fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto { name: name.to_owned(), ints: values.to_vec(), r#type, ..Default::default() }
 }
 
-/// A port as ONNX describes it: float32 [batch,dims].
+/// A port as ONNX describes it: float32, or int64 class numbers, [batch,dims].
 fn value_info(port: &Port) -> ValueInfoProto {
     let batch = DimensionProto { dim_value: None, dim_param: Some(BATCH.to_owned()) };
     let fixed = port.dims.iter().map(|&d| DimensionProto { dim_value: Some(d), dim_param: None });
     let shape = TensorShapeProto { dim: [batch].into_iter().chain(fixed).collect() };
-    let tensor = TensorTypeProto { elem_type: data_type::FLOAT, shape: Some(shape) };
+    let elem_type = if port.classes.is_some() { data_type::INT64 } else { data_type::FLOAT };
+    let tensor = TensorTypeProto { elem_type, shape: Some(shape) };
     let range = port.range.map_or_else(String::new, |(low, high)| format!(", from {low} to {high}"));
     ValueInfoProto {
         name: port.name.to_owned(),
