@@ -31,9 +31,9 @@ struct Case {
 
 fn build(kind: ModelKind, settings: &Settings, shape: Shape) -> Result<(Box<dyn Model>, Origin)> {
     let config = config::resolve(kind, settings)?;
-    let mut model = build::build(&config, shape, 10, Device::Cpu)?;
+    let model = build::build(&config, shape, 10, Device::Cpu)?;
     model.visit(&mut Scramble)?;
-    Ok((model, Origin::new(&config, 3)))
+    Ok((model, config.origin(3)))
 }
 
 /// Gives batch normalisation statistics that a mistake would show in.
@@ -102,13 +102,13 @@ fn run_script(python: &Path, script: &str, command: &str, folders: &[PathBuf]) {
 /// Inputs and the live networks' outputs, for others to compare with.
 fn write_expected(model: &dyn Model, file: &Path) -> Result<()> {
     let mut all = Vec::new();
-    for network in model.networks() {
+    for network in model.exported() {
         for batch in BATCHES {
-            let x = export::example(&network.input, batch)?;
-            for ((port, _), y) in network.outputs.iter().zip((network.live)(&x)?) {
-                all.push((format!("{}.{batch}.{}", network.name, port.name), y));
+            let x = export::example(&network.inputs()[0], batch)?;
+            for ((port, _), y) in network.outputs().iter().zip(network.evaluate(&[&x])?) {
+                all.push((format!("{}.{batch}.{}", network.name(), port.name), y));
             }
-            all.push((format!("{}.{batch}.input", network.name), x));
+            all.push((format!("{}.{batch}.input", network.name()), x));
         }
     }
     ganvae::base::weights_file::write(file, all)
@@ -121,7 +121,7 @@ fn python_loads_runs_converts_and_trains_every_export() {
     let mut folders = Vec::new();
     for case in cases() {
         let out = dir.path().join(&case.name);
-        export::export(&case.model.networks(), &case.origin, Format::value_variants(), &out).unwrap();
+        export::export(&case.model.exported(), &case.origin, Format::value_variants(), &out).unwrap();
         write_expected(case.model.as_ref(), &out.join("expected.safetensors")).unwrap();
         folders.push(out);
     }
@@ -137,7 +137,7 @@ fn weights_go_to_pytorch_and_back_without_losing_a_bit() {
     let cases: Vec<_> = cases().into_iter().filter(|c| !c.name.contains("article")).collect();
     let folders: Vec<_> = cases.iter().map(|c| dir.path().join(&c.name)).collect();
     for (case, folder) in cases.iter().zip(&folders) {
-        export::export(&case.model.networks(), &case.origin, &formats, folder).unwrap();
+        export::export(&case.model.exported(), &case.origin, &formats, folder).unwrap();
     }
     // Python changes every number, and writes both kinds of file.
     run_script(&python, "check_exports.py", "change", &folders);
@@ -145,14 +145,14 @@ fn weights_go_to_pytorch_and_back_without_losing_a_bit() {
         for (case, folder) in cases.iter().zip(&folders) {
             let (from, back) = (folder.join(extension), folder.join("back"));
             std::fs::create_dir_all(&from).unwrap();
-            for network in case.model.networks() {
-                let file = format!("{}.{extension}", network.name);
+            for network in case.model.exported() {
+                let file = format!("{}.{extension}", network.name());
                 std::fs::copy(folder.join("changed").join(&file), from.join(&file)).unwrap();
             }
             let (mut fresh, origin) = build(case.kind, &case.settings, case.shape).unwrap();
             let taken = init_from(fresh.as_mut(), &from).unwrap();
             assert!(taken.missing.is_empty() && taken.unused.is_empty(), "{}: {taken}", case.name);
-            export::export(&fresh.networks(), &origin, &formats, &back).unwrap();
+            export::export(&fresh.exported(), &origin, &formats, &back).unwrap();
         }
         run_script(&python, "check_exports.py", "same", &folders);
     }
@@ -210,11 +210,11 @@ fn cpp_and_rust_run_every_module() {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     for case in cases() {
         let out = dir.path().join(&case.name);
-        export::export(&case.model.networks(), &case.origin, &[Format::Torchscript], &out).unwrap();
-        for network in case.model.networks() {
-            let module = out.join(format!("{}.pt", network.name));
-            let x = export::example(&network.input, 3).unwrap();
-            let want = (network.live)(&x).unwrap();
+        export::export(&case.model.exported(), &case.origin, &[Format::Torchscript], &out).unwrap();
+        for network in case.model.exported() {
+            let module = out.join(format!("{}.pt", network.name()));
+            let x = export::example(&network.inputs()[0], 3).unwrap();
+            let want = network.evaluate(&[&x]).unwrap();
 
             let rust = CModule::load(&module).unwrap();
             assert_eq!(
@@ -234,9 +234,9 @@ fn cpp_and_rust_run_every_module() {
             assert!(ran.status.success(), "{}: {}", case.name, String::from_utf8_lossy(&ran.stderr));
             assert_eq!(got.len(), want.len());
             for (i, (want, got)) in want.iter().zip(&got).enumerate() {
-                assert!(off(got, want) < 1e-5, "{}.{} in Rust", case.name, network.name);
+                assert!(off(got, want) < 1e-5, "{}.{} in Rust", case.name, network.name());
                 let cpp = Tensor::load(format!("{}{i}.pt", prefix.display())).unwrap();
-                assert!(off(&cpp, want) < 1e-5, "{}.{} in C++", case.name, network.name);
+                assert!(off(&cpp, want) < 1e-5, "{}.{} in C++", case.name, network.name());
                 assert_eq!(cpp.kind(), Kind::Float);
             }
         }

@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_name_is_drawn_once_in_a_step() {
         for noise in both(1) {
-            noise.normal("z", &[2]).unwrap();
+            let _first = noise.normal("z", &[2]).unwrap();
             let e = noise.normal("z", &[2]).unwrap_err().to_string();
             assert!(e.contains("z was drawn twice"), "{e}");
         }

@@ -439,7 +439,7 @@ mod tests {
         fn new() -> Self {
             let (network, ()) = Network::new("n", Device::Cpu, Init::PyTorch, |b| {
                 let x = b.input(Port::new("x", &[1], "numbers"))?;
-                b.output(Port::new("x", &[1], "numbers"), x)
+                b.output(Port::new("y", &[1], "numbers"), x)
             })
             .unwrap();
             Timed(network)
