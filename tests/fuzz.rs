@@ -32,7 +32,7 @@ use ganvae::config::{self, ModelKind, Settings};
 use ganvae::data::images::{Images, Source};
 use ganvae::data::{cifar, folder, idx};
 use ganvae::models::{Part, Visit};
-use ganvae::pictures::curves;
+use ganvae::pictures::curves::Metrics;
 use ganvae::run::checkpoint::{self, State};
 use image::codecs::gif::GifEncoder;
 use image::codecs::pnm::{PnmEncoder, PnmSubtype, SampleEncoding};
@@ -1331,6 +1331,7 @@ impl MetricsFile {
         };
         let rows = |model| (1..7).map(|i| row(model, i)).collect::<String>();
         let resumed = rows("vae") + &rows("vae")[..rows("vae").len() / 2] + "\n\n{\"step\":9,\"lo";
+        fs::write(dir.join("scalars.json"), "{}").unwrap();
         MetricsFile { path: dir.join("metrics.jsonl"), seeds: vec![rows("vae"), rows("gan"), resumed, String::new()] }
     }
 }
@@ -1355,7 +1356,7 @@ impl Target for MetricsFile {
     }
 
     fn read(&mut self) -> Result<()> {
-        let metrics = curves::read_metrics(&self.path)?;
+        let metrics = Metrics::read(self.path.parent().unwrap())?;
         for key in ["loss", "recon", "kl", "test_loss", "epoch", "d_loss", "g_loss", "d_real", "step", "lr"] {
             let series = metrics.series(key);
             assert!(series.iter().all(|p| p.0.is_finite() && p.1.is_finite()), "{key} is not finite");

@@ -14,19 +14,22 @@ use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::progress::{self, Progress};
+use crate::base::scalar::{self, Scalar};
 use crate::base::seed::{Stream, seed_for};
+use crate::base::shape::Shape;
 use crate::base::signals::{self, StopFlag};
 use crate::base::timer::Clock;
 use crate::config::build;
 use crate::config::device;
-use crate::config::{Config, ModelKind};
+use crate::config::{Config, ModelKind, ModelSpec};
 use crate::export;
+use crate::models::losses::GanLoss;
 use crate::models::tuning::Tuning;
 use crate::models::{Model, Part, StepCx, Visit, noise};
 use crate::native;
-use crate::pictures::curves;
+use crate::pictures::animation;
+use crate::pictures::curves::{self, Metrics};
 use crate::pictures::grid;
-use crate::pictures::training_animation;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::folder::{self, Lock, MetricsLog, RunDir, RunInfo};
 use crate::train::divergence::{Diverged, Watch};
@@ -71,6 +74,32 @@ pub fn train(config: &Config) -> Result<Outcome> {
     run.write_config(&config.kept_toml()?, &session.info)?;
     let state = session.state(0.0, 0)?;
     session.run(run, lock, state)
+}
+
+/// What the model logs, and how it is drawn.
+fn scalars(config: &Config, shape: Shape) -> Vec<Scalar> {
+    let (nats, critic, health) = ("nats per image", "mean critic output", "accuracy and diversity");
+    match config.model_spec(shape, 1) {
+        ModelSpec::Vae(_) => vec![
+            Scalar::new("loss", "loss", nats, "loss").lower(),
+            Scalar::new("recon", "reconstruction", nats, "reconstruction").lower(),
+            Scalar::new("kl", "KL", nats, "KL"),
+            Scalar::new("elbo", "ELBO", nats, "").higher(),
+        ],
+        ModelSpec::Gan(spec) => {
+            // The losses of a discriminator that cannot tell real from generated images (arXiv 1406.2661, theorem 1).
+            let ln2 = std::f64::consts::LN_2;
+            let generator = if spec.loss == GanLoss::Minimax { -ln2 } else { ln2 };
+            vec![
+                Scalar::new("d_loss", "discriminator", "nats", "loss").equilibrium(Some(2.0 * ln2)),
+                Scalar::new("g_loss", "generator", "nats", "loss").equilibrium(Some(generator)),
+                Scalar::new("d_real", "real images", "logit", critic),
+                Scalar::new("d_fake", "generated images", "logit", critic),
+                Scalar::new("d_accuracy", "accuracy", "share", health),
+                Scalar::new("diversity", "diversity", "ratio", health).higher(),
+            ]
+        }
+    }
 }
 
 /// Everything a run needs in memory.
@@ -203,6 +232,7 @@ impl<'a> Session<'a> {
     /// The loop: from `state`, which is that of this session, to `self.setup.total`, or until a signal.
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
         run.make_folders()?;
+        scalar::write(&run.path("scalars.json"), &scalars(self.config, self.setup.train.shape()))?;
         if !run.path("data.png").exists() {
             grid::draw(&self.setup.train.spread(SAMPLES)?, COLUMNS)?.save(&run.path("data.png"))?;
         }
@@ -369,7 +399,7 @@ impl<'a> Session<'a> {
     /// Draws training as an animation; the line that says where, of a run with more than one picture.
     fn timelapse(&self, rec: &Recorder) -> String {
         let out = rec.run.samples().join("progress.gif");
-        match training_animation::draw(&rec.run.samples(), self.setup.per_epoch, &out) {
+        match animation::draw_training(&rec.run.samples(), self.setup.per_epoch, &out) {
             Ok(true) => format!("progress {}/samples/progress.gif\n", rec.run.shown()),
             Ok(false) => String::new(),
             Err(e) => {
@@ -546,7 +576,7 @@ impl<'a> Session<'a> {
         let began = Instant::now();
         let name = Path::new(&self.setup.data).file_name().unwrap_or_default().to_string_lossy();
         let title = format!("{} on {name}", self.config.model);
-        let drawn = curves::read_metrics(&rec.run.path("metrics.jsonl"))
+        let drawn = Metrics::read(rec.run.root())
             .and_then(|metrics| curves::draw_run(&metrics, &title, &rec.run.path("loss.png")));
         if let (Err(e), false) = (drawn, rec.warned) {
             rec.warned = true;
