@@ -218,12 +218,13 @@ impl<DB: Backend> Surface<DB> {
             let column = x_range.1 / (frame.x1 - frame.x0) / 2.0;
             let lines = within(&thinned(&curve.points, column), range);
             lines.into_iter().try_for_each(|line| curve.style.line(plot.plotting_area(), curve.color, line))?;
-            // With many points the dots shrink, or they would melt into one; a line of one point is a dot.
-            let radius = ((frame.x1 - frame.x0) / curve.points.len().max(1) as f64 * 0.35).clamp(1.6, 4.5);
-            let single = curve.points.len() == 1;
-            if curve.style.has_dots() || single {
+            // With many points the dots shrink, or they would melt into one; a line of one point is a small dot.
+            let (dots, single) = (curve.style.has_dots(), curve.points.len() == 1);
+            let gap = (frame.x1 - frame.x0) / curve.points.len().max(1) as f64;
+            let radius = if dots { (gap * 0.35).clamp(1.6, 4.5) } else { 3.0 };
+            if dots || single {
                 let inside = curve.points.iter().filter(|p| (range.0..=range.1).contains(&p.1));
-                plot.draw_series(inside.flat_map(|p| dot(*p, if single { 3.5 } else { radius }, curve.color)))?;
+                plot.draw_series(inside.flat_map(|p| dot(*p, radius, curve.color)))?;
             }
         }
         if empty {
@@ -303,11 +304,7 @@ fn widest(ticks: &[f64]) -> f64 {
 /// A dot, hollow where it is large enough.
 fn dot<P: Clone>(at: P, radius: f64, color: RGBColor) -> Vec<Circle<P, i32>> {
     let disc = |radius, color: RGBColor| Circle::new(at.clone(), units(radius), color.filled());
-    if radius > 3.0 && radius != 3.5 {
-        vec![disc(radius, color), disc(radius - 1.8, WHITE)]
-    } else {
-        vec![disc(radius, color)]
-    }
+    if radius > 3.0 { vec![disc(radius, color), disc(radius - 1.8, WHITE)] } else { vec![disc(radius, color)] }
 }
 
 /// ln 2, −ln 4, or its digits.
