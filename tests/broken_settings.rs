@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use ganvae::base::seed::Rng;
 use ganvae::base::usage::Usage;
 use ganvae::config::{self, ModelKind, Settings};
-use ganvae::pictures::curves;
+use ganvae::pictures::curves::Metrics;
 use harm::*;
 
 /// The config file, and what is resolved from it.
@@ -104,6 +104,7 @@ impl MetricsFile {
         };
         let rows = |model| (1..7).map(|i| row(model, i)).collect::<String>();
         let resumed = rows("vae") + &rows("vae")[..rows("vae").len() / 2] + "\n\n{\"step\":9,\"lo";
+        fs::write(dir.join("scalars.json"), "{}").unwrap();
         MetricsFile { path: dir.join("metrics.jsonl"), seeds: vec![rows("vae"), rows("gan"), resumed, String::new()] }
     }
 }
@@ -128,7 +129,7 @@ impl Target for MetricsFile {
     }
 
     fn read(&mut self) -> Result<()> {
-        let metrics = curves::read_metrics(&self.path)?;
+        let metrics = Metrics::read(self.path.parent().unwrap())?;
         for key in ["loss", "recon", "kl", "test_loss", "epoch", "d_loss", "g_loss", "d_real", "step", "lr"] {
             let series = metrics.series(key);
             assert!(series.iter().all(|p| p.0.is_finite() && p.1.is_finite()), "{key} is not finite");

@@ -70,6 +70,7 @@ fn a_vae_run_leaves_everything_the_contract_names() {
     for file in [
         "config.toml",
         "metrics.jsonl",
+        "scalars.json",
         "loss.png",
         "data.png",
         "samples/epoch-0001.png",
@@ -211,6 +212,8 @@ fn plot_draws_one_run_or_several() {
     good(dir.path(), &["plot", "a", "--out", "a.svg"]);
     assert!(fs::read_to_string(dir.path().join("a.svg")).unwrap().contains("nats per image"));
     assert_eq!(good(dir.path(), &["plot", "a", "b"]), "curves.png\n");
+    fs::remove_file(dir.path().join("b/scalars.json")).unwrap();
+    refused(dir.path(), &["plot", "b"], 1, &["b has no scalars.json", "ganvae 0.1", "`ganvae plot"]);
     assert!(fs::metadata(dir.path().join("curves.png")).unwrap().len() > 1000);
 }
 

@@ -1,6 +1,12 @@
 //! A number that training logs, described where it is computed: charts, reports and checks know no model.
 
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::base::atomic_file;
 
 /// Which way a scalar gets better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,22 +18,26 @@ pub enum Better {
     Higher,
 }
 
-/// One key of `metrics.jsonl`: what it is and how it is drawn. A run keeps the list in `scalars.json`.
+/// One key of `metrics.jsonl`: what it is and how it is drawn. A run keeps the list in `scalars.json`, an object by key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scalar {
     /// Its key; held-out values have the prefix `test_`.
+    #[serde(skip)]
     pub key: String,
     /// What a legend calls it.
     pub name: String,
     /// Its unit, such as `nats per image`; empty for a pure number.
     pub unit: String,
-    /// Title of the panel of the chart that it is drawn in.
+    /// Title of the panel of the chart that it is drawn in; empty for a scalar that is logged and not drawn.
     pub panel: String,
     /// Which way is better; none where neither is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub better: Option<Better>,
     /// The largest magnitude of training that works, far above that of a model which has learned nothing; none for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<f64>,
     /// Where a game stands when neither player can win: a dashed line of the chart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equilibrium: Option<f64>,
 }
 
@@ -60,5 +70,70 @@ impl Scalar {
     #[must_use]
     pub fn equilibrium(self, at: Option<f64>) -> Self {
         Scalar { equilibrium: at, ..self }
+    }
+}
+
+/// Writes the list as one JSON object, in its order.
+///
+/// # Errors
+/// When the file cannot be written; names it.
+pub fn write(path: &Path, scalars: &[Scalar]) -> Result<()> {
+    let entry = |s: &Scalar| Ok((s.key.clone(), serde_json::to_value(s)?));
+    let object = scalars.iter().map(entry).collect::<Result<Map<String, Value>>>()?;
+    let text = format!("{:#}\n", Value::from(object));
+    Ok(atomic_file::write_unsynced(path, text.as_bytes())?)
+}
+
+/// Reads what [`write`] wrote.
+///
+/// # Errors
+/// When the file cannot be read, or is no list of scalars; names it, and the scalar.
+pub fn read(path: &Path) -> Result<Vec<Scalar>> {
+    let text = std::fs::read(path).with_context(|| format!("{} could not be read", path.display()))?;
+    let object: Map<String, Value> = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a JSON object of scalars by key", path.display()))?;
+    let scalar = |(key, value): (String, Value)| match serde_json::from_value::<Scalar>(value) {
+        Ok(scalar) => Ok(Scalar { key, ..scalar }),
+        Err(e) => Err(e).with_context(|| format!("{} describes no scalar under \"{key}\"", path.display())),
+    };
+    object.into_iter().map(scalar).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_reads_back_in_its_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scalars.json");
+        let all = [
+            Scalar::new("loss", "loss", "nats per image", "loss").lower().limit(1e6),
+            Scalar::new("g_loss", "generator", "nats", "loss").equilibrium(Some(2f64.ln())),
+            Scalar::new("elbo", "ELBO", "nats per image", "").higher(),
+        ];
+        write(&path, &all).unwrap();
+        assert_eq!(read(&path).unwrap(), all);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["loss"]["better"], "lower");
+        assert_eq!(json["elbo"].get("equilibrium"), None, "what a scalar has not is not written");
+    }
+
+    #[test]
+    fn what_is_no_list_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scalars.json");
+        for (text, part) in [
+            ("[]", "not a JSON object"),
+            ("{\"kl\":{\"name\":\"KL\",\"unit\":\"\"}}", "\"kl\""),
+            ("{\"kl\":{\"name\":\"\",\"unit\":\"\",\"panel\":\"\",\"better\":\"up\"}}", "\"kl\""),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains("scalars.json") && error.contains(part), "{error}");
+        }
+        assert!(write(Path::new("/nonexistent/a.json"), &[]).unwrap_err().to_string().contains("/nonexistent/a.json"));
     }
 }

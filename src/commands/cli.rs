@@ -183,7 +183,7 @@ pub struct Interpolate {
     /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "data")]
     pub data_dir: Option<PathBuf>,
-    /// A .png for one grid, a .gif or .apng for an animation there and back, a .npy for the numbers (row by row), or a folder
+    /// A .png for one grid, a .gif for an animation there and back, a .npy for the numbers (row by row), or a folder
     /// for a picture each [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
@@ -208,7 +208,7 @@ pub struct Traverse {
     /// Start from the first image of `ganvae sample` with this seed [default: from the prior's mean]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// A .png for one grid, a .gif or .apng for an animation there and back, a .npy for the numbers (row by row), or a folder
+    /// A .png for one grid, a .gif for an animation there and back, a .npy for the numbers (row by row), or a folder
     /// for a picture each [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
@@ -256,7 +256,7 @@ pub struct Plot {
     /// A VAE's latents of held-out images in two dimensions, a colour for each class
     #[arg(long, conflicts_with = "progress")]
     pub latent: bool,
-    /// The run's sample pictures one after another, as a .gif or .apng
+    /// The run's sample pictures one after another, as a .gif
     #[arg(long)]
     pub progress: bool,
     /// A .png or .svg [default: loss.png in the run, or curves.png for several; latent.png; samples/progress.gif]

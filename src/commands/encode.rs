@@ -12,10 +12,11 @@ use crate::base::usage::usage;
 use crate::config::Settings;
 use crate::data::dataset::Dataset;
 use crate::data::images::{Images, Source, spread};
-use crate::pictures::curves::{Scatter, draw_scatter, thousands};
+use crate::pictures::curves::thousands;
 use crate::pictures::grid;
-use crate::pictures::image_writer::{Format, Sink, flat};
-use crate::pictures::npy::Npy;
+use crate::pictures::image_writer::{Format, ImageWriter, flat};
+use crate::pictures::latent_scatter::LatentScatter;
+use crate::pictures::npy::NpyWriter;
 use crate::run::trained::{BATCH, Trained, default_place};
 
 /// Points in a picture of latents at the most: MNIST's held-out images, all of them.
@@ -87,7 +88,7 @@ pub fn reconstruct(root: &Path, given: Given, count: usize, out: Option<&Path>, 
     let data = Dataset::new(images, trained.device())?;
     let mut sink = match format {
         Format::Grid => None,
-        _ => Some(Sink::open(&out, chosen.len(), trained.shape(), None)?),
+        _ => Some(ImageWriter::open(&out, chosen.len(), trained.shape(), None)?),
     };
     let mut pairs = Vec::new();
     for some in chosen.chunks(BATCH as usize) {
@@ -127,8 +128,8 @@ pub fn encode(root: &Path, given: Given, out: Option<&Path>, over: &Settings) ->
     let images = given.split.of(&source);
     let (n, z) = (images.count, trained.latent() as usize);
     let mut files = vec![out.clone(), out.with_extension("logvar.npy")];
-    let mut mus = Npy::<f32>::create(&files[0], &[n, z])?;
-    let mut logvars = Npy::<f32>::create(&files[1], &[n, z])?;
+    let mut mus = NpyWriter::<f32>::create(&files[0], &[n, z])?;
+    let mut logvars = NpyWriter::<f32>::create(&files[1], &[n, z])?;
     each_posterior(&trained, images, |mu, logvar| {
         // sync: on their way to files.
         mus.push(&Vec::<f32>::try_from(&flat(mu)?)?)?;
@@ -136,7 +137,7 @@ pub fn encode(root: &Path, given: Given, out: Option<&Path>, over: &Settings) ->
     })?;
     if !images.labels.is_empty() {
         let file = out.with_extension("labels.npy");
-        let mut labels = Npy::<i64>::create(&file, &[n])?;
+        let mut labels = NpyWriter::<i64>::create(&file, &[n])?;
         labels.push(&images.labels.iter().map(|l| i64::from(*l)).collect::<Vec<_>>())?;
         labels.finish()?;
         files.push(file);
@@ -205,7 +206,7 @@ pub fn draw(
         Split::Train => "training",
         Split::Test => "held-out",
     };
-    let scatter = Scatter {
+    let scatter = LatentScatter {
         title: format!("{title}: latents of {} {which} images of {}", thousands(images.count), source.name),
         note: format!("{} of {} dimensions active", plane.active, trained.latent()),
         x_label: plane.labels.0,
@@ -215,7 +216,7 @@ pub fn draw(
         names: source.classes,
         prior: plane.prior,
     };
-    draw_scatter(&scatter, &out)?;
+    scatter.draw_to(&out)?;
     Ok(out)
 }
 

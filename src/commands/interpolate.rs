@@ -11,9 +11,9 @@ use crate::base::usage::usage;
 use crate::config::Settings;
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
-use crate::pictures::animation::{self, Film};
+use crate::pictures::animation::{is_gif, write_gif};
 use crate::pictures::grid;
-use crate::pictures::image_writer::{Format, Sink, flat};
+use crate::pictures::image_writer::{Format, ImageWriter, flat};
 use crate::run::trained::{BATCH, Trained, default_place};
 
 /// Steps of a path in a still picture, and in an animation, where they are moments.
@@ -136,7 +136,7 @@ fn planned(out: &Path, rows: i64, steps: Option<i64>) -> Result<(Format, i64)> {
     if let Some(steps) = steps.filter(|s| !(2..=1000).contains(s)) {
         usage!("--steps {steps}: wanted a whole number from 2 to 1000, both ends included");
     }
-    let steps = steps.unwrap_or(if animation::Kind::of(out).is_some() { STEPS.1 } else { STEPS.0 });
+    let steps = steps.unwrap_or(if is_gif(out) { STEPS.1 } else { STEPS.0 });
     Ok((Format::of(out, (rows * steps) as usize, true)?, steps))
 }
 
@@ -170,16 +170,16 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn show(&self, out: &Path, format: Format) -> Result<()> {
-        if let Format::Film(kind) = format {
+        if format == Format::Gif {
             // Few enough, as `planned` saw to it, and each is decoded once for both ways.
             let mut images = Vec::new();
             self.each(|batch| {
                 images.push(grid::bytes(batch)?);
                 Ok(())
             })?;
-            return self.film(&Tensor::f_cat(&images, 0)?, Film::start(out, kind, 2 * self.steps - 2)?);
+            return self.animate(&Tensor::f_cat(&images, 0)?, out);
         }
-        let mut sink = Sink::open(out, self.rows * self.steps, self.trained.shape(), Some(self.steps))?;
+        let mut sink = ImageWriter::open(out, self.rows * self.steps, self.trained.shape(), Some(self.steps))?;
         self.each(|batch| sink.push(batch))?;
         sink.finish()
     }
@@ -195,24 +195,24 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// All rows side by side at one step after the other: images [R·S,C,H,W].
-    fn film(&self, images: &Tensor, mut film: Film) -> Result<()> {
+    /// Writes all rows side by side at one step after the other: images [R·S,C,H,W].
+    fn animate(&self, images: &Tensor, out: &Path) -> Result<()> {
         let (rows, steps) = (self.rows as i64, self.steps as i64);
         let size = images.size();
         let square = grid::columns_for(self.rows, size[2] as usize, size[3] as usize);
         // Without a gap at the end where a number of columns near it leaves none.
         let columns = (square..2 * square).find(|c| self.rows.is_multiple_of(*c)).unwrap_or(square);
-        for step in there_and_back(self.steps) {
+        let frame = |step: usize| {
             let index: Vec<i64> = (0..rows).map(|row| row * steps + step as i64).collect();
-            let frame = grid::draw(&images.f_index_select(0, &Tensor::f_from_slice(&index)?)?, columns)?;
+            let picture = grid::draw(&images.f_index_select(0, &Tensor::f_from_slice(&index)?)?, columns)?;
             let end = step == 0 || step + 1 == self.steps;
-            film.push(&frame, if end { SHOWN.1 } else { SHOWN.0 })?;
-        }
-        film.finish()
+            Ok((picture, if end { SHOWN.1 } else { SHOWN.0 }))
+        };
+        write_gif(out, there_and_back(self.steps).into_iter().map(frame))
     }
 }
 
-/// Steps to the other end and back, so that a film which repeats never jumps: 0, 1, 2, 1 of three.
+/// Steps to the other end and back, so that an animation which repeats never jumps: 0, 1, 2, 1 of three.
 fn there_and_back(steps: usize) -> Vec<usize> {
     (0..steps).chain((1..steps.saturating_sub(1)).rev()).collect()
 }

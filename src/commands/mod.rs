@@ -25,8 +25,7 @@ use crate::config::{self, Settings};
 use crate::data;
 use crate::export::{self, Verified};
 use crate::pictures::animation;
-use crate::pictures::curves;
-use crate::pictures::training_animation;
+use crate::pictures::curves::{self, Metrics};
 use crate::run::folder::RunDir;
 use crate::run::trained::Trained;
 use crate::train::{self, Outcome};
@@ -264,17 +263,14 @@ fn run_plot(args: &Plot) -> Result<u8> {
     let mut all = Vec::new();
     for root in &args.runs {
         let run = RunDir::open(root)?;
-        all.push((name_of(root), curves::read_metrics(&run.path("metrics.jsonl"))?));
+        all.push((name_of(root), Metrics::read(run.root())?));
     }
     let out = match (&args.out, args.runs.as_slice()) {
         (Some(out), _) => out.clone(),
         (None, [one]) => one.join("loss.png"),
         (None, _) => PathBuf::from("curves.png"),
     };
-    match all.as_slice() {
-        [(name, metrics)] => curves::draw_run(metrics, name, &out)?,
-        several => curves::draw_runs(several, &out)?,
-    }
+    curves::draw_runs(&all, &out)?;
     print_path(&out)
 }
 
@@ -290,11 +286,11 @@ fn plot_progress(root: &Path, args: &Plot) -> Result<u8> {
     let (model, settings, info) = run.config()?;
     let batch_size = config::resolve(model, &settings)?.batch_size;
     let out = args.out.clone().unwrap_or_else(|| run.samples().join("progress.gif"));
-    if animation::Kind::of(&out).is_none() {
-        usage!("--out {}: training becomes an animation, a .gif or a .apng", out.display());
+    if !animation::is_gif(&out) {
+        usage!("--out {}: training becomes an animation, a .gif", out.display());
     }
     let per_epoch = build::steps_per_epoch(info.train_images, batch_size);
-    if !training_animation::draw(&run.samples(), per_epoch, &out)? {
+    if !animation::draw_training(&run.samples(), per_epoch, &out)? {
         bail!(
             "{} has fewer than two sample pictures, which make no animation: train on with `ganvae train --resume {}`",
             run.samples().display(),

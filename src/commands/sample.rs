@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::base::usage::usage;
 use crate::config::Settings;
-use crate::pictures::image_writer::{Format, Sink};
+use crate::pictures::image_writer::{Format, ImageWriter};
 use crate::run::trained::{BATCH, Trained, default_place};
 
 /// Bounds of `--truncation`. Below the first all images are one; beyond the second a normal number lies once in 10^23.
@@ -47,7 +47,7 @@ pub fn sample(root: &Path, ask: Samples, over: &Settings) -> Result<PathBuf> {
     let out = out.map_or_else(|| default_place(root, "samples", &format!("sample-{seed}{cut}.png")), Path::to_owned);
     Format::of(&out, count as usize, false)?;
     let trained = Trained::open(root, over)?;
-    let mut sink = Sink::open(&out, count as usize, trained.shape(), None)?;
+    let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
     for from in (0..count).step_by(BATCH as usize) {
         let mut z = trained.prior(seed, from, BATCH)?;
         if let Some(bound) = truncation {

@@ -99,12 +99,12 @@ pub struct GanTerms {
 fn scalars(loss: GanLoss) -> Vec<Scalar> {
     let [d, g] = loss.equilibrium();
     vec![
-        Scalar::new("d_loss", "discriminator", "nats", "losses").limit(loss.limit()).equilibrium(d),
-        Scalar::new("g_loss", "generator", "nats", "losses").limit(loss.limit()).equilibrium(g),
-        Scalar::new("d_real", "real images", "logit", "discriminator's mean logits"),
-        Scalar::new("d_fake", "generated images", "logit", "discriminator's mean logits"),
-        Scalar::new("d_accuracy", "accuracy of the discriminator", "", "accuracy and diversity"),
-        Scalar::new("diversity", "diversity of generated images", "", "accuracy and diversity").higher(),
+        Scalar::new("d_loss", "discriminator", "nats", "loss").limit(loss.limit()).equilibrium(d),
+        Scalar::new("g_loss", "generator", "nats", "loss").limit(loss.limit()).equilibrium(g),
+        Scalar::new("d_real", "real images", "logit", "mean critic output"),
+        Scalar::new("d_fake", "generated images", "logit", "mean critic output"),
+        Scalar::new("d_accuracy", "accuracy", "share", "accuracy and diversity"),
+        Scalar::new("diversity", "diversity", "ratio", "accuracy and diversity").higher(),
     ]
 }
 

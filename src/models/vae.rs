@@ -74,8 +74,8 @@ fn scalars(spec: &VaeSpec) -> Vec<Scalar> {
     vec![
         nats("loss", "loss", "loss").lower(),
         nats("recon", "reconstruction", "reconstruction").lower().limit(limit),
-        nats("kl", "KL", "KL to the prior").limit(limit),
-        nats("elbo", "ELBO", "evidence lower bound").higher(),
+        nats("kl", "KL", "KL").limit(limit),
+        nats("elbo", "ELBO", "").higher(),
     ]
 }
 

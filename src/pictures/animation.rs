@@ -1,9 +1,6 @@
-//! Animations: pictures one after another as a GIF or an APNG that repeats for ever.
+//! Animations: pictures one after another as a GIF that repeats for ever, among them training from its sample pictures.
 
-use std::cell::RefCell;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,168 +8,121 @@ use crate::base::atomic_file::AtomicFile;
 use crate::pictures::grid::Picture;
 
 /// How thoroughly a frame with more than 256 colours is brought down to them: 1 the best, 30 the fastest. At 10 a frame takes
-/// a tenth of the time that it takes at 1, and differs by no eye's measure.
+/// a tenth of the time that it takes at 1, and looks the same.
 const SPEED: i32 = 10;
-/// A GIF counts pixels in 16 bits.
-const WIDEST: usize = 65_535;
+/// Frames of training at the most: longer animations are not watched to the end.
+const MAX_FRAMES: usize = 100;
+/// Seconds that all frames of training but the last take together, within the limits for one.
+const LENGTH_S: usize = 8;
+/// Hundredths of a second for a frame of training at the least and at the most, and for the last one.
+const SHOWN: (usize, usize, u16) = (10, 50, 250);
+/// Pixels of the longer side of a frame of training at the most; larger pictures are made smaller.
+const MAX_SIDE: u32 = 720;
 
-/// The kinds of animation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// At most 256 colours in a frame; every viewer shows it.
-    Gif,
-    /// Every colour; browsers show it.
-    Apng,
+/// Whether a file's ending asks for an animation.
+pub fn is_gif(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gif"))
 }
 
-impl Kind {
-    /// The kind that a file's ending asks for.
-    pub fn of(path: &Path) -> Option<Kind> {
-        match path.extension()?.to_string_lossy().to_lowercase().as_str() {
-            "gif" => Some(Kind::Gif),
-            "apng" => Some(Kind::Apng),
-            _ => None,
-        }
-    }
-}
-
-/// An animation that is being written; its file appears when all frames are there.
-pub struct Film {
-    out: PathBuf,
-    kind: Kind,
-    frames: usize,
-    done: usize,
-    size: (usize, usize),
-    writer: Writer,
-}
-
-enum Writer {
-    /// The first frame says how large all are.
-    Waiting(AtomicFile),
-    Gif(Box<gif::Encoder<AtomicFile>>),
-    Apng(Box<png::Writer<Shared>>, Shared),
-    Broken,
-}
-
-/// A file that its encoder does not give back.
-#[derive(Clone)]
-struct Shared(Rc<RefCell<AtomicFile>>);
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.borrow_mut().flush()
-    }
-}
-
-impl Film {
-    /// An animation of `frames` pictures at `out`.
-    ///
-    /// # Errors
-    /// When its file cannot be made.
-    pub fn start(out: &Path, kind: Kind, frames: usize) -> Result<Self> {
-        let writer = Writer::Waiting(AtomicFile::create(out)?);
-        Ok(Film { out: out.to_owned(), kind, frames, done: 0, size: (0, 0), writer })
-    }
-
-    /// The next frame, shown for `hundredths` of a second.
-    ///
-    /// # Errors
-    /// When it is of another size than those before, one too many, too large for a GIF, or cannot be written.
-    pub fn push(&mut self, picture: &Picture, hundredths: u16) -> Result<()> {
-        let size = (picture.width, picture.height);
-        if self.done == 0 {
-            self.size = size;
-        }
-        ensure!(
-            self.size == size,
-            "frame {} of {} has {}x{} pixels, those before it {}x{}: they must be of one size",
-            self.done + 1,
-            self.out.display(),
-            size.0,
-            size.1,
-            self.size.0,
-            self.size.1
-        );
-        ensure!(self.done < self.frames, "{} is made for {} frames, there are more", self.out.display(), self.frames);
-        self.done += 1;
-        self.write(picture, hundredths).with_context(|| unwritten(&self.out))
-    }
-
-    fn write(&mut self, picture: &Picture, hundredths: u16) -> Result<()> {
-        self.writer = match std::mem::replace(&mut self.writer, Writer::Broken) {
-            Writer::Waiting(file) => self.begin(file)?,
-            begun => begun,
-        };
-        match &mut self.writer {
-            Writer::Gif(encoder) => encoder.write_frame(&gif::Frame { delay: hundredths, ..frame(picture) })?,
-            Writer::Apng(writer, _) => {
-                writer.set_frame_delay(hundredths, 100)?;
-                writer.write_image_data(&picture.rgb)?;
-            }
-            Writer::Waiting(_) | Writer::Broken => {}
-        }
-        Ok(())
-    }
-
-    fn begin(&self, file: AtomicFile) -> Result<Writer> {
-        let (width, height) = self.size;
-        ensure!(width.max(height) <= WIDEST, "{width}x{height} pixels, and no side may have more than {WIDEST}");
-        Ok(match self.kind {
-            Kind::Gif => {
-                let mut encoder = gif::Encoder::new(file, width as u16, height as u16, &[])?;
-                encoder.set_repeat(gif::Repeat::Infinite)?;
-                Writer::Gif(Box::new(encoder))
-            }
-            Kind::Apng => {
-                let file = Shared(Rc::new(RefCell::new(file)));
-                let mut encoder = png::Encoder::new(file.clone(), width as u32, height as u32);
-                encoder.set_color(png::ColorType::Rgb);
-                encoder.set_animated(u32::try_from(self.frames)?, 0)?;
-                Writer::Apng(Box::new(encoder.write_header()?), file)
-            }
+/// Writes frames, each shown for so many hundredths of a second, one at a time; the file appears when all are in it.
+///
+/// # Errors
+/// A frame that is an error, of another size than those before or too large for a GIF; no frame; a full disk.
+pub fn write_gif(out: &Path, frames: impl IntoIterator<Item = Result<(Picture, u16)>>) -> Result<()> {
+    let unwritten = || format!("the animation {} could not be written", out.display());
+    let file = AtomicFile::create(out).with_context(unwritten)?;
+    let mut frames = frames.into_iter();
+    let first = frames.next().with_context(|| format!("{} has no frames", out.display()))??;
+    let size = (first.0.width, first.0.height);
+    let side = |n: usize| {
+        u16::try_from(n).with_context(|| {
+            format!(
+                "{}: {}x{} pixels, and no side of a GIF may have more than {}",
+                unwritten(),
+                size.0,
+                size.1,
+                u16::MAX
+            )
         })
+    };
+    let mut encoder = gif::Encoder::new(file, side(size.0)?, side(size.1)?, &[]).with_context(unwritten)?;
+    encoder.set_repeat(gif::Repeat::Infinite).with_context(unwritten)?;
+    for (i, frame) in std::iter::once(Ok(first)).chain(frames).enumerate() {
+        let (picture, delay) = frame?;
+        ensure!(
+            size == (picture.width, picture.height),
+            "frame {} of {} has {}x{} pixels, those before it {}x{}: they must be of one size",
+            i + 1,
+            out.display(),
+            picture.width,
+            picture.height,
+            size.0,
+            size.1
+        );
+        encoder.write_frame(&gif::Frame { delay, ..frame_of(picture) }).with_context(unwritten)?;
     }
-
-    /// Puts the file in its place.
-    ///
-    /// # Errors
-    /// When frames are missing, or the disk refuses.
-    pub fn finish(self) -> Result<()> {
-        let (done, frames, out) = (self.done, self.frames, &self.out);
-        ensure!(done == frames && done > 0, "{} has {done} of {frames} frames", out.display());
-        let end = || -> Result<()> {
-            match self.writer {
-                Writer::Gif(encoder) => encoder.into_inner()?.commit_unsynced()?,
-                Writer::Apng(writer, file) => {
-                    writer.finish()?;
-                    let file = Rc::into_inner(file.0).context("its encoder has not ended")?;
-                    file.into_inner().commit_unsynced()?;
-                }
-                Writer::Waiting(_) | Writer::Broken => {}
-            }
-            Ok(())
-        };
-        end().with_context(|| unwritten(out))
-    }
-}
-
-fn unwritten(out: &Path) -> String {
-    format!("the animation {} could not be written", out.display())
+    encoder.into_inner().and_then(AtomicFile::commit_unsynced).with_context(unwritten)
 }
 
 /// A picture in at most 256 colours.
-fn frame(picture: &Picture) -> gif::Frame<'static> {
-    let mut rgb = picture.rgb.clone();
+fn frame_of(mut picture: Picture) -> gif::Frame<'static> {
     // The greys of images and the colour between them are one too many for a palette, and choosing among them would dither:
     // every second grey is enough for the eye.
-    for pixel in rgb.chunks_exact_mut(3).filter(|p| p[0] == p[1] && p[1] == p[2]) {
+    for pixel in picture.rgb.chunks_exact_mut(3).filter(|p| p[0] == p[1] && p[1] == p[2]) {
         pixel.fill((u16::from(pixel[0] >> 1) * 255 / 127) as u8);
     }
-    gif::Frame::from_rgb_speed(picture.width as u16, picture.height as u16, &rgb, SPEED)
+    gif::Frame::from_rgb_speed(picture.width as u16, picture.height as u16, &picture.rgb, SPEED)
+}
+
+/// Draws training: the pictures `epoch-*.png` and `step-*.png` of the folder `samples`, first to last, as an animation at `out`.
+/// Epochs have `per_epoch` steps. True when there is one: a single picture does not move.
+///
+/// # Errors
+/// A picture that cannot be read; an animation that cannot be written.
+pub fn draw_training(samples: &Path, per_epoch: u64, out: &Path) -> Result<bool> {
+    let pictures = sample_pictures(samples, per_epoch)?;
+    if pictures.len() < 2 {
+        return Ok(false);
+    }
+    let (last, frames) = (pictures.len() - 1, pictures.len().min(MAX_FRAMES));
+    let shown = (100 * LENGTH_S / frames).clamp(SHOWN.0, SHOWN.1) as u16;
+    // The first and the last picture, and evenly between.
+    let chosen = (0..frames).map(|i| &pictures[i * last / (frames - 1)]);
+    let mut first = None;
+    let frame = |(i, path): (usize, &PathBuf)| {
+        let picture = read_picture(path)?;
+        let (w, h) = (picture.width, picture.height);
+        let (first_w, first_h) = *first.get_or_insert((w, h));
+        ensure!(
+            (w, h) == (first_w, first_h),
+            "the picture {} has {w}x{h} pixels, those before it {first_w}x{first_h}: an animation needs one size",
+            path.display()
+        );
+        Ok((picture, if i + 1 == frames { SHOWN.2 } else { shown }))
+    };
+    write_gif(out, chosen.enumerate().map(frame))?;
+    Ok(true)
+}
+
+/// The sample pictures in the order of their steps.
+fn sample_pictures(samples: &Path, per_epoch: u64) -> Result<Vec<PathBuf>> {
+    let mut all: Vec<(u64, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(samples).with_context(|| format!("{} cannot be read", samples.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let number = |prefix: &str| name.strip_prefix(prefix)?.strip_suffix(".png")?.parse::<u64>().ok();
+        let step = number("epoch-").map(|e| e.saturating_mul(per_epoch)).or_else(|| number("step-"));
+        all.extend(step.map(|step| (step, path)));
+    }
+    all.sort();
+    Ok(all.into_iter().map(|(_, path)| path).collect())
+}
+
+fn read_picture(path: &Path) -> Result<Picture> {
+    let image = image::open(path).with_context(|| format!("the picture {} cannot be read", path.display()))?;
+    let large = image.width().max(image.height()) > MAX_SIDE;
+    let image = if large { image.thumbnail(MAX_SIDE, MAX_SIDE) } else { image }.into_rgb8();
+    Ok(Picture { width: image.width() as usize, height: image.height() as usize, rgb: image.into_raw() })
 }
 
 #[cfg(test)]
@@ -180,75 +130,118 @@ mod tests {
     use super::*;
     use image::AnimationDecoder;
     use image::codecs::gif::GifDecoder;
-    use image::codecs::png::PngDecoder;
     use std::fs::File;
     use std::io::BufReader;
 
-    /// Frame i of a film: greys of every level, which fill a palette, and one colour more, which says which frame it is.
+    /// Frame i of an animation: greys of every level, which fill a palette, and one colour more, which says which frame it is.
     fn picture(i: u8) -> Picture {
         let greys = (0..=255u8).flat_map(|v| [v; 3]);
         let rgb = [40, 44, 200 + i].repeat(32).into_iter().chain(greys).collect();
         Picture { width: 32, height: 9, rgb }
     }
 
-    fn decoded(path: &Path, kind: Kind) -> Vec<image::Frame> {
+    fn decoded(path: &Path) -> Vec<image::Frame> {
         let file = BufReader::new(File::open(path).unwrap());
-        let frames = match kind {
-            Kind::Gif => GifDecoder::new(file).unwrap().into_frames(),
-            Kind::Apng => PngDecoder::new(file).unwrap().apng().unwrap().into_frames(),
-        };
-        frames.collect_frames().unwrap()
+        GifDecoder::new(file).unwrap().into_frames().collect_frames().unwrap()
     }
 
     #[test]
-    fn a_film_reads_back_frame_by_frame() {
+    fn an_animation_reads_back_frame_by_frame() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, kind, off) in [("a.gif", Kind::Gif, 1), ("a.APNG", Kind::Apng, 0)] {
-            let out = dir.path().join(name);
-            assert_eq!(Kind::of(&out), Some(kind));
-            let mut film = Film::start(&out, kind, 3).unwrap();
-            for i in 0..3 {
-                film.push(&picture(i), if i == 2 { 150 } else { 8 }).unwrap();
-            }
+        let out = dir.path().join("a.GIF");
+        assert!(is_gif(&out) && !is_gif(Path::new("a.png")) && !is_gif(Path::new("a.apng")));
+        let frames = (0..3).map(|i| {
             assert!(!out.exists(), "nothing half-written is ever seen");
-            film.finish().unwrap();
-            let frames = decoded(&out, kind);
-            let delays: Vec<_> = frames.iter().map(|f| f.delay().numer_denom_ms()).collect();
-            assert_eq!(delays.iter().map(|d| d.0 / d.1).collect::<Vec<_>>(), [80, 80, 1500]);
-            for (i, frame) in frames.iter().enumerate() {
-                assert_eq!(frame.buffer().dimensions(), (32, 9));
-                let want = picture(i as u8).rgb;
-                for (got, want) in frame.buffer().pixels().zip(want.chunks_exact(3)) {
-                    let near = got.0.iter().zip(want).all(|(g, w)| g.abs_diff(*w) <= off);
-                    assert!(near, "{kind:?}, frame {i}: {got:?}, not {want:?}");
-                }
-                assert_eq!(frame.buffer().get_pixel(0, 0).0, [40, 44, 200 + i as u8, 255], "other colours are exact");
+            Ok((picture(i), if i == 2 { 150 } else { 8 }))
+        });
+        write_gif(&out, frames).unwrap();
+        let frames = decoded(&out);
+        let delays: Vec<_> = frames.iter().map(|f| f.delay().numer_denom_ms()).collect();
+        assert_eq!(delays.iter().map(|d| d.0 / d.1).collect::<Vec<_>>(), [80, 80, 1500]);
+        for (i, frame) in frames.iter().enumerate() {
+            assert_eq!(frame.buffer().dimensions(), (32, 9));
+            let want = picture(i as u8).rgb;
+            for (got, want) in frame.buffer().pixels().zip(want.chunks_exact(3)) {
+                let near = got.0.iter().zip(want).all(|(g, w)| g.abs_diff(*w) <= 1);
+                assert!(near, "frame {i}: {got:?}, not {want:?}");
             }
+            assert_eq!(frame.buffer().get_pixel(0, 0).0, [40, 44, 200 + i as u8, 255], "other colours are exact");
         }
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
-        let bytes = std::fs::read(dir.path().join("a.gif")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let bytes = std::fs::read(&out).unwrap();
         assert!(bytes.windows(16).any(|w| w == b"NETSCAPE2.0\x03\x01\x00\x00\x00"), "it repeats for ever");
-        assert_eq!(Kind::of(Path::new("a.png")), None);
     }
 
     #[test]
-    fn a_film_that_is_not_whole_is_refused_and_leaves_nothing() {
+    fn an_animation_that_is_not_whole_is_refused_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        for kind in [Kind::Gif, Kind::Apng] {
-            let start = |frames| Film::start(&dir.path().join("a"), kind, frames).unwrap();
-            let mut film = start(2);
-            film.push(&picture(0), 8).unwrap();
-            assert!(film.finish().unwrap_err().to_string().contains("1 of 2 frames"));
-            assert!(start(0).finish().is_err());
-            let mut film = start(1);
-            film.push(&picture(0), 8).unwrap();
-            assert!(film.push(&picture(1), 8).unwrap_err().to_string().contains("made for 1"));
-            let small = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-            assert!(film.push(&small, 8).unwrap_err().to_string().contains("1x1 pixels, those before it 32x9"));
-            let wide = Picture { width: 70_000, height: 1, rgb: vec![0; 210_000] };
-            assert!(format!("{:#}", start(1).push(&wide, 8).unwrap_err()).contains("70000x1"));
-        }
+        let refused = |frames: Vec<Result<Picture>>| {
+            let frames = frames.into_iter().map(|f| Ok((f?, 8)));
+            format!("{:#}", write_gif(&dir.path().join("a.gif"), frames).unwrap_err())
+        };
+        assert!(refused(vec![]).contains("no frames"));
+        assert!(refused(vec![Ok(picture(0)), Err(anyhow::anyhow!("lost"))]).contains("lost"));
+        let small = Picture { width: 1, height: 1, rgb: vec![0; 3] };
+        assert!(refused(vec![Ok(picture(0)), Ok(small)]).contains("1x1 pixels, those before it 32x9"));
+        let wide = Picture { width: 70_000, height: 1, rgb: vec![0; 210_000] };
+        assert!(refused(vec![Ok(wide)]).contains("70000x1"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(Film::start(Path::new("/nonexistent/a.gif"), Kind::Gif, 1).is_err());
+        assert!(write_gif(Path::new("/nonexistent/a.gif"), [Ok((picture(0), 8))]).is_err());
+    }
+
+    fn save(dir: &Path, name: &str, level: u8, (width, height): (usize, usize)) {
+        Picture { width, height, rgb: vec![level; width * height * 3] }.save(&dir.join(name)).unwrap();
+    }
+
+    /// The level of each frame's first pixel, its size, and how long it is shown in ms.
+    fn frames(path: &Path) -> Vec<(u8, (u32, u32), u32)> {
+        let frames = decoded(path);
+        let ms = |f: &image::Frame| f.delay().numer_denom_ms().0 / f.delay().numer_denom_ms().1;
+        frames.iter().map(|f| (f.buffer().get_pixel(0, 0).0[0], f.buffer().dimensions(), ms(f))).collect()
+    }
+
+    #[test]
+    fn pictures_follow_each_other_by_step_and_the_last_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let d = dir.path();
+        let out = d.join("progress.gif");
+        save(d, "epoch-0010.png", 255, (40, 20));
+        assert!(!draw_training(d, 5, &out).unwrap() && !out.exists(), "one picture does not move");
+        // Step 12 lies between epochs 2 (step 10) and 10 (step 50); the rest is not of the run.
+        save(d, "step-00000012.png", 102, (40, 20));
+        save(d, "epoch-0002.png", 0, (40, 20));
+        save(d, "sample-0.png", 9, (1, 1));
+        std::fs::write(d.join("epoch-0003.png.part"), "half").unwrap();
+        assert!(draw_training(d, 5, &out).unwrap());
+        let all = frames(&out);
+        assert_eq!(all.iter().map(|f| f.2).collect::<Vec<_>>(), [500, 500, 2500]);
+        let near = all.iter().zip([0u8, 102, 255]).all(|(f, want)| f.0.abs_diff(want) <= 1 && f.1 == (40, 20));
+        assert!(near, "{all:?}");
+        save(d, "epoch-0011.png", 0, (41, 20));
+        let e = format!("{:#}", draw_training(d, 5, &out).unwrap_err());
+        assert!(e.contains("epoch-0011.png") && e.contains("41x20"), "{e}");
+        std::fs::write(d.join("epoch-0011.png"), "no picture").unwrap();
+        assert!(format!("{:#}", draw_training(d, 5, &out).unwrap_err()).contains("epoch-0011.png"));
+        assert_eq!(frames(&out), all, "the animation that was there stays");
+    }
+
+    #[test]
+    fn long_runs_are_cut_to_a_hundred_frames_and_large_pictures_brought_down() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..=250u32 {
+            save(dir.path(), &format!("epoch-{i:04}.png"), i as u8, (2, 2));
+        }
+        let out = dir.path().join("progress.gif");
+        assert!(draw_training(dir.path(), 1, &out).unwrap());
+        let all = frames(&out);
+        assert_eq!((all.len(), all[0].0, all[0].2), (100, 0, 100));
+        assert!(all[99].0.abs_diff(250) <= 1 && all.windows(2).all(|w| w[0].0 <= w[1].0));
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..2 {
+            save(dir.path(), &format!("epoch-{i:04}.png"), 50, (2000, 1000));
+        }
+        let out = dir.path().join("progress.gif");
+        assert!(draw_training(dir.path(), 1, &out).unwrap());
+        assert_eq!(frames(&out)[0].1, (720, 360));
     }
 }

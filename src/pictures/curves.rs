@@ -1,66 +1,80 @@
-//! Loss curves and latents: reads a run's `metrics.jsonl`, or takes points, and draws them as PNG or SVG.
+//! Loss curves of a run, or of several: reads what was logged and what it means, and draws it as PNG or SVG.
 
-mod canvas;
-mod chart;
-mod scale;
-mod scatter;
-
-use anyhow::{Context, Result, bail};
-use canvas::Drawing;
-use chart::{Entry, Figure, Layer, Level, Panel, Style};
-use plotters::style::{BLACK, RGBColor, WHITE};
-use scale::{Pt, grouped};
-use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::base::atomic_file;
+use anyhow::{Context, Result, bail, ensure};
+use plotters::style::{BLACK, RGBColor, WHITE};
+use serde_json::{Map, Value};
 
-pub use scatter::Scatter;
+use crate::base::scalar::{self, Scalar};
+use crate::pictures::chart::{Curve, Figure, GREY, Panel, Style};
+use crate::pictures::surface::{self, Pt};
+use crate::pictures::ticks::{grouped, scientific};
 
-/// Width and height of every chart of curves in pixels.
+/// Width and height of a chart of up to two rows of panels in pixels.
 pub const SIZE: (u32, u32) = (1200, 800);
+/// What every further row adds to its height.
+const ROW_HEIGHT: u32 = 300;
 
-// The palette of Okabe and Ito (2008), which colour-blind readers can tell apart, without its yellow
-// (too faint on white).
-const BLUE: RGBColor = RGBColor(0, 114, 178);
+// The palette of Okabe and Ito (2008), which colour-blind readers can tell apart, without its yellow (too faint on white).
+pub(super) const BLUE: RGBColor = RGBColor(0, 114, 178);
 const VERMILLION: RGBColor = RGBColor(213, 94, 0);
 const GREEN: RGBColor = RGBColor(0, 158, 115);
 const PURPLE: RGBColor = RGBColor(204, 121, 167);
 const ORANGE: RGBColor = RGBColor(230, 159, 0);
 const SKY: RGBColor = RGBColor(86, 180, 233);
-const GREY: RGBColor = RGBColor(110, 110, 110);
-const RUN_COLORS: [RGBColor; 7] = [BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK];
+const COLORS: [RGBColor; 7] = [BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK];
 
-/// What one run has logged: for each key the (step, value) pairs in the order of the steps.
-#[derive(Clone, Debug)]
+/// What one run has logged.
+#[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    columns: BTreeMap<String, Vec<(f64, f64)>>,
+    scalars: Vec<Scalar>,
+    /// For each key the (step, value) pairs in the order of the steps.
+    columns: BTreeMap<String, Vec<Pt>>,
     last_step: Option<f64>,
-    /// True (the default) draws the levels ln 4 (`d_loss`) and ln 2 (`g_loss`) at which the standard GAN with the
-    /// non-saturating generator loss stands when the critic cannot tell real from generated images. For losses
-    /// whose equilibrium lies elsewhere (hinge, Wasserstein, least squares, minimax) set it to false.
-    pub equilibrium: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Vae,
-    Gan,
-}
-
-impl Default for Metrics {
-    fn default() -> Metrics {
-        let (columns, last_step) = (BTreeMap::new(), None);
-        Metrics { columns, last_step, equilibrium: true }
-    }
 }
 
 impl Metrics {
+    /// Reads a run's `scalars.json` and `metrics.jsonl`. Numbers under keys that are no scalars are kept too; nulls are
+    /// skipped, as are empty lines. A last line without its newline that is not valid JSON was being written and is skipped.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or another line is not a JSON object with a step: the error names file and line.
+    pub fn read(run: &Path) -> Result<Metrics> {
+        let (declared, path) = (run.join("scalars.json"), run.join("metrics.jsonl"));
+        ensure!(
+            declared.exists() || !path.exists(),
+            "{0} has no scalars.json, so it was made by ganvae 0.1: draw it with that version's `ganvae plot {0}`",
+            run.display()
+        );
+        let mut metrics = Metrics { scalars: scalar::read(&declared)?, ..Metrics::default() };
+        let bytes = std::fs::read(&path).with_context(|| format!("cannot read the metrics {}", path.display()))?;
+        for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let place = format!("{} line {}", path.display(), i + 1);
+            match serde_json::from_slice::<Map<String, Value>>(line) {
+                Ok(row) => {
+                    metrics.push(row).with_context(|| format!("{place} cannot be drawn; mend or remove that line"))?
+                }
+                Err(_) if !line.ends_with(b"\n") => {}
+                Err(e) => bail!("{place} is not a JSON object ({e}); mend or remove that line"),
+            }
+        }
+        Ok(metrics)
+    }
+
     /// The (step, value) pairs of a key such as `loss` or `test_kl`: finite values, steps rising. Empty if the
     /// key was never logged.
-    pub fn series(&self, key: &str) -> &[(f64, f64)] {
+    pub fn series(&self, key: &str) -> &[Pt] {
         self.columns.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The values of a key on held-out images.
+    fn held_out(&self, key: &str) -> &[Pt] {
+        self.series(&format!("test_{key}"))
     }
 
     /// The step of the last row, if there is a row.
@@ -71,10 +85,7 @@ impl Metrics {
     /// Takes in one row. A step before the last one means that a run was resumed from an older checkpoint
     /// and repeats itself: what had been logged from that step on is dropped.
     fn push(&mut self, row: Map<String, Value>) -> Result<()> {
-        let step = row.get("step").and_then(Value::as_f64);
-        let Some(step) = step.filter(|s| *s >= 0.0) else {
-            bail!("has no \"step\" of 0 or more");
-        };
+        let step = row.get("step").and_then(Value::as_f64).filter(|s| *s >= 0.0).context("no \"step\" of 0 or more")?;
         if self.last_step.is_some_and(|last| step < last) {
             for column in self.columns.values_mut() {
                 column.truncate(column.partition_point(|p| p.0 < step));
@@ -82,7 +93,7 @@ impl Metrics {
         }
         self.last_step = Some(step);
         for (key, value) in row.into_iter().filter(|(key, _)| key != "step") {
-            // A key with null stays known (it tells a VAE from a GAN), but gets no point.
+            // A key with null stays known, but gets no point.
             let column = self.columns.entry(key).or_default();
             if let Some(value) = value.as_f64() {
                 column.pop_if(|p| p.0 == step);
@@ -92,19 +103,10 @@ impl Metrics {
         Ok(())
     }
 
-    /// VAE or GAN, by the keys; none for a run that has not logged anything yet.
-    fn kind(&self) -> Option<Kind> {
-        let has = |keys: &[&str]| {
-            let name = |k: &String| k.strip_prefix("test_").unwrap_or(k).to_string();
-            self.columns.keys().any(|k| keys.contains(&name(k).as_str()))
-        };
-        if has(&["d_loss", "g_loss", "d_real", "d_fake"]) {
-            Some(Kind::Gan)
-        } else if has(&["loss", "recon", "kl", "elbo"]) {
-            Some(Kind::Vae)
-        } else {
-            None
-        }
+    /// The scalars that are drawn: those with a panel that occur in the rows.
+    fn drawn(&self) -> impl Iterator<Item = &Scalar> {
+        let known = |key: &str| self.columns.contains_key(key) || self.columns.contains_key(&format!("test_{key}"));
+        self.scalars.iter().filter(move |s| !s.panel.is_empty() && known(&s.key))
     }
 
     /// Steps per epoch, if the rows agree on it.
@@ -117,29 +119,6 @@ impl Metrics {
         let agrees = |r: f64| (r / last - 1.0).abs() < 0.03;
         (last >= 1.0 && later.iter().filter_map(rate).all(agrees)).then_some(last)
     }
-}
-
-/// Reads a run's `metrics.jsonl`. Numbers under unknown keys are kept too; nulls are skipped, as are empty lines.
-/// A last line without its newline that is not valid JSON was being written and is skipped.
-///
-/// # Errors
-/// If the file cannot be read, or another line is not a JSON object with a step: the error names file and line.
-pub fn read_metrics(path: &Path) -> Result<Metrics> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the metrics {}", path.display()))?;
-    let mut metrics = Metrics::default();
-    let lines = bytes.split_inclusive(|b| *b == b'\n');
-    for (number, line) in lines.enumerate().map(|(i, line)| (i + 1, line)) {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let place = || format!("{} line {number}", path.display());
-        match serde_json::from_slice::<Map<String, Value>>(line) {
-            Ok(row) => metrics.push(row).map_err(|e| anyhow::anyhow!("{} {e}; mend or remove that line", place()))?,
-            Err(_) if !line.ends_with(b"\n") => {}
-            Err(e) => bail!("{} is not a JSON object ({e}); mend or remove that line", place()),
-        }
-    }
-    Ok(metrics)
 }
 
 /// The exponential moving average with bias correction (Kingma and Ba 2015, section 3, arXiv:1412.6980):
@@ -155,102 +134,67 @@ pub fn smooth(values: &[f64], beta: f64) -> Vec<f64> {
     values.iter().map(next).collect()
 }
 
-/// Draws one run: losses above, below what they consist of (VAE: reconstruction and KL) or stand for (GAN: mean critic outputs, and
-/// where they were logged the critic's accuracy and the images' diversity).
+/// Draws one run: the scalars of each panel together, the first panel above the others.
 /// Logged values are faint, their moving average is solid, held-out values are dots. A run without rows gives
 /// an empty chart that says so.
 ///
 /// # Errors
 /// If `out` does not end in `.png` or `.svg`, or cannot be written. The file is replaced as a whole or not at all.
 pub fn draw_run(metrics: &Metrics, title: &str, out: &Path) -> Result<()> {
-    let rows = match metrics.kind() {
-        Some(Kind::Vae) => vec![
-            vec![vae_panel(metrics, "loss", "loss (nats per image)")],
-            vec![
-                vae_panel(metrics, "recon", "reconstruction (nats per image)"),
-                vae_panel(metrics, "kl", "KL (nats per image)"),
-            ],
-        ],
-        Some(Kind::Gan) => {
-            let loss = [("d_loss", "discriminator", BLUE), ("g_loss", "generator", VERMILLION)];
-            let logits = [("d_real", "real images", GREEN), ("d_fake", "generated images", PURPLE)];
-            let mut upper = gan_panel(metrics, &loss, "loss (nats)");
-            add_equilibrium(metrics, &mut upper);
-            let mut lower = vec![gan_panel(metrics, &logits, "mean critic output (logit)")];
-            // Runs of other programs may have the losses alone.
-            if !metrics.series("d_accuracy").is_empty() {
-                let health = [("d_accuracy", "accuracy", ORANGE), ("diversity", "diversity", SKY)];
-                lower.push(gan_panel(metrics, &health, "accuracy and diversity"));
-            }
-            vec![vec![upper], lower]
-        }
-        None => vec![vec![panel("loss", Vec::new())]],
-    };
+    let mut colors = (0..).map(color);
+    let mut panels: Vec<Panel> =
+        grouped_by_panel(metrics.drawn()).iter().map(|scalars| run_panel(metrics, scalars, &mut colors)).collect();
+    if panels.is_empty() {
+        panels.push(Panel { y_label: "loss".to_owned(), curves: Vec::new() });
+    }
     let note = match (metrics.last_step, metrics.series("epoch").last()) {
         (Some(step), Some((_, epoch))) => {
-            let epoch = format!("{:.2}", epoch);
-            let epoch = epoch.trim_end_matches('0').trim_end_matches('.');
-            format!("step {}, epoch {epoch}", grouped(step, 0))
+            let epoch = format!("{epoch:.2}");
+            format!("step {}, epoch {}", grouped(step, 0), epoch.trim_end_matches('0').trim_end_matches('.'))
         }
         (Some(step), None) => format!("step {}", grouped(step, 0)),
         (None, _) => String::new(),
     };
-    let title = title.to_string();
-    let legend = Vec::new();
-    write(&figure(title, note, legend, rows, &[metrics]), SIZE, out)
+    draw(title.to_owned(), note, Vec::new(), in_rows(panels, 1), &[metrics], out)
 }
 
-/// Draws several runs on one chart, each in its colour: training (smoothed) as a thin line, held-out values as
-/// dots on a dashed line. One run alone is drawn as by [`draw_run`].
+/// Draws several runs on one chart, each in its colour, a panel for each scalar: training (smoothed) as a thin line,
+/// held-out values as dots on a dashed line. One run alone is drawn as by [`draw_run`].
 ///
 /// # Errors
-/// As [`draw_run`]; also if there is no run, or if VAE and GAN runs are mixed.
+/// As [`draw_run`]; also if there is no run, or if two runs have no scalar in common.
 pub fn draw_runs(runs: &[(String, Metrics)], out: &Path) -> Result<()> {
-    if let [(name, metrics)] = runs {
-        return draw_run(metrics, name, out);
+    let [(name, first), others @ ..] = runs else { bail!("there is no run to draw; name at least one run folder") };
+    if others.is_empty() {
+        return draw_run(first, name, out);
     }
-    let first = |kind| runs.iter().find(|r| r.1.kind() == Some(kind));
-    let rows = match (first(Kind::Vae), first(Kind::Gan)) {
-        _ if runs.is_empty() => bail!("there is no run to draw; name at least one run folder"),
-        (Some((vae, _)), Some((gan, _))) => bail!(
-            "VAE and GAN runs cannot share a chart, as their losses measure different things: '{vae}' is a VAE, \
-             '{gan}' a GAN; plot them separately"
-        ),
-        (None, Some(_)) => vec![
-            vec![
-                runs_panel(runs, "d_loss", "discriminator loss (nats)"),
-                runs_panel(runs, "g_loss", "generator loss (nats)"),
-            ],
-            vec![
-                runs_panel(runs, "d_real", "critic on real images (logit)"),
-                runs_panel(runs, "d_fake", "critic on generated (logit)"),
-            ],
-        ],
-        _ => vec![
-            vec![runs_panel(runs, "loss", "loss (nats per image)")],
-            vec![
-                runs_panel(runs, "recon", "reconstruction (nats per image)"),
-                runs_panel(runs, "kl", "KL (nats per image)"),
-            ],
-        ],
-    };
-    let mut legend: Vec<Entry> =
-        vec![entry("training (smoothed)", GREY, Style::Thin), entry("test", GREY, Style::DashedDots)];
+    let mut scalars: Vec<&Scalar> = Vec::new();
+    for (name, metrics) in runs {
+        let own: Vec<&Scalar> = metrics.drawn().collect();
+        let keys = |list: &[&Scalar]| list.iter().map(|s| s.key.as_str()).collect::<Vec<_>>().join(", ");
+        let known = |s: &&&Scalar| scalars.iter().any(|k| (&k.key, &k.unit) == (&s.key, &s.unit));
+        ensure!(
+            scalars.is_empty() || own.is_empty() || own.iter().any(|s| known(&s)),
+            "runs that measure different things cannot share a chart: '{name}' has logged {}, the runs before it {}; plot \
+             them separately",
+            keys(&own),
+            keys(&scalars)
+        );
+        let new: Vec<&Scalar> = own.iter().filter(|s| !known(s)).copied().collect();
+        scalars.extend(new);
+    }
+    let mut legend = vec![
+        curve(Style::Thin, GREY, &[], "training (smoothed)".to_owned()),
+        curve(Style::DashedDots, GREY, &[], "test".to_owned()),
+    ];
     for (i, (name, metrics)) in runs.iter().enumerate() {
         let missing = if metrics.last_step.is_none() { " (no data yet)" } else { "" };
-        legend.push(entry(&format!("{name}{missing}"), run_color(i), Style::Line));
+        legend.push(curve(Style::Line, color(i), &[], format!("{name}{missing}")));
     }
+    let first_row = grouped_by_panel(scalars.iter().copied()).first().map_or(1, Vec::len);
+    let panels = scalars.iter().map(|s| runs_panel(runs, s)).collect();
     let all: Vec<&Metrics> = runs.iter().map(|r| &r.1).collect();
-    let title = format!("{} runs", runs.len());
-    write(&figure(title, String::new(), legend, rows, &all), SIZE, out)
-}
-
-/// Draws points in the plane.
-///
-/// # Errors
-/// As [`draw_run`].
-pub fn draw_scatter(scatter: &Scatter, out: &Path) -> Result<()> {
-    write(scatter, scatter::SIZE, out)
+    draw(format!("{} runs", runs.len()), String::new(), legend, in_rows(panels, first_row), &all, out)
 }
 
 /// A number with commas between thousands, as charts write it.
@@ -258,31 +202,47 @@ pub fn thousands(n: usize) -> String {
     grouped(n as f64, 0)
 }
 
-fn run_color(i: usize) -> RGBColor {
-    shade(&RUN_COLORS, i)
+/// Scalars of one panel together, panels in the order of their first scalars.
+fn grouped_by_panel<'a>(scalars: impl Iterator<Item = &'a Scalar>) -> Vec<Vec<&'a Scalar>> {
+    let mut groups: Vec<Vec<&Scalar>> = Vec::new();
+    for scalar in scalars {
+        match groups.iter_mut().find(|g| g[0].panel == scalar.panel) {
+            Some(group) => group.push(scalar),
+            None => groups.push(vec![scalar]),
+        }
+    }
+    groups
 }
 
-/// Colour number `i`: colours come round darker, then paler.
-fn shade(colors: &[RGBColor], i: usize) -> RGBColor {
+/// Panels in rows: `first` of them in the upper one, the others in rows of two, or of three where they are many.
+fn in_rows(mut panels: Vec<Panel>, first: usize) -> Vec<Vec<Panel>> {
+    let mut others = panels.split_off(first.min(panels.len())).into_iter();
+    let columns = if others.len() > 4 { 3 } else { 2 };
+    let mut rows = vec![panels];
+    while others.len() > 0 {
+        rows.push(others.by_ref().take(columns).collect());
+    }
+    rows
+}
+
+/// Colour number `i` of runs and scalars.
+fn color(i: usize) -> RGBColor {
+    shade(&COLORS, i)
+}
+
+/// Colour number `i` of a palette, which comes round darker, then paler.
+pub(super) fn shade(colors: &[RGBColor], i: usize) -> RGBColor {
     let base = colors[i % colors.len()];
+    let mean = |with: RGBColor| RGBColor(base.0.midpoint(with.0), base.1.midpoint(with.1), base.2.midpoint(with.2));
     match (i / colors.len()) % 3 {
         0 => base,
-        1 => mean(base, RGBColor(40, 40, 40)),
-        _ => mean(base, WHITE),
+        1 => mean(RGBColor(40, 40, 40)),
+        _ => mean(WHITE),
     }
 }
 
-fn mean(a: RGBColor, b: RGBColor) -> RGBColor {
-    RGBColor(a.0.midpoint(b.0), a.1.midpoint(b.1), a.2.midpoint(b.2))
-}
-
-fn entry(text: &str, color: RGBColor, style: Style) -> Entry {
-    let text = text.to_string();
-    Entry { text, color, style }
-}
-
-fn panel(y_label: &str, legend: Vec<Entry>) -> Panel {
-    Panel { y_label: y_label.to_string(), layers: Vec::new(), levels: Vec::new(), legend }
+fn curve(style: Style, color: RGBColor, points: &[Pt], label: String) -> Curve {
+    Curve { style, color, points: points.to_vec(), label }
 }
 
 /// A series smoothed for the eye: the weight of a value falls off exponentially with its distance to either
@@ -314,9 +274,7 @@ fn smoothed(points: &[Pt]) -> Vec<Pt> {
 /// ", last 104.2", or nothing for an empty series.
 fn last_value(points: &[Pt]) -> String {
     match points.last() {
-        Some((_, v)) if v.abs() >= 1e7 => {
-            format!(", last {}", format!("{v:.2e}").replace('-', "−"))
-        }
+        Some((_, v)) if v.abs() >= 1e7 => format!(", last {}", scientific(*v)),
         Some((_, v)) if v.abs() >= 1000.0 => format!(", last {}", grouped(*v, 0)),
         Some((_, v)) if v.abs() >= 10.0 => format!(", last {}", grouped(*v, 1)),
         Some((_, v)) => format!(", last {}", grouped(*v, 3)),
@@ -324,80 +282,67 @@ fn last_value(points: &[Pt]) -> String {
     }
 }
 
-/// One quantity of a VAE: training and test.
-fn vae_panel(metrics: &Metrics, key: &str, y_label: &str) -> Panel {
-    let train = metrics.series(key);
-    let test = metrics.series(&format!("test_{key}"));
-    let smooth = smoothed(train);
-    let train_text = format!("train (smoothed{})", last_value(&smooth));
-    let test_text = format!("test{}", last_value(test));
-    let mut panel = panel(y_label, vec![entry(&train_text, BLUE, Style::Line)]);
-    if !test.is_empty() {
-        panel.legend.push(entry(&test_text, VERMILLION, Style::Dots));
-    }
-    panel.layers = vec![
-        layer(BLUE, Style::Raw, train.to_vec()),
-        layer(BLUE, Style::Line, smooth),
-        layer(VERMILLION, Style::Dots, test.to_vec()),
-    ];
-    panel
+/// `text (unit)`, or the text alone.
+fn with_unit(text: &str, unit: &str) -> String {
+    if unit.is_empty() { text.to_owned() } else { format!("{text} ({unit})") }
 }
 
-fn layer(color: RGBColor, style: Style, points: Vec<Pt>) -> Layer {
-    Layer { color, style, points }
-}
-
-/// Quantities of a GAN (key, name, colour) on one set of axes.
-fn gan_panel(metrics: &Metrics, keys: &[(&str, &str, RGBColor)], y_label: &str) -> Panel {
-    let mut panel = panel(y_label, Vec::new());
-    let (mut lines, mut dots, mut tested) = (Vec::new(), Vec::new(), false);
-    for (key, name, color) in keys {
-        let train = metrics.series(key);
-        let test = metrics.series(&format!("test_{key}"));
+/// The scalars of one panel of a run, each in its colour; a scalar alone has one colour for training and one for held-out values.
+fn run_panel(metrics: &Metrics, scalars: &[&Scalar], colors: &mut impl Iterator<Item = RGBColor>) -> Panel {
+    let alone = scalars.len() == 1;
+    let (mut raw, mut lines, mut dots, mut levels) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for scalar in scalars {
+        let (train, test) = (metrics.series(&scalar.key), metrics.held_out(&scalar.key));
         let smooth = smoothed(train);
-        let text = format!("{name} ({key}{})", last_value(&smooth));
-        panel.legend.push(entry(&text, *color, Style::Line));
-        panel.layers.push(layer(*color, Style::Raw, train.to_vec()));
-        lines.push(layer(*color, Style::Line, smooth));
-        dots.push(layer(*color, Style::DashedDots, test.to_vec()));
-        tested |= !test.is_empty();
+        let last = last_value(&smooth);
+        let (color, text) = match alone {
+            true => (BLUE, format!("train (smoothed{last})")),
+            false => (colors.next().unwrap_or(BLACK), format!("{} ({}{last})", scalar.name, scalar.key)),
+        };
+        raw.push(curve(Style::Raw, color, train, String::new()));
+        lines.push(curve(Style::Line, color, &smooth, text));
+        if alone && !test.is_empty() {
+            dots.push(curve(Style::Dots, VERMILLION, test, format!("test{}", last_value(test))));
+        } else if !test.is_empty() {
+            dots.push(curve(Style::DashedDots, color, test, String::new()));
+        }
+        levels.extend(scalar.equilibrium.map(|at| curve(Style::Level, color, &[(0.0, at)], String::new())));
     }
+    // What explains the curves of all scalars stands last in the legend.
+    if !alone && !dots.is_empty() {
+        dots.push(curve(Style::DashedDots, GREY, &[], "test".to_owned()));
+    }
+    if !levels.is_empty() {
+        dots.push(curve(Style::Level, GREY, &[], "equilibrium".to_owned()));
+    }
+    let unit = if scalars.iter().all(|s| s.unit == scalars[0].unit) { scalars[0].unit.as_str() } else { "" };
     // All faint values lie below all lines, and these below all dots.
-    panel.layers.extend(lines.into_iter().chain(dots));
-    if tested {
-        panel.legend.push(entry("test", GREY, Style::DashedDots));
-    }
-    panel
+    let curves = raw.into_iter().chain(lines).chain(dots).chain(levels).collect();
+    Panel { y_label: with_unit(&scalars[0].panel, unit), curves }
 }
 
-/// Adds the levels at which a standard GAN's losses come to rest (Goodfellow et al. 2014, theorem 1,
-/// arXiv:1406.2661): the critic's two terms are ln 2 each, the non-saturating generator's is ln 2.
-fn add_equilibrium(metrics: &Metrics, panel: &mut Panel) {
-    // Standard losses are sums of softplus terms, so a negative one betrays another kind.
-    let negative = |key: &str| metrics.series(key).iter().any(|p| p.1 < 0.0);
-    if !metrics.equilibrium || negative("d_loss") || negative("g_loss") {
-        return;
-    }
-    let level = |value: f64, text, color: RGBColor| Level { value, text, color };
-    panel.levels = vec![level(4f64.ln(), "ln 4", BLUE), level(2f64.ln(), "ln 2", VERMILLION)];
-    panel.legend.push(entry("equilibrium", GREY, Style::Level));
+/// One scalar of several runs.
+fn runs_panel(runs: &[(String, Metrics)], scalar: &Scalar) -> Panel {
+    let of_each = |style, points: &dyn Fn(&Metrics) -> Vec<Pt>| -> Vec<Curve> {
+        runs.iter().enumerate().map(|(i, (_, m))| curve(style, color(i), &points(m), String::new())).collect()
+    };
+    let mut curves = of_each(Style::Thin, &|m| smoothed(m.series(&scalar.key)));
+    curves.extend(of_each(Style::DashedDots, &|m| m.held_out(&scalar.key).to_vec()));
+    let text = match scalar.panel.contains(&scalar.name) {
+        true => scalar.name.clone(),
+        false => format!("{}: {}", scalar.name, scalar.panel),
+    };
+    Panel { y_label: with_unit(&text, &scalar.unit), curves }
 }
 
-/// One quantity of several runs.
-fn runs_panel(runs: &[(String, Metrics)], key: &str, y_label: &str) -> Panel {
-    let mut panel = panel(y_label, Vec::new());
-    for (i, (_, metrics)) in runs.iter().enumerate() {
-        let line = smoothed(metrics.series(key));
-        panel.layers.push(layer(run_color(i), Style::Thin, line));
-    }
-    for (i, (_, metrics)) in runs.iter().enumerate() {
-        let dots = metrics.series(&format!("test_{key}")).to_vec();
-        panel.layers.push(layer(run_color(i), Style::DashedDots, dots));
-    }
-    panel
-}
-
-fn figure(title: String, note: String, legend: Vec<Entry>, rows: Vec<Vec<Panel>>, runs: &[&Metrics]) -> Figure {
+fn draw(
+    title: String,
+    note: String,
+    legend: Vec<Curve>,
+    rows: Vec<Vec<Panel>>,
+    runs: &[&Metrics],
+    out: &Path,
+) -> Result<()> {
     let last = runs.iter().filter_map(|m| m.last_step).fold(0.0, f64::max);
     let rates: Vec<Option<f64>> = runs.iter().map(|m| m.steps_per_epoch()).collect();
     // Runs with different batch sizes have no epoch in common.
@@ -407,30 +352,11 @@ fn figure(title: String, note: String, legend: Vec<Entry>, rows: Vec<Vec<Panel>>
             let steps = if rate.round() == 1.0 { "step" } else { "steps" };
             format!("step (1 epoch {sign} {} {steps})", grouped(rate.round(), 0))
         }
-        _ => "step".to_string(),
+        _ => "step".to_owned(),
     };
-    Figure { title, note, legend, rows, x_label, x_max: if last > 0.0 { last } else { 1.0 } }
-}
-
-/// Draws in memory, writes to a neighbouring file and renames it, so that a viewer never sees half a chart.
-fn write(drawing: &impl Drawing, size: (u32, u32), out: &Path) -> Result<()> {
-    let extension = out.extension().map(|e| e.to_string_lossy().to_lowercase());
-    let svg = match extension.as_deref() {
-        Some("png") => false,
-        Some("svg") => true,
-        found => bail!(
-            "cannot draw to {}: its ending is {}, and charts are written as .png or .svg; \
-             name the file, for example, {}",
-            out.display(),
-            found.map_or("missing".to_string(), |e| format!("'.{e}'")),
-            out.with_extension("png").display()
-        ),
-    };
-    let bytes = match svg {
-        true => canvas::svg(size, |canvas| drawing.on(canvas))?,
-        false => canvas::png(size, |canvas| drawing.on(canvas))?,
-    };
-    Ok(atomic_file::write_unsynced(out, &bytes)?)
+    let height = SIZE.1 + ROW_HEIGHT * rows.len().saturating_sub(2) as u32;
+    let figure = Figure { title, note, legend, rows, x_label, x_max: if last > 0.0 { last } else { 1.0 } };
+    surface::write(&figure, (SIZE.0, height), out)
 }
 
 #[cfg(test)]

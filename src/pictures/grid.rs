@@ -1,11 +1,9 @@
-//! Images in a tensor drawn as one picture, with plotters.
+//! Images in a tensor drawn as one picture, or each as its own.
 
+use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
-use plotters::backend::BitMapBackend;
-use plotters::element::BitMapElement;
-use plotters::prelude::{IntoDrawingArea, RGBColor};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::base::atomic_file;
@@ -13,10 +11,10 @@ use crate::base::atomic_file;
 /// Pixels between two images of a grid and around it.
 const GAP: usize = 2;
 /// A tile's shorter side is enlarged (each pixel to a square) to at least about this many pixels, so that 28×28 digits can
-/// be looked at without a magnifier.
+/// be seen without a magnifier.
 const LEGIBLE: usize = 56;
-/// Colour of the gaps: neither black nor white, so that tiles of either end at their edge.
-const PAPER: RGBColor = RGBColor(40, 44, 52);
+/// Colour of the gaps: neither black nor white, so that the edge of a black or white tile can be seen.
+const BACKGROUND: [u8; 3] = [40, 44, 52];
 
 /// A picture in memory: `rgb` holds height·width·3 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,20 +53,13 @@ pub fn draw(images: &Tensor, columns: usize) -> Result<Picture> {
     let (columns, rows) = (columns.min(n), n.div_ceil(columns));
     let width = columns * (tile_w + GAP) + GAP;
     let height = rows * (tile_h + GAP) + GAP;
-    let mut rgb = vec![0; width * height * 3];
-    {
-        let backend = BitMapBackend::with_buffer(&mut rgb, (width as u32, height as u32));
-        let area = backend.into_drawing_area();
-        area.fill(&PAPER)?;
-        for (i, tile) in tiles.chunks_exact(tile_h * tile_w * 3).enumerate() {
-            let at = ((GAP + i % columns * (tile_w + GAP)) as i32, (GAP + i / columns * (tile_h + GAP)) as i32);
-            let shape = (tile_w as u32, tile_h as u32);
-            let Some(element) = BitMapElement::<_>::with_ref(at, shape, tile) else {
-                anyhow::bail!("a tile of {tile_w}x{tile_h} pixels does not fit its {} bytes", tile.len());
-            };
-            area.draw(&element)?;
+    let mut rgb = BACKGROUND.repeat(width * height);
+    for (i, tile) in tiles.chunks_exact(tile_h * tile_w * 3).enumerate() {
+        let (x, y) = (GAP + i % columns * (tile_w + GAP), GAP + i / columns * (tile_h + GAP));
+        for (row, pixels) in tile.chunks_exact(tile_w * 3).enumerate() {
+            let at = ((y + row) * width + x) * 3;
+            rgb[at..at + tile_w * 3].copy_from_slice(pixels);
         }
-        area.present()?;
     }
     Ok(Picture { width, height, rgb })
 }

@@ -1,7 +1,7 @@
 //! Where images go: a grid in one picture, a folder of single pictures, or numbers for NumPy.
 //!
-//! Images arrive in batches and, but for a grid's, are gone when the next one comes: a million need no more memory than a
-//! hundred.
+//! Images come in batches and, but for a grid's, are written before the next ones come: a million need no more memory than
+//! a hundred.
 
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,8 @@ use tch::{Device, Kind, Tensor};
 use crate::base::progress::Tally;
 use crate::base::shape::Shape;
 use crate::base::usage::usage;
-use crate::pictures::animation;
 use crate::pictures::grid;
-use crate::pictures::npy::Npy;
+use crate::pictures::npy::NpyWriter;
 
 /// Images in one grid at the most.
 const MOST_IN_A_GRID: usize = 10_000;
@@ -28,31 +27,31 @@ pub enum Format {
     Npy,
     /// No ending: a folder with a picture for each image.
     Folder,
-    /// `.gif` or `.apng`: one frame after another.
-    Film(animation::Kind),
+    /// `.gif`: one frame after another.
+    Gif,
 }
 
 impl Format {
-    /// What `out` asks for, of `count` images; `films` says whether the command can make an animation.
+    /// What `out` asks for, of `count` images; `animated` says whether the command can make an animation.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for another ending, too many images for a grid, a folder that has something in it.
-    pub fn of(out: &Path, count: usize, films: bool) -> Result<Format> {
+    pub fn of(out: &Path, count: usize, animated: bool) -> Result<Format> {
         let extension = out.extension().map(|e| e.to_string_lossy().to_lowercase());
-        let format = match (extension.as_deref(), animation::Kind::of(out)) {
-            (Some("png"), _) => Format::Grid,
-            (Some("npy"), _) => Format::Npy,
-            (None, _) => Format::Folder,
-            (_, Some(kind)) if films => Format::Film(kind),
+        let format = match extension.as_deref() {
+            Some("png") => Format::Grid,
+            Some("npy") => Format::Npy,
+            None => Format::Folder,
+            Some("gif") if animated => Format::Gif,
             _ => {
-                let film = if films { " a .gif or .apng for an animation," } else { "" };
+                let gif = if animated { " a .gif for an animation," } else { "" };
                 usage!(
-                    "--out {}: wanted a .png for a grid,{film} a .npy for the numbers, or a folder for single pictures",
+                    "--out {}: wanted a .png for a grid,{gif} a .npy for the numbers, or a folder for single pictures",
                     out.display()
                 );
             }
         };
-        if matches!(format, Format::Grid | Format::Film(_)) && count > MOST_IN_A_GRID {
+        if matches!(format, Format::Grid | Format::Gif) && count > MOST_IN_A_GRID {
             usage!(
                 "{count} images are too many for one grid (at most {MOST_IN_A_GRID}): give --out a folder or a .npy, or ask \
                  for fewer"
@@ -68,47 +67,47 @@ impl Format {
     }
 }
 
-/// Takes images batch by batch; [`Sink::finish`] says that all have come.
+/// Writes images batch by batch; [`ImageWriter::finish`] says that all have come.
 #[derive(Debug)]
-pub struct Sink {
+pub struct ImageWriter {
     out: PathBuf,
-    to: To,
+    output: Output,
     tally: Tally,
 }
 
 #[derive(Debug)]
-enum To {
-    /// Bytes, a quarter of the floats that came.
+enum Output {
+    /// Kept as bytes, a quarter of the floats that came.
     Grid {
         images: Vec<Tensor>,
         columns: usize,
     },
-    Npy(Npy<f32>),
+    Npy(NpyWriter<f32>),
     Folder {
         next: usize,
     },
 }
 
-impl Sink {
+impl ImageWriter {
     /// Opens `out` for `count` images of this shape; a grid has `columns`, or is about square.
     ///
     /// # Errors
     /// As [`Format::of`]; when the file or folder cannot be made.
     pub fn open(out: &Path, count: usize, shape: Shape, columns: Option<usize>) -> Result<Self> {
         let [c, h, w] = shape.dims().map(|n| n as usize);
-        let to = match Format::of(out, count, false)? {
-            Format::Npy => To::Npy(Npy::create(out, &[count, c, h, w])?),
+        let output = match Format::of(out, count, false)? {
+            Format::Npy => Output::Npy(NpyWriter::create(out, &[count, c, h, w])?),
             Format::Folder => {
                 std::fs::create_dir_all(out)
                     .with_context(|| format!("--out {}: the folder could not be made", out.display()))?;
-                To::Folder { next: 0 }
+                Output::Folder { next: 0 }
             }
-            Format::Grid | Format::Film(_) => {
+            Format::Grid | Format::Gif => {
                 let columns = columns.unwrap_or_else(|| grid::columns_for(count, h, w));
-                To::Grid { images: Vec::new(), columns }
+                Output::Grid { images: Vec::new(), columns }
             }
         };
-        Ok(Sink { out: out.to_owned(), to, tally: Tally::start("images", count as u64) })
+        Ok(ImageWriter { out: out.to_owned(), output, tally: Tally::start("images", count as u64) })
     }
 
     /// The next images, [B,C,H,W] in [0,1] on any device.
@@ -117,13 +116,13 @@ impl Sink {
     /// When the disk refuses.
     pub fn push(&mut self, images: &Tensor) -> Result<()> {
         let count = images.size()[0] as usize;
-        match &mut self.to {
-            To::Grid { images: all, .. } => all.push(grid::bytes(images)?),
-            To::Npy(file) => {
+        match &mut self.output {
+            Output::Grid { images: all, .. } => all.push(grid::bytes(images)?),
+            Output::Npy(file) => {
                 // sync: on their way to a file.
                 file.push(&Vec::<f32>::try_from(&flat(images)?)?)?;
             }
-            To::Folder { next } => {
+            Output::Folder { next } => {
                 let (first, out) = (*next, &self.out);
                 let save =
                     |(i, picture): (usize, &grid::Picture)| picture.save(&out.join(format!("{:06}.png", first + i)));
@@ -140,10 +139,10 @@ impl Sink {
     /// # Errors
     /// When the disk refuses, or an array lacks images.
     pub fn finish(self) -> Result<()> {
-        match self.to {
-            To::Grid { images, columns } => grid::draw(&Tensor::f_cat(&images, 0)?, columns)?.save(&self.out),
-            To::Npy(file) => file.finish(),
-            To::Folder { .. } => Ok(()),
+        match self.output {
+            Output::Grid { images, columns } => grid::draw(&Tensor::f_cat(&images, 0)?, columns)?.save(&self.out),
+            Output::Npy(file) => file.finish(),
+            Output::Folder { .. } => Ok(()),
         }
     }
 }
@@ -166,11 +165,11 @@ mod tests {
     fn write(out: &Path, count: usize, columns: Option<usize>) -> Result<Tensor> {
         let levels: Vec<f32> = (0..count).map(|i| i as f32 / 100.0).collect();
         let images = Tensor::from_slice(&levels).view([count as i64, 1, 1, 1]).repeat([1, 3, 4, 5]);
-        let mut sink = Sink::open(out, count, SHAPE, columns)?;
+        let mut writer = ImageWriter::open(out, count, SHAPE, columns)?;
         for from in (0..count).step_by(3) {
-            sink.push(&images.narrow(0, from as i64, 3.min(count - from) as i64))?;
+            writer.push(&images.narrow(0, from as i64, 3.min(count - from) as i64))?;
         }
-        sink.finish()?;
+        writer.finish()?;
         Ok(images)
     }
 
@@ -200,26 +199,27 @@ mod tests {
     fn what_cannot_be_written_is_a_usage_error_before_any_work() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("x"), "").unwrap();
-        let refused = |out: &Path, count, films| {
-            let e = Format::of(out, count, films).unwrap_err();
+        let refused = |out: &Path, count, animated| {
+            let e = Format::of(out, count, animated).unwrap_err();
             assert!(e.is::<crate::base::usage::Usage>(), "{e}");
             e.to_string()
         };
-        assert!(refused(Path::new("a.jpg"), 1, true).contains(".gif or .apng"));
+        assert!(refused(Path::new("a.jpg"), 1, true).contains(".gif for an animation"));
+        assert!(refused(Path::new("a.apng"), 1, true).contains("a.apng: wanted a .png for a grid, a .gif"));
         assert!(!refused(Path::new("a.gif"), 1, false).contains("animation"));
         assert!(refused(Path::new("a.png"), 10_001, false).contains("10001 images are too many"));
         assert!(refused(dir.path(), 1, false).contains("not empty"));
         assert_eq!(Format::of(Path::new("a.npy"), 1 << 40, false).unwrap(), Format::Npy);
-        assert_eq!(Format::of(Path::new("a.GIF"), 9, true).unwrap(), Format::Film(animation::Kind::Gif));
-        assert!(Sink::open(Path::new("/dev/null/x"), 1, SHAPE, None).is_err());
+        assert_eq!(Format::of(Path::new("a.GIF"), 9, true).unwrap(), Format::Gif);
+        assert!(ImageWriter::open(Path::new("/dev/null/x"), 1, SHAPE, None).is_err());
     }
 
     #[test]
     fn an_array_that_lacks_images_is_no_array() {
         let dir = tempfile::tempdir().unwrap();
-        let mut sink = Sink::open(&dir.path().join("a.npy"), 3, SHAPE, None).unwrap();
-        sink.push(&Tensor::zeros([2, 3, 4, 5], (Kind::Float, Device::Cpu))).unwrap();
-        assert!(sink.finish().is_err());
+        let mut writer = ImageWriter::open(&dir.path().join("a.npy"), 3, SHAPE, None).unwrap();
+        writer.push(&Tensor::zeros([2, 3, 4, 5], (Kind::Float, Device::Cpu))).unwrap();
+        assert!(writer.finish().is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -1,8 +1,11 @@
-//! Files of pictures and numbers: loss curves, grids, animations, arrays.
+//! Files of pictures and numbers: loss curves, latents, grids, animations, arrays.
 
 pub mod animation;
+mod chart;
 pub mod curves;
 pub mod grid;
 pub mod image_writer;
+pub mod latent_scatter;
 pub mod npy;
-pub mod training_animation;
+mod surface;
+mod ticks;

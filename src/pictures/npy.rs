@@ -33,7 +33,7 @@ impl Number for i64 {
 
 /// An array of known shape that is being written; its file appears when all of it is there.
 #[derive(Debug)]
-pub struct Npy<T: Number> {
+pub struct NpyWriterWriter<T: Number> {
     out: PathBuf,
     file: AtomicFile,
     left: usize,
@@ -41,7 +41,7 @@ pub struct Npy<T: Number> {
     of: std::marker::PhantomData<T>,
 }
 
-impl<T: Number> Npy<T> {
+impl<T: Number> NpyWriter<T> {
     /// Begins an array of this shape.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl<T: Number> Npy<T> {
         let mut file = AtomicFile::create(out).with_context(|| format!("--out {}", out.display()))?;
         file.write_all(&header(T::DESCR, shape))?;
         let left = shape.iter().product();
-        Ok(Npy { out: out.to_owned(), file, left, bytes: Vec::new(), of: std::marker::PhantomData })
+        Ok(NpyWriter { out: out.to_owned(), file, left, bytes: Vec::new(), of: std::marker::PhantomData })
     }
 
     /// The next numbers, in C order.
@@ -76,7 +76,7 @@ impl<T: Number> Npy<T> {
 }
 
 /// What stands before the numbers, as `numpy.save` writes it: its length is a multiple of 64, so that the numbers can be
-/// mapped into memory.
+/// memory-mapped.
 fn header(descr: &str, shape: &[usize]) -> Vec<u8> {
     let mut sides: Vec<String> = shape.iter().map(usize::to_string).collect();
     if sides.len() == 1 {
@@ -115,7 +115,7 @@ mod tests {
     fn another_reader_finds_the_numbers() {
         let dir = tempfile::tempdir().unwrap();
         let (floats, labels) = (dir.path().join("a.npy"), dir.path().join("b.npy"));
-        let mut file = Npy::<f32>::create(&floats, &[2, 3]).unwrap();
+        let mut file = NpyWriter::<f32>::create(&floats, &[2, 3]).unwrap();
         file.push(&[0.5, -1.25]).unwrap();
         assert!(!floats.exists(), "nothing half-written is ever seen");
         file.push(&[f32::MIN_POSITIVE, 3.0, 4.0, 1e30]).unwrap();
@@ -123,7 +123,7 @@ mod tests {
         let back = Tensor::read_npy(&floats).unwrap();
         assert_eq!(back.size(), [2, 3]);
         assert_eq!(Vec::<f32>::try_from(back.flatten(0, 1)).unwrap(), [0.5, -1.25, f32::MIN_POSITIVE, 3.0, 4.0, 1e30]);
-        let mut file = Npy::<i64>::create(&labels, &[3]).unwrap();
+        let mut file = NpyWriter::<i64>::create(&labels, &[3]).unwrap();
         file.push(&[9, -1, 1 << 40]).unwrap();
         file.finish().unwrap();
         assert_eq!(Vec::<i64>::try_from(Tensor::read_npy(&labels).unwrap()).unwrap(), [9, -1, 1 << 40]);
@@ -134,12 +134,12 @@ mod tests {
     fn too_few_or_too_many_numbers_are_refused_and_leave_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a.npy");
-        let mut file = Npy::<f32>::create(&out, &[2, 2]).unwrap();
+        let mut file = NpyWriter::<f32>::create(&out, &[2, 2]).unwrap();
         file.push(&[1.0; 3]).unwrap();
         assert!(file.push(&[1.0; 2]).unwrap_err().to_string().contains("room for 1"));
         assert!(file.finish().unwrap_err().to_string().contains("lacks 1"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let e = Npy::<f32>::create(Path::new("/nonexistent/a.npy"), &[1]).unwrap_err();
+        let e = NpyWriter::<f32>::create(Path::new("/nonexistent/a.npy"), &[1]).unwrap_err();
         assert!(e.to_string().contains("--out /nonexistent/a.npy"), "{e}");
     }
 }

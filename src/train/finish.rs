@@ -9,7 +9,7 @@ use super::log::Recorder;
 use crate::base::progress;
 use crate::config::build;
 use crate::models::{Model, Part};
-use crate::pictures::training_animation;
+use crate::pictures::animation;
 use crate::run::checkpoint;
 use crate::{export, native};
 
@@ -62,7 +62,7 @@ impl Session<'_> {
     /// Draws training as an animation; the line that says where, of a run with more than one picture.
     pub(super) fn timelapse(&self, rec: &Recorder) -> String {
         let out = rec.run.samples().join("progress.gif");
-        match training_animation::draw(&rec.run.samples(), self.setup.per_epoch, &out) {
+        match animation::draw_training(&rec.run.samples(), self.setup.per_epoch, &out) {
             Ok(true) => format!("progress {}/samples/progress.gif\n", rec.run.shown()),
             Ok(false) => String::new(),
             Err(e) => {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::Session;
 use crate::base::progress::Progress;
 use crate::config::{ModelKind, device};
-use crate::pictures::curves;
+use crate::pictures::curves::{self, Metrics};
 use crate::run::folder::{Lock, RunDir};
 use crate::run::metrics_log::MetricsLog;
 
@@ -88,7 +88,7 @@ impl Session<'_> {
         let began = Instant::now();
         let name = Path::new(&self.setup.data).file_name().unwrap_or_default().to_string_lossy();
         let title = format!("{} on {name}", self.config.model);
-        let drawn = curves::read_metrics(&rec.run.path("metrics.jsonl"))
+        let drawn = Metrics::read(rec.run.root())
             .and_then(|metrics| curves::draw_run(&metrics, &title, &rec.run.path("loss.png")));
         if let (Err(e), false) = (drawn, rec.warned) {
             rec.warned = true;

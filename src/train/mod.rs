@@ -18,7 +18,7 @@ use crate::base::progress::Progress;
 use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
 use crate::base::timer::StepTimer;
-use crate::base::{progress, signals};
+use crate::base::{progress, scalar, signals};
 use crate::config::{Config, device};
 use crate::models::tuning::Tuning;
 use crate::pictures::grid;
@@ -130,6 +130,7 @@ impl<'a> Session<'a> {
     /// The loop: from `state`, which is that of this session, to `self.setup.total`, or until a signal.
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
         run.make_folders()?;
+        scalar::write(&run.path("scalars.json"), self.setup.model.scalars())?;
         if !run.path("data.png").exists() {
             grid::draw(&self.setup.train.spread(SAMPLES)?.x, COLUMNS)?.save(&run.path("data.png"))?;
         }

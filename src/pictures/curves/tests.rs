@@ -1,4 +1,4 @@
-//! Tests of reading and drawing whole charts; those of the parts stand beside the parts.
+//! Tests of reading runs and drawing whole charts; those of the parts stand beside the parts.
 
 use super::*;
 use std::path::PathBuf;
@@ -11,43 +11,69 @@ fn folder(test: &str) -> PathBuf {
     dir
 }
 
+/// What the two models declare.
+fn vae_scalars() -> Vec<Scalar> {
+    let nats = "nats per image";
+    vec![
+        Scalar::new("loss", "loss", nats, "loss"),
+        Scalar::new("recon", "reconstruction", nats, "reconstruction"),
+        Scalar::new("kl", "KL", nats, "KL"),
+        Scalar::new("elbo", "ELBO", nats, ""),
+    ]
+}
+
+fn gan_scalars() -> Vec<Scalar> {
+    vec![
+        Scalar::new("d_loss", "discriminator", "nats", "loss").equilibrium(Some(4f64.ln())),
+        Scalar::new("g_loss", "generator", "nats", "loss").equilibrium(Some(2f64.ln())),
+        Scalar::new("d_real", "real images", "logit", "mean critic output"),
+        Scalar::new("d_fake", "generated images", "logit", "mean critic output"),
+        Scalar::new("d_accuracy", "accuracy", "share", "accuracy and diversity"),
+        Scalar::new("diversity", "diversity", "ratio", "accuracy and diversity"),
+    ]
+}
+
+/// A run of a VAE with this metrics.jsonl.
 fn read(test: &str, text: &str) -> Result<Metrics> {
-    let path = folder(test).join("metrics.jsonl");
-    std::fs::write(&path, text).unwrap();
-    let metrics = read_metrics(&path);
-    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    let run = folder(test);
+    std::fs::write(run.join("metrics.jsonl"), text).unwrap();
+    scalar::write(&run.join("scalars.json"), &vae_scalars()).unwrap();
+    let metrics = Metrics::read(&run);
+    std::fs::remove_dir_all(run).unwrap();
     metrics
 }
 
-fn metrics(columns: &[(&str, Vec<Pt>)]) -> Metrics {
+fn metrics(scalars: Vec<Scalar>, columns: &[(&str, Vec<Pt>)]) -> Metrics {
     let last = columns.iter().filter_map(|c| c.1.last()).map(|p| p.0);
     let last_step = last.fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.max(b))));
     let columns = columns.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
-    Metrics { columns, last_step, equilibrium: true }
+    Metrics { scalars, columns, last_step }
 }
 
-fn curve(count: usize, f: impl Fn(f64) -> f64) -> Vec<Pt> {
+fn series(count: usize, f: impl Fn(f64) -> f64) -> Vec<Pt> {
     (1..=count).map(|i| (i as f64 * 10.0, f(i as f64 / count as f64))).collect()
 }
 
 fn vae() -> Metrics {
-    metrics(&[
-        ("epoch", curve(200, |t| t * 4.0)),
-        ("loss", curve(200, |t| 100.0 + 400.0 * (-t * 9.0).exp())),
-        ("recon", curve(200, |t| 80.0 + 400.0 * (-t * 9.0).exp())),
-        ("kl", curve(200, |t| 20.0 * t.sqrt())),
+    let columns = [
+        ("epoch", series(200, |t| t * 4.0)),
+        ("loss", series(200, |t| 100.0 + 400.0 * (-t * 9.0).exp())),
+        ("recon", series(200, |t| 80.0 + 400.0 * (-t * 9.0).exp())),
+        ("kl", series(200, |t| 20.0 * t.sqrt())),
         ("test_loss", vec![(500.0, 150.0), (1000.0, 120.0), (2000.0, 110.0)]),
-    ])
+    ];
+    metrics(vae_scalars(), &columns)
 }
 
 fn gan() -> Metrics {
-    metrics(&[
-        ("d_loss", curve(200, |t| 0.7 + 0.5 * t)),
-        ("g_loss", curve(200, |t| 2.0 - t)),
-        ("d_real", curve(200, |t| 3.0 - 2.0 * t)),
-        ("d_fake", curve(200, |t| 2.0 * t - 3.0)),
+    let columns = [
+        ("d_loss", series(200, |t| 0.7 + 0.5 * t)),
+        ("g_loss", series(200, |t| 2.0 - t)),
+        ("d_real", series(200, |t| 3.0 - 2.0 * t)),
+        ("d_fake", series(200, |t| 2.0 * t - 3.0)),
         ("test_d_real", vec![(1000.0, 2.2), (2000.0, 1.2)]),
-    ])
+    ];
+    metrics(gan_scalars(), &columns)
 }
 
 /// Number of pixels of a colour in a region (x0, y0, x1, y1) of the drawn PNG.
@@ -86,11 +112,11 @@ fn a_torn_last_line_is_skipped_and_nulls_give_no_point() {
     assert_eq!(m.series("loss"), [(10.0, 5.5)]);
     assert_eq!(m.series("test_loss"), [(20.0, 4.0)]);
     assert!(m.series("kl").is_empty() && m.series("absent").is_empty());
-    assert_eq!((m.last_step(), m.kind()), (Some(20.0), Some(Kind::Vae)));
+    assert_eq!(m.last_step(), Some(20.0));
     // Without its newline, but whole.
     let whole = read("whole", "{\"step\":10,\"d_loss\":null}").unwrap();
-    assert_eq!((whole.last_step(), whole.kind()), (Some(10.0), Some(Kind::Gan)));
-    assert_eq!(read("none", "").unwrap().kind(), None);
+    assert_eq!(whole.last_step(), Some(10.0));
+    assert_eq!(read("none", "").unwrap().last_step(), None);
 }
 
 #[test]
@@ -103,8 +129,10 @@ fn a_bad_line_is_named() {
     }
     let error = read("ended", &format!("{good}{{\"st\n")).unwrap_err().to_string();
     assert!(error.contains("line 2"), "a bad line with its newline is not torn: {error}");
-    let error = read_metrics(Path::new("/nowhere/metrics.jsonl")).unwrap_err();
-    assert!(error.to_string().contains("/nowhere/metrics.jsonl"));
+    let dir = folder("lone");
+    scalar::write(&dir.join("scalars.json"), &vae_scalars()).unwrap();
+    assert!(Metrics::read(&dir).unwrap_err().to_string().contains("lone-"), "a missing file is named");
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]
@@ -133,12 +161,12 @@ fn smoothing_meets_its_closed_form() {
 
 #[test]
 fn the_drawn_smoothing_looks_both_ways() {
-    let line = smoothed(&curve(600, |t| t));
-    let plain = smooth(&curve(600, |t| t).iter().map(|p| p.1).collect::<Vec<_>>(), 0.9);
+    let line = smoothed(&series(600, |t| t));
+    let plain = smooth(&series(600, |t| t).iter().map(|p| p.1).collect::<Vec<_>>(), 0.9);
     // Amid a straight line there is no lag; at its end there is only the past.
     assert!((line[300].1 - 301.0 / 600.0).abs() < 1e-9);
     assert!((line[599].1 - plain[599]).abs() < 1e-12);
-    let flat = smoothed(&curve(600, |_| 4.0));
+    let flat = smoothed(&series(600, |_| 4.0));
     assert!(flat.iter().all(|p| (p.1 - 4.0).abs() < 1e-9));
     let direct = |i: usize| {
         let w = |k: usize| 0.9f64.powi(i.abs_diff(k) as i32);
@@ -200,8 +228,8 @@ fn a_gan_chart_shows_each_curve_in_its_panel() {
     }
     assert!(!svg.contains("accuracy"), "of what was not logged there is no panel");
     let mut whole = gan();
-    whole.columns.insert("d_accuracy".into(), curve(200, |t| 1.0 - 0.3 * t));
-    whole.columns.insert("diversity".into(), curve(200, |t| 0.2 + 0.78 * t));
+    whole.columns.insert("d_accuracy".into(), series(200, |t| 1.0 - 0.3 * t));
+    whole.columns.insert("diversity".into(), series(200, |t| 0.2 + 0.78 * t));
     let (image, svg) = draw("healthy", &whole);
     for (region, color) in [(LOWER_LEFT, GREEN), (LOWER_RIGHT, ORANGE), (LOWER_RIGHT, SKY)] {
         assert!(count(&image, region, color) > 400, "{color:?}");
@@ -210,10 +238,9 @@ fn a_gan_chart_shows_each_curve_in_its_panel() {
         assert!(svg.contains(text), "{text}");
     }
     let mut other = gan();
-    other.equilibrium = false;
-    assert!(!draw("hinge", &other).1.contains("ln 4"));
-    let negative = metrics(&[("d_loss", curve(9, |t| t - 0.5)), ("g_loss", curve(9, |t| t))]);
-    assert!(!draw("wasserstein", &negative).1.contains("equilibrium"));
+    other.scalars.iter_mut().for_each(|s| s.equilibrium = None);
+    let svg = draw("hinge", &other).1;
+    assert!(!svg.contains("ln 4") && !svg.contains("equilibrium"));
 }
 
 #[test]
@@ -225,17 +252,17 @@ fn odd_runs_give_whole_charts() {
     }
     let outlier = |t: f64| if t == 0.5 { 1e308 } else { 1.0 + t };
     let cases: [(&str, Vec<Pt>); 8] = [
-        ("outlier", curve(60, outlier)),
+        ("outlier", series(60, outlier)),
         ("one", vec![(50.0, 420.0)]),
         ("start", vec![(0.0, 420.0)]),
         ("two", vec![(50.0, 420.0), (100.0, 380.0)]),
-        ("constant", curve(100, |_| 1e6)),
-        ("zero", curve(100, |_| 0.0)),
-        ("negative", curve(100, |t| -1e6 * t)),
-        ("huge", curve(100, |t| if t < 0.5 { 1e308 } else { -1e308 })),
+        ("constant", series(100, |_| 1e6)),
+        ("zero", series(100, |_| 0.0)),
+        ("negative", series(100, |t| -1e6 * t)),
+        ("huge", series(100, |t| if t < 0.5 { 1e308 } else { -1e308 })),
     ];
     for (name, points) in cases {
-        let (image, svg) = draw(name, &metrics(&[("loss", points), ("kl", vec![])]));
+        let (image, svg) = draw(name, &metrics(vae_scalars(), &[("loss", points), ("kl", vec![])]));
         assert!(count(&image, UPPER, BLUE) > 10, "{name}: nothing drawn");
         assert!(svg.contains("no data yet"), "{name}: the other panels are empty");
     }
@@ -244,7 +271,8 @@ fn odd_runs_give_whole_charts() {
 #[test]
 fn a_long_run_draws_as_the_same_curve() {
     let noise = |t: f64| 100.0 + (t * 1e5 * 1.7).sin();
-    let (image, svg) = draw("long", &metrics(&[("loss", curve(100_000, noise))]));
+    let (image, svg) =
+        draw("long", &metrics(vae_scalars(), &[("loss", series(100_000, noise)), ("recon", vec![]), ("kl", vec![])]));
     assert!(count(&image, UPPER, BLUE) > 800);
     assert!(svg.len() < 400_000, "an SVG of {} bytes was not thinned out", svg.len());
 }
@@ -274,7 +302,7 @@ fn several_runs_share_a_chart_in_their_own_colours() {
             assert!(svg.contains(text), "{name}: {text}");
         }
     }
-    let colors: std::collections::HashSet<_> = (0..21).map(|i| format!("{:?}", run_color(i))).collect();
+    let colors: std::collections::HashSet<_> = (0..21).map(|i| format!("{:?}", color(i))).collect();
     assert_eq!(colors.len(), 21, "each of 21 runs has its own colour");
     std::fs::remove_dir_all(&dir).unwrap();
 }
@@ -289,7 +317,7 @@ fn wrong_uses_are_explained() {
     }
     let mixed = [("a-vae".to_string(), vae()), ("a-gan".to_string(), gan())];
     let error = fails(draw_runs(&mixed, &dir.join("x.png")));
-    assert!(error.contains("'a-vae' is a VAE") && error.contains("'a-gan' a GAN"), "{error}");
+    assert!(error.contains("'a-gan' has logged d_loss, g_loss") && error.contains("loss, recon, kl"), "{error}");
     assert!(fails(draw_runs(&[], &dir.join("x.png"))).contains("no run"));
     let error = fails(draw_run(&vae(), "t", &dir.join("absent/x.png")));
     assert!(error.contains("absent/x.png"), "{error}");
