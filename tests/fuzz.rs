@@ -1099,7 +1099,7 @@ struct ConfigFile {
 const CONFIG_WORDS: &str = "model vae gan preset arch conv mlp latent encoder-hidden decoder-hidden generator-hidden \
     base-width activation beta gan-loss ema epochs steps batch-size lr seed device tune deterministic threads data \
     data-dir image-size channels keep train-limit out run [run] \n[[lr]]\n true false \"\" [] {} [1,2] \"64x64\" \
-    \"threads=99999999999\" \"auto,off\" \"products=brgemm\" 1979-05-27T07:32:00Z \"\"\" ''' = \n";
+    \"threads=99999999999\" \"auto,off\" \"products=blas\" 1979-05-27T07:32:00Z \"\"\" ''' = \n";
 
 impl ConfigFile {
     fn new(dir: &Path) -> Self {
@@ -1118,7 +1118,7 @@ impl ConfigFile {
         }
         seeds.push("# mine\nlr = 1e-3 # small\nbatch-size = 1_000\n".into());
         seeds.push("model = \"gan\"\nimage-size = '32x32'\nchannels = 1\ndata = '/no/é'\nthreads = 2\n".into());
-        seeds.push("tune = 'threads=2,products=onednn'\ndeterministic = true\nencoder-hidden = [64, 32]\n".into());
+        seeds.push("tune = 'threads=2,products=by-size'\ndeterministic = true\nencoder-hidden = [64, 32]\n".into());
         ConfigFile { path: dir.join("my.toml"), seeds, model: ModelKind::Vae }
     }
 }

@@ -15,7 +15,7 @@ use ganvae::models::optimizer::Hyper;
 use ganvae::models::vae::{Vae, VaeSpec};
 use ganvae::models::{Model, Number, Part, StepCx, Visit};
 use ganvae::native::AdamStep;
-use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, Mode, NetSpec, Products, Shape};
+use ganvae::nets::{Activation, Arch, Forms, Init, Kernels, Layout, MatmulBackend, Mode, NetSpec, Shape};
 use tch::{Device, Kind, Tensor};
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -130,7 +130,7 @@ fn cx(i: usize) -> StepCx<'static> {
 /// Every form in which the layers can be computed: each must give PyTorch's values.
 fn all_forms() -> Vec<Forms> {
     let mut all = Vec::new();
-    for &products in Products::value_variants() {
+    for &products in MatmulBackend::value_variants() {
         for &layout in Layout::value_variants() {
             for &kernels in Kernels::value_variants() {
                 all.push(Forms { products, layout, kernels, ..Forms::default() });

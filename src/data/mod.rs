@@ -19,7 +19,6 @@ use crate::base::hash;
 use crate::base::seed::Stream;
 use crate::base::usage::usage;
 use crate::config::{Settings, parse_size};
-use crate::native;
 use crate::nets::Shape;
 use images::{Images, Source};
 
@@ -197,11 +196,8 @@ impl Dataset {
     /// # Errors
     /// libtorch's.
     pub fn gather(&self, index: &Tensor) -> Result<Tensor> {
-        match self.images.device() {
-            Device::Cpu => native::gather_unit(&self.images, index),
-            // Division turns bytes into floats by itself: two launches, one for the bytes of the batch.
-            _ => Ok(self.images.f_index_select(0, index)?.f_div_scalar(255.0)?),
-        }
+        // Division turns bytes into floats by itself: on a GPU two launches, one for the bytes of the batch.
+        Ok(self.images.f_index_select(0, index)?.f_div_scalar(255.0)?)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::native::{self, Part};
+use crate::native::{self, Submodule};
 use crate::nets::{Activation, BN_EPS, BN_MOMENTUM, LEAK, Named, Network, Operation};
 
 /// Writes `network` as a TorchScript module whose sub-modules, parameters and buffers have PyTorch's names, with `description`
@@ -15,13 +15,13 @@ use crate::nets::{Activation, BN_EPS, BN_MOMENTUM, LEAK, Named, Network, Operati
 /// libtorch's, when the file cannot be written.
 pub fn write(network: &Network, description: &str, path: &Path) -> Result<()> {
     let all = network.trunk.iter().chain(network.outputs.iter().flat_map(|(_, ops)| ops));
-    let parts: Vec<Part> = all.filter_map(|(name, op)| part(name, op)).collect();
+    let parts: Vec<Submodule> = all.filter_map(|(name, op)| part(name, op)).collect();
     let class = network.name[..1].to_uppercase() + &network.name[1..];
     native::save_script(path, &class, description, &methods(network), &parts, &network.tensors())
 }
 
 /// The sub-module of an operation that has tensors.
-fn part(name: &str, op: &Operation) -> Option<Part> {
+fn part(name: &str, op: &Operation) -> Option<Submodule> {
     let bias = if op.tensors().iter().any(|(key, ..)| *key == "bias") { "self.bias" } else { "None" };
     let (kind, result) = match op {
         Operation::Linear(_) => ("Linear", format!("torch.linear(x, self.weight, {bias})")),
@@ -40,7 +40,7 @@ fn part(name: &str, op: &Operation) -> Option<Part> {
         ),
         _ => return None,
     };
-    Some(Part { name: name.to_owned(), kind, methods: format!("def forward(self, x):\n  return {result}\n") })
+    Some(Submodule { name: name.to_owned(), kind, methods: format!("def forward(self, x):\n  return {result}\n") })
 }
 
 /// `forward` of the whole.

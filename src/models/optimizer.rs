@@ -192,7 +192,7 @@ impl Ema {
         match decay.scaled(-1.0)?.plus(1.0)? {
             Number::Host(weight) => native::foreach_lerp(&self.average, &self.current, weight),
             Number::Device(weight) => {
-                native::foreach_lerp_on_device(&self.average, &self.current, &weight.f_to_kind(Kind::Float)?)
+                native::foreach_lerp(&self.average, &self.current, &weight.f_to_kind(Kind::Float)?)
             }
         }
     }

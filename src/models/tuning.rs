@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::base::timer::Clock;
 use crate::models::{Model, StepCx};
 use crate::native;
-use crate::nets::{Forms, Kernels, Layout, Precision, Products};
+use crate::nets::{Forms, Kernels, Layout, MatmulBackend, Precision};
 
 /// What a run computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,12 +60,12 @@ impl Tuning {
 pub struct Plan {
     /// Whether keys that are not fixed are measured.
     pub measure: bool,
-    /// Whether every start must give the same bits ([`Products::rounds_alike`]).
+    /// Whether every start must give the same bits ([`MatmulBackend::rounds_alike`]).
     pub deterministic: bool,
     /// Fixed number of threads.
     pub threads: Option<u32>,
     /// Fixed products.
-    pub products: Option<Products>,
+    pub products: Option<MatmulBackend>,
     /// Fixed layout.
     pub layout: Option<Layout>,
     /// Fixed kernels.
@@ -94,7 +94,7 @@ impl Plan {
                 Some(("kernels", v)) => plan.kernels = Some(choice("kernels", v)?),
                 _ => bail!(
                     "{part:?} is none of auto, off, threads=N, products={}, layout={}, kernels={}",
-                    names::<Products>(),
+                    names::<MatmulBackend>(),
                     names::<Layout>(),
                     names::<Kernels>()
                 ),
@@ -108,7 +108,7 @@ impl Plan {
     pub fn first(&self, device: Device) -> Tuning {
         let usual = match device {
             Device::Cpu => {
-                let products = if self.deterministic { Products::Onednn } else { Products::BySize };
+                let products = MatmulBackend::BySize;
                 Forms { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, precision: self.precision }
             }
             // Tensor cores read channels side by side; MLPs have no layout.
@@ -136,7 +136,7 @@ impl Plan {
             }
         };
         let forms = now.forms;
-        for &products in Products::value_variants() {
+        for &products in MatmulBackend::value_variants() {
             add(cpu && self.products.is_none(), Tuning { forms: Forms { products, ..forms }, ..now });
         }
         for &layout in Layout::value_variants() {
@@ -371,7 +371,7 @@ mod tests {
             Plan::parse("off,threads=3, layout=channels-last").unwrap(),
             Plan { threads: Some(3), layout: Some(Layout::ChannelsLast), ..Plan::default() }
         );
-        assert_eq!(Plan::parse("products=blas").unwrap(), Plan { products: Some(Products::Blas), ..auto });
+        assert_eq!(Plan::parse("products=blas").unwrap(), Plan { products: Some(MatmulBackend::Blas), ..auto });
         for (text, part) in [
             ("fast", "\"fast\" is none of auto, off, threads=N"),
             ("", "is none of"),

@@ -88,17 +88,11 @@ impl Vae {
     /// libtorch's.
     pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Number, mode: Mode) -> Result<VaeLoss> {
         let (mu, logvar) = self.posterior(x, mode)?;
-        // The loops know the host's numbers alone.
-        let by_loops = self.decoder.forms.own(x) && matches!(beta, Number::Host(_));
-        let draw = if by_loops { native::gaussian_draw } else { native::gaussian_draw_ops };
-        let (z, kl) = draw(&mu, &logvar, eps)?; // [B,Z]
+        let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
         let logits = self.decoder.forward(&z, mode)?; // [B,C,H,W]
         let (loss, recon) = match beta {
-            Number::Host(beta) if by_loops => native::bernoulli_bound(&logits, x, &kl, *beta)?,
-            Number::Host(beta) => native::bernoulli_bound_ops(&logits, x, &kl, *beta, None)?,
-            Number::Device(beta) => {
-                native::bernoulli_bound_ops(&logits, x, &kl, 1.0, Some(&beta.f_to_kind(Kind::Float)?))?
-            }
+            Number::Host(beta) => native::bernoulli_bound(&logits, x, &kl, *beta)?,
+            Number::Device(beta) => native::bernoulli_bound(&logits, x, &kl, &beta.f_to_kind(Kind::Float)?)?,
         };
         Ok(VaeLoss { loss, recon, kl })
     }

@@ -10,33 +10,7 @@ use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
 use super::Layer;
-use crate::native;
-
-/// Multiplications of a product from which oneDNN's plan is worth making.
-const SMALL: i64 = 1 << 23;
-
-/// Who multiplies matrices (CPU).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Products {
-    /// The BLAS that libtorch was built with (MKL).
-    Blas,
-    /// oneDNN: its kernels use all of AVX-512 on every maker's processors, and round alike on every start.
-    Onednn,
-    /// The same kernels block by block, without oneDNN's search for a plan and its own copies: rounds alike on every start and
-    /// with any number of threads.
-    Brgemm,
-    /// Brgemm for products so small that they are over before oneDNN has made its plan, else oneDNN.
-    BySize,
-}
-
-impl Products {
-    /// Whether every start gives the same bits. BLAS with several threads now and then rounds a product differently from one
-    /// start to the next (MKL 2024, seen in about one start in ten).
-    pub fn rounds_alike(self) -> bool {
-        self != Products::Blas
-    }
-}
+use crate::native::{self, MatmulBackend};
 
 /// Order of images in memory inside convolutional networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -54,9 +28,8 @@ pub enum Layout {
 pub enum Kernels {
     /// libtorch's.
     Libtorch,
-    /// Ours around libtorch's products and convolutions: activations and the bias's gradient in one piece with the layer,
-    /// batch normalisation too where the layout is channels-last, and transposed convolutions to few channels as one matrix
-    /// product for each image.
+    /// Ours around libtorch's products and convolutions: activations in one piece with the layer, the bias's gradient as a sum of
+    /// its own, and transposed convolutions to few channels as one matrix product for each image.
     Own,
 }
 
@@ -78,7 +51,7 @@ pub enum Precision {
 #[serde(rename_all = "kebab-case")]
 pub struct Forms {
     /// Who multiplies matrices.
-    pub products: Products,
+    pub products: MatmulBackend,
     /// Order of images in memory.
     pub layout: Layout,
     /// Whose layers run.
@@ -92,7 +65,7 @@ impl Default for Forms {
     /// What libtorch does by itself.
     fn default() -> Self {
         Forms {
-            products: Products::Blas,
+            products: MatmulBackend::Blas,
             layout: Layout::Contiguous,
             kernels: Kernels::Libtorch,
             precision: Precision::Fp32,
@@ -106,15 +79,8 @@ impl Forms {
     /// # Errors
     /// libtorch's.
     pub fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
-        let small = x.size()[0] * (w.numel() as i64) < SMALL;
-        let products = match self.products {
-            Products::Blas => native::Products::Blas,
-            Products::BySize if small => native::Products::Brgemm,
-            Products::Onednn | Products::BySize => native::Products::Onednn,
-            Products::Brgemm => native::Products::Brgemm,
-        };
-        if self.own(x) || (x.device() == Device::Cpu && products != native::Products::Blas) {
-            return native::linear(x, w, b, slope, products);
+        if self.own(x) || (x.device() == Device::Cpu && self.products != MatmulBackend::Blas) {
+            return native::linear(x, w, b, slope, self.products);
         }
         Ok(x.f_linear(w, b)?)
     }
@@ -147,8 +113,7 @@ impl Forms {
 
     /// Whether a layer takes the activation after it into its own kernel.
     pub(super) fn fuses(self, x: &Tensor, layer: &Layer) -> bool {
-        let laid = self.layout == Layout::ChannelsLast || !matches!(layer, Layer::BatchNorm(_));
-        self.own(x) && laid
+        self.own(x) && !matches!(layer, Layer::BatchNorm(_))
     }
 
     /// Lays out the weights of convolutions in `vars` as the convolutions want them, so that no step has to.

@@ -17,8 +17,9 @@ use tch::{Kind, Tensor};
 
 pub use crate::base::shape::Shape;
 use crate::native;
+pub use crate::native::MatmulBackend;
 pub use cost::{Op, Pass, Work, training};
-pub use kernels::{Forms, Kernels, Layout, Precision, Products};
+pub use kernels::{Forms, Kernels, Layout, Precision};
 pub use network::{Live, NETWORKS, Named, Network, Operation, Port};
 
 /// The architectures there are.
@@ -123,12 +124,7 @@ impl Layer {
             Layer::BatchNorm(l) => {
                 let (mean, var) = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var)).unzip();
                 let training = mode != Mode::Eval;
-                match (&l.ws, &l.bs) {
-                    (Some(w), Some(b)) if training && forms.fuses(&x, self) => {
-                        native::norm_relu(&forms.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, BN_EPS, slope)?
-                    }
-                    (w, b) => x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, BN_EPS, true)?,
-                }
+                x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, training, BN_MOMENTUM, BN_EPS, true)?
             }
             Layer::Activation(a) => a.apply(x)?,
             Layer::Reshape([c, h, w]) => x.f_reshape([-1, *c, *h, *w])?, // [B,C,H,W]

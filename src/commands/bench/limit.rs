@@ -104,8 +104,8 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
                     pass => Box::new(move || native::linear_gradient(&g, &x, &w, pass == Pass::Input, products)),
                 }
             };
-            let products = [native::Products::Blas, native::Products::Onednn, native::Products::Brgemm];
-            Ok(products.into_iter().take(if cpu { 3 } else { 1 }).map(way).collect())
+            let products = [native::MatmulBackend::Blas, native::MatmulBackend::BySize];
+            Ok(products.into_iter().take(if cpu { 2 } else { 1 }).map(way).collect())
         }
         Op::Strided { from, to, height, width, transposed } => {
             let (out, weights) = if transposed {

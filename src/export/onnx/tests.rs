@@ -12,7 +12,7 @@ use crate::models::gan::Gan;
 use crate::models::vae::Vae;
 use crate::models::{Model, Part, Visit};
 use crate::native;
-use crate::nets::{Arch, Forms, Kernels, Layout, Products, Shape};
+use crate::nets::{Arch, Forms, Kernels, Layout, MatmulBackend, Shape};
 use tch::{Device, nn};
 
 /// Numbers that depend on `seed` alone, also with other tests beside: images in [0,1], or N(0, 1).
@@ -144,7 +144,7 @@ fn every_architecture_activation_and_layout_runs_from_its_files_as_it_does_live(
                     let mut model = model(kind, &given, shape(3, 32, 16)).unwrap();
                     model
                         .set_forms(Forms {
-                            products: Products::Blas,
+                            products: MatmulBackend::Blas,
                             layout,
                             kernels: Kernels::Own,
                             ..Forms::default()
