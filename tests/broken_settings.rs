@@ -37,7 +37,7 @@ impl ConfigFile {
         }
         seeds.push("# mine\nlr = 1e-3 # small\nbatch-size = 1_000\n".into());
         seeds.push("model = \"gan\"\nimage-size = '32x32'\nchannels = 1\ndata = '/no/é'\nthreads = 2\n".into());
-        seeds.push("tune = 'threads=2,products=onednn'\ndeterministic = true\nencoder-hidden = [64, 32]\n".into());
+        seeds.push("tune = 'threads=2,products=by-size'\ndeterministic = true\nencoder-hidden = [64, 32]\n".into());
         ConfigFile { path: dir.join("my.toml"), seeds, model: ModelKind::Vae }
     }
 }

@@ -719,7 +719,7 @@ fn what_a_run_computes_with_is_said_stored_and_kept() {
         ["train", "gan", "--base-width", "4", "--activation", "tanh", "--train-limit", "200", "--test-limit", "10"];
     good(dir.path(), &[&tanh[..], &["--steps", "3", "--device", "cpu", "--out", "d"]].concat());
     let said = run("b", &["3", "--threads", "1", "--deterministic"]);
-    assert!(said.contains("not tuned: threads=1,products=onednn,layout=channels-last,kernels=own"), "{said}");
+    assert!(said.contains("not tuned: threads=1,products=by-size,layout=channels-last,kernels=own"), "{said}");
     for (args, part) in [
         (&["--tune", "fast"][..], "\"fast\" is none of auto, off, threads=N"),
         (&["--tune", "threads=0"], "from 1 to 1024"),

@@ -19,7 +19,7 @@ use ganvae::models::vae::{Vae, VaeSpec};
 use ganvae::models::{Model, Part, StepContext, Visit};
 use ganvae::native::AdamStep;
 use ganvae::nets::graph::Init;
-use ganvae::nets::{Activation, Arch, Compute, Kernels, Layout, Mode, NetSpec, Products, Shape};
+use ganvae::nets::{Activation, Arch, Compute, Kernels, Layout, MatmulBackend, Mode, NetSpec, Shape};
 use tch::{Device, Kind, Tensor};
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -135,7 +135,7 @@ fn cx() -> StepContext<'static> {
 /// Every way in which the layers can be computed: each must give PyTorch's values.
 fn all_ways() -> Vec<Compute> {
     let mut all = Vec::new();
-    for &products in Products::value_variants() {
+    for &products in MatmulBackend::value_variants() {
         for &layout in Layout::value_variants() {
             for &kernels in Kernels::value_variants() {
                 all.push(Compute { products, layout, kernels, ..Compute::default() });

@@ -1,7 +1,6 @@
 //! What this ganvae stands on, found and missing: libtorch, CUDA, the processor, the data folder.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 
@@ -62,7 +61,7 @@ pub fn examine(asked: Option<&str>) -> Result<Report> {
     page.found("data", data_folder());
     page.lines.push('\n');
     let cuda = |page: &mut Page| {
-        libraries(page, &folder);
+        page.found("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
         page.found("driver", driver());
         page.found("half", half());
     };
@@ -125,50 +124,6 @@ fn data_folder() -> Result<String> {
     let dir = data::data_dir(&Settings::default())?;
     let note = if dir.is_dir() { "" } else { " (not there yet: the first download makes it)" };
     Ok(format!("{}{note}", dir.display()))
-}
-
-/// libtorch's CUDA half, and each library that it asks for.
-fn libraries(page: &mut Page, folder: &Path) {
-    let library = folder.join("libtorch_cuda.so");
-    let needs = if library.is_file() { native::needs(&library).map(Some) } else { Ok(None) };
-    match needs {
-        Ok(Some((names, mut folders))) => {
-            folders.push(folder.to_owned());
-            let found: Vec<_> = names.iter().filter(|n| is_cuda(n)).map(|n| (n, load(n, &folders))).collect();
-            let missing: Vec<_> = found.iter().filter(|(_, loads)| loads.is_err()).collect();
-            let good: Vec<_> = found.iter().filter(|(_, l)| l.is_ok()).map(|(n, _)| short(n)).collect();
-            page.line("cuda", format!("{} of {} libraries load: {}", good.len(), found.len(), good.join(" ")));
-            for (name, loads) in missing {
-                let why = loads.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default();
-                page.line("", format!("MISSING {name}"));
-                page.todo.push(format!("{name} does not load ({why}): run scripts/setup --full"));
-            }
-        }
-        // Elsewhere on the loader's path it may still be.
-        Ok(None) => {}
-        Err(why) => {
-            page.found("cuda", Err(why));
-        }
-    }
-    page.found("libtorch", native::load_libtorch_cuda().map(|()| "its CUDA half loads".into()));
-}
-
-/// Whether a library is part of CUDA, not of the system or libtorch's CPU half.
-fn is_cuda(name: &str) -> bool {
-    let others =
-        ["libtorch", "libc10", "libc.so", "libm.so", "libdl", "librt", "libpthread", "libstdc++", "libgcc", "ld-"];
-    !others.iter().any(|o| name.starts_with(o))
-}
-
-/// `cublas` of `libcublas.so.13`.
-fn short(name: &str) -> &str {
-    name.trim_start_matches("lib").split(".so").next().unwrap_or(name)
-}
-
-/// From the first of the folders that has it, else from wherever the loader finds it.
-fn load(name: &str, folders: &[PathBuf]) -> Result<()> {
-    let found = folders.iter().map(|f| f.join(name)).find(|f| f.is_file());
-    native::load(&found.map_or_else(|| name.to_owned(), |f| f.to_string_lossy().into_owned())).map(|_| ())
 }
 
 fn driver() -> Result<String> {
@@ -247,14 +202,5 @@ mod tests {
             assert!(report.text.contains(part), "{part} in {}", report.text);
         }
         assert!(examine(Some("gpu")).unwrap_err().is::<crate::base::usage::Usage>());
-    }
-
-    #[test]
-    fn libraries_of_the_system_are_not_cudas() {
-        assert!(is_cuda("libcublas.so.13") && is_cuda("libnccl.so.2"));
-        assert!(
-            !is_cuda("libc.so.6") && !is_cuda("libc10_cuda.so") && !is_cuda("libtorch_cpu.so") && !is_cuda("libc10.so")
-        );
-        assert_eq!(short("libcublas.so.13"), "cublas");
     }
 }

@@ -8,7 +8,6 @@ use tch::{Device, Kind, Tensor};
 use super::batch::Batch;
 use super::images::{self, Images};
 use crate::base::shape::Shape;
-use crate::native;
 
 /// Images as bytes on the device, handed out in batches.
 #[derive(Debug)]
@@ -82,11 +81,8 @@ impl Dataset {
     /// # Errors
     /// libtorch's.
     pub fn gather(&self, index: &Tensor) -> Result<Batch> {
-        let x = match self.images.device() {
-            Device::Cpu => native::gather_unit(&self.images, index)?,
-            // Division turns bytes into floats by itself: two launches, one for the bytes of the batch.
-            _ => self.images.f_index_select(0, index)?.f_div_scalar(255.0)?,
-        };
+        // Division turns bytes into floats by itself: on a GPU two launches, one for the bytes of the batch.
+        let x = self.images.f_index_select(0, index)?.f_div_scalar(255.0)?;
         let labels = self.labels.as_ref().map(|labels| labels.f_index_select(0, index)).transpose()?;
         Ok(Batch { x, labels })
     }

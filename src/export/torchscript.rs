@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::tensors;
-use crate::native::{self, Part};
+use crate::native::{self, Submodule};
 use crate::nets::graph::{BN_MOMENTUM, Function, Graph, NORM_EPS, Node, Op, Value};
 
 /// Writes `graph` as a TorchScript module whose sub-modules, parameters and buffers have PyTorch's names, with `description`
@@ -27,7 +27,7 @@ pub fn write(graph: &Graph, description: &str, path: &Path) -> Result<()> {
         let (name, result) = (&node.name, format!("{}_out", node.name));
         if let Some(kind) = class {
             let _ = writeln!(forward, "  {result} = self.{name}.forward({})", inputs.join(", "));
-            layers.push(Part {
+            layers.push(Submodule {
                 name: name.clone(),
                 kind,
                 methods: format!("def forward(self, x):\n  return {source}\n"),

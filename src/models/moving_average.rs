@@ -48,9 +48,6 @@ impl MovingAverage {
     /// # Errors
     /// libtorch's.
     pub fn follow(&self, on_device: bool) -> Result<()> {
-        match on_device {
-            false => native::foreach_lerp(&self.average, &self.current, self.weight.host()),
-            true => native::foreach_lerp_on_device(&self.average, &self.current, self.weight.device()),
-        }
+        native::foreach_lerp(&self.average, &self.current, self.weight.factor(on_device))
     }
 }

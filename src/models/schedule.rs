@@ -3,6 +3,8 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+use crate::native::Factor;
+
 /// A number as the host knows it, and its copy on the device, from which a captured step reads it.
 #[derive(Debug)]
 pub struct Scheduled {
@@ -34,6 +36,11 @@ impl Scheduled {
     /// The value.
     pub fn host(&self) -> f64 {
         self.host
+    }
+
+    /// The value as a step takes it: the device's copy, where the step may be captured.
+    pub fn factor(&self, on_device: bool) -> Factor<'_> {
+        if on_device { Factor::Device(&self.device) } else { Factor::Host(self.host) }
     }
 
     /// A float32 scalar, always the same one.

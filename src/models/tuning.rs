@@ -16,7 +16,7 @@ use super::{Model, StepContext};
 use crate::base::timer::StepTimer;
 use crate::data::batch::Batch;
 use crate::native;
-use crate::nets::{Compute, Kernels, Layout, Precision, Products};
+use crate::nets::{Compute, Kernels, Layout, MatmulBackend, Precision};
 
 /// What a run computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,12 +62,12 @@ impl Tuning {
 pub struct Plan {
     /// Whether keys that are not fixed are measured.
     pub measure: bool,
-    /// Whether every start must give the same bits ([`Products::rounds_alike`]).
+    /// Whether every start must give the same bits ([`MatmulBackend::rounds_alike`]).
     pub deterministic: bool,
     /// Fixed number of threads.
     pub threads: Option<u32>,
     /// Fixed products.
-    pub products: Option<Products>,
+    pub products: Option<MatmulBackend>,
     /// Fixed layout.
     pub layout: Option<Layout>,
     /// Fixed kernels.
@@ -96,7 +96,7 @@ impl Plan {
                 Some(("kernels", v)) => plan.kernels = Some(choice("kernels", v)?),
                 _ => bail!(
                     "{part:?} is none of auto, off, threads=N, products={}, layout={}, kernels={}",
-                    names::<Products>(),
+                    names::<MatmulBackend>(),
                     names::<Layout>(),
                     names::<Kernels>()
                 ),
@@ -110,7 +110,7 @@ impl Plan {
     pub fn first(&self, device: Device) -> Tuning {
         let usual = match device {
             Device::Cpu => {
-                let products = if self.deterministic { Products::Onednn } else { Products::BySize };
+                let products = MatmulBackend::BySize;
                 Compute { products, layout: Layout::ChannelsLast, kernels: Kernels::Own, precision: self.precision }
             }
             // Tensor cores read channels side by side; MLPs have no layout.
@@ -138,7 +138,7 @@ impl Plan {
             }
         };
         let compute = now.compute;
-        for &products in Products::value_variants() {
+        for &products in MatmulBackend::value_variants() {
             add(cpu && self.products.is_none(), Tuning { compute: Compute { products, ..compute }, ..now });
         }
         for &layout in Layout::value_variants() {
@@ -383,7 +383,7 @@ mod tests {
             Plan::parse("off,threads=3, layout=channels-last").unwrap(),
             Plan { threads: Some(3), layout: Some(Layout::ChannelsLast), ..Plan::default() }
         );
-        assert_eq!(Plan::parse("products=blas").unwrap(), Plan { products: Some(Products::Blas), ..auto });
+        assert_eq!(Plan::parse("products=blas").unwrap(), Plan { products: Some(MatmulBackend::Blas), ..auto });
         for (text, part) in [
             ("fast", "\"fast\" is none of auto, off, threads=N"),
             ("", "is none of"),

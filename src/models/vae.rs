@@ -5,7 +5,6 @@
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
-use super::losses::kl;
 use super::losses::likelihood::Likelihood;
 use super::network::Network;
 use super::noise::Noise;
@@ -16,6 +15,7 @@ use crate::base::scalar::Scalar;
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::data::batch::Batch;
+use crate::native;
 use crate::nets::cost::Work;
 use crate::nets::graph::{Init, Port, Value};
 use crate::nets::{Mode, NetSpec, features, synthesis};
@@ -127,11 +127,9 @@ impl Vae {
     pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Scheduled, mode: Mode, on_device: bool) -> Result<VaeLoss> {
         let mut posterior = self.encoder.graph.forward(&[x], &self.posterior, mode)?.into_iter();
         let (mu, logvar) = posterior.next().zip(posterior.next()).context("an encoder gives mu and logvar")?;
-        // Our own kernels know the host's numbers alone.
-        let own = self.decoder.graph.compute.own(x) && !on_device;
-        let (z, kl) = kl::draw(&mu, &logvar, eps, own)?; // [B,Z]
+        let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
         let parameters = self.decoder.graph.forward_one(&z, self.parameters, mode)?; // [B,P·C,H,W]
-        let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta, own)?;
+        let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta.factor(on_device))?;
         Ok(VaeLoss { loss, recon, kl })
     }
 

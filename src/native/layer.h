@@ -1,22 +1,34 @@
-// What layers with weights, a bias and an activation share; the activation is a (leaky) ReLU of `slope`, 1 for none.
+// What layers with weights, a bias and an activation share. The activation is a (leaky) ReLU of `slope`; 1 is none.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
+#include <utility>
 
 namespace ganvae {
 
 using torch::autograd::AutogradContext;
+using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 // In place: x for x > 0, else slope x.
-void activate(at::Tensor& x, double slope);
+inline void activate(at::Tensor& x, double slope) {
+  if (slope == 0) {
+    at::relu_(x);
+  } else if (slope != 1) {
+    at::leaky_relu_(x, slope);
+  }
+}
 
-// Keeps what `Saved` gives back in the backward pass. Where there is no activation, y is not kept: the next layer may
-// overwrite it.
-void save(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, bool biased, const at::Tensor& y, double slope);
+// Keeps what `Saved` reads in the backward pass. Without an activation, y is not kept: the next layer may overwrite it.
+inline void save(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, bool biased, const at::Tensor& y,
+                 double slope) {
+  ctx->save_for_backward(slope == 1 ? variable_list{x, w} : variable_list{x, w, y});
+  ctx->saved_data["slope"] = slope;
+  ctx->saved_data["bias"] = biased;
+}
 
 struct Saved {
   at::Tensor x, w, y;
@@ -24,13 +36,26 @@ struct Saved {
   // Whether the bias, the third input, wants a gradient.
   bool biased;
 
-  explicit Saved(AutogradContext* ctx);
+  explicit Saved(AutogradContext* ctx) {
+    const variable_list saved = ctx->get_saved_variables();
+    slope = ctx->saved_data["slope"].toDouble();
+    biased = ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2);
+    x = saved[0];
+    w = saved[1];
+    if (slope != 1) y = saved[2];
+  }
 
-  // The gradient before the activation from that after it, and its sum over all but the channels, for the bias.
-  std::pair<at::Tensor, at::Tensor> before_activation(const at::Tensor& grad) const;
+  // From the gradient after the activation, the one before it, and that of the bias (its sum over all but the channels).
+  // By libtorch's operations: autograd records them for a second derivative.
+  std::pair<at::Tensor, at::Tensor> before_activation(const at::Tensor& grad) const {
+    at::Tensor g = grad;
+    if (slope == 0) {
+      g = at::threshold_backward(grad, y, 0);
+    } else if (slope != 1) {
+      g = at::leaky_relu_backward(grad, y, slope, /*self_is_result=*/true);
+    }
+    return {g, !biased ? at::Tensor() : g.dim() == 4 ? g.sum({0, 2, 3}) : g.sum(0)};
+  }
 };
-
-// x [B,C,H,W] in the layout asked for; several times faster than libtorch's copy from one to the other. Not recorded.
-at::Tensor relaid(const at::Tensor& x, bool channels_last);
 
 }  // namespace ganvae

@@ -1,21 +1,24 @@
-//! Layers in the forms that training chooses between.
+//! Layers with kernels of their own: linear, 4×4 convolutions of stride 2, memory layouts, leaky ReLU, affine. All support second
+//! derivatives.
 
 use std::ffi::c_char;
 
 use anyhow::Result;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Handle, check, handle, made, maybe};
 
 unsafe extern "C" {
-    fn gv_linear(out: *mut Handle, x: Handle, w: Handle, b: Handle, slope: f64, products: Products) -> *mut c_char;
+    fn gv_linear(out: *mut Handle, x: Handle, w: Handle, b: Handle, slope: f64, kernel: i32) -> *mut c_char;
     fn gv_linear_gradient(
         out: *mut Handle,
         g: Handle,
         x: Handle,
         w: Handle,
         of_input: bool,
-        products: Products,
+        kernel: i32,
     ) -> *mut c_char;
     fn gv_channels_last(out: *mut Handle, x: Handle) -> *mut c_char;
     fn gv_contiguous(out: *mut Handle, x: Handle) -> *mut c_char;
@@ -31,49 +34,59 @@ unsafe extern "C" {
         transposed: bool,
         of_input: bool,
     ) -> *mut c_char;
-    fn gv_norm_relu(
-        out: *mut Handle,
-        x: Handle,
-        w: Handle,
-        b: Handle,
-        mean: Handle,
-        var: Handle,
-        momentum: f64,
-        eps: f64,
-        slope: f64,
-    ) -> *mut c_char;
     fn gv_leaky_relu(x: Handle, slope: f64) -> *mut c_char;
     fn gv_affine(out: *mut Handle, x: Handle, scale: f64, shift: f64) -> *mut c_char;
 }
 
-/// Who multiplies the matrices of a [`linear`] layer (CPU).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i32)]
-pub enum Products {
-    /// libtorch's BLAS.
+/// Which library multiplies the matrices of a [`linear`] layer (CPU).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MatmulBackend {
+    /// The BLAS that libtorch was built with (MKL).
     Blas,
-    /// oneDNN's matrix product.
-    Onednn,
-    /// oneDNN's kernel for blocks of a product, cut up and spread over threads by us: reads the weights where they lie.
-    Brgemm,
+    /// oneDNN: its matmul for large products; for small ones its kernel for blocks (brgemm), which needs no plan made at each call.
+    BySize,
+}
+
+/// Multiplications from which oneDNN's matmul, which makes a plan at each call, is faster than its kernel for blocks.
+const LARGE: i64 = 1 << 23;
+
+impl MatmulBackend {
+    /// Whether every start gives the same bits. BLAS with several threads now and then rounds a product differently from one
+    /// start to the next (MKL 2024, seen in about one start in ten).
+    pub fn rounds_alike(self) -> bool {
+        self != MatmulBackend::Blas
+    }
+
+    /// The kernel as linear.cpp numbers them, for a batch of `rows` and weights of `weights` elements.
+    fn kernel(self, rows: &Tensor, weights: i64) -> i32 {
+        let multiplications = rows.size().first().map_or(0, |b| b.saturating_mul(weights));
+        match self {
+            MatmulBackend::Blas => 0,
+            MatmulBackend::BySize if multiplications >= LARGE => 1,
+            MatmulBackend::BySize => 2,
+        }
+    }
 }
 
 /// x [B,I] -> x Wᵀ + b [B,O], then x for x > 0, else `slope`·x (1 for no activation), seen by autograd; w [O,I], b [O].
 ///
 /// # Errors
 /// When libtorch refuses, as for shapes that do not fit.
-pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, products: Products) -> Result<Tensor> {
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, products: MatmulBackend) -> Result<Tensor> {
+    let kernel = products.kernel(x, w.numel() as i64);
     // SAFETY: the tensors live until the call returns; so in all calls below.
-    made("linear layer", |out| unsafe { gv_linear(out, handle(x), handle(w), maybe(b), slope, products) })
+    made("linear layer", |out| unsafe { gv_linear(out, handle(x), handle(w), maybe(b), slope, kernel) })
 }
 
 /// A gradient of x Wᵀ alone, not seen by autograd: of x [B,I], or of w [O,I], given the gradient g [B,O] of the result.
 ///
 /// # Errors
 /// As [`linear`].
-pub fn linear_gradient(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, products: Products) -> Result<Tensor> {
+pub fn linear_gradient(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, products: MatmulBackend) -> Result<Tensor> {
+    let kernel = products.kernel(x, w.numel() as i64);
     // SAFETY: as in `linear`.
-    made("linear layer", |out| unsafe { gv_linear_gradient(out, handle(g), handle(x), handle(w), of_input, products) })
+    made("linear layer", |out| unsafe { gv_linear_gradient(out, handle(g), handle(x), handle(w), of_input, kernel) })
 }
 
 /// The 4×4 convolution of stride 2 and padding 1, w [O,I,4,4], or its transpose, w [I,O,4,4], then an activation as in
@@ -99,27 +112,6 @@ pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvWalk, of_inpu
     // SAFETY: as in `linear`.
     made("convolution", |out| unsafe {
         gv_conv_gradient(out, handle(g), handle(x), handle(w), stride, padding, groups, transposed, of_input)
-    })
-}
-
-/// Batch normalisation from the batch's own statistics, then x for x > 0, else `slope`·x, in one piece, seen by autograd once
-/// (no second derivative).
-///
-/// x [B,C,H,W], weight and bias [C]; the `running` mean and variance [C] follow where they are given.
-///
-/// # Errors
-/// As [`linear`].
-pub fn norm_relu(
-    x: &Tensor,
-    [w, b]: [&Tensor; 2],
-    (mean, var): (Option<&Tensor>, Option<&Tensor>),
-    momentum: f64,
-    eps: f64,
-    slope: f64,
-) -> Result<Tensor> {
-    made("batch normalisation", |out| {
-        // SAFETY: as in `linear`.
-        unsafe { gv_norm_relu(out, handle(x), handle(w), handle(b), maybe(mean), maybe(var), momentum, eps, slope) }
     })
 }
 
@@ -190,6 +182,17 @@ mod tests {
             let most = want.abs().max().double_value(&[]);
             assert!(off <= 1e-5 * most + 3e-5, "{what}, {part}: off by {off} where the largest value is {most}");
         }
+        // The gradients of a function of the gradients, by autograd twice.
+        let twice = |y: &Tensor| {
+            let once = Tensor::run_backward(&[(y.square() * &weights).sum(Kind::Float)], &inputs, true, true);
+            let sum: Tensor = once.iter().map(|g| g.square().mean(Kind::Float)).sum();
+            Tensor::run_backward(&[&sum], &inputs, true, false)
+        };
+        for (i, (got, want)) in twice(&ours(&inputs)).iter().zip(twice(&plain(&inputs))).enumerate() {
+            let off = (got - &want).abs().max().double_value(&[]);
+            let most = want.abs().max().double_value(&[]);
+            assert!(most > 0.0 && off <= 2e-4 * most, "{what}, second derivative {i}: off by {off} of {most}");
+        }
         // Asked for one gradient alone, it is the same.
         for (i, input) in inputs.iter().enumerate() {
             let one = Tensor::run_backward(&[(ours(&inputs) * &weights).sum(Kind::Float)], &[input], false, false);
@@ -200,9 +203,11 @@ mod tests {
     #[test]
     fn a_linear_layer_is_the_plain_formula() {
         tch::manual_seed(1);
-        for (batch, from, to) in [(7, 5, 3), (1, 9, 4), (128, 300, 260), (33, 1100, 530), (20, 1024, 17)] {
+        for (batch, from, to) in
+            [(7, 5, 3), (1, 9, 4), (128, 300, 260), (33, 1100, 530), (20, 1024, 17), (7, 1100, 530)]
+        {
             let (x, w, b) = (random(&[batch, from]), random(&[to, from]), random(&[to]));
-            for products in [Products::Blas, Products::Onednn, Products::Brgemm] {
+            for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
                 for slope in [1.0, 0.0, 0.2] {
                     let what = format!("[{batch},{from}] to {to}, slope {slope}, {products:?}");
                     same(
@@ -230,7 +235,7 @@ mod tests {
     #[test]
     fn a_number_that_is_none_passes_every_layer() {
         let x = Tensor::full([3, 4], f64::NAN, (Kind::Float, Device::Cpu));
-        for products in [Products::Blas, Products::Onednn, Products::Brgemm] {
+        for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
             for slope in [1.0, 0.0, 0.2] {
                 let y = linear(&x, &random(&[5, 4]), Some(&random(&[5])), slope, products).unwrap();
                 assert!(y.isnan().all().int64_value(&[]) == 1, "{products:?}, slope {slope}: {y}");
@@ -282,43 +287,13 @@ mod tests {
     }
 
     #[test]
-    fn batch_normalisation_with_its_activation_is_libtorchs() {
-        tch::manual_seed(3);
-        for (shape, scale, shift) in [([9, 5, 4, 6], 1.0, 0.0), ([2, 3, 1, 2], 0.1, 50.0), ([40, 17, 8, 8], 3.0, -2.0)]
-        {
-            let c = shape[1];
-            let x = random(&shape) * scale + shift;
-            let (w, b) = (random(&[c]), random(&[c]));
-            for slope in [1.0, 0.0, 0.2] {
-                let running = || (Tensor::ones([c], (Kind::Float, Device::Cpu)) * 0.5, random(&[c]).square());
-                let (m, v) = running();
-                let (m2, v2) = (m.copy(), v.copy());
-                let plain = |t: &[Tensor], m: Option<&Tensor>, v: Option<&Tensor>| {
-                    leak(t[0].batch_norm(Some(&t[1]), Some(&t[2]), m, v, true, 0.1, 1e-5, false), slope)
-                };
-                // The statistics first, once each: every call moves them.
-                tch::no_grad(|| {
-                    let t = [x.shallow_clone(), w.shallow_clone(), b.shallow_clone()];
-                    let _ = norm_relu(&t[0], [&t[1], &t[2]], (Some(&m), Some(&v)), 0.1, 1e-5, slope).unwrap();
-                    let _ = plain(&t, Some(&m2), Some(&v2));
-                });
-                assert!(
-                    m.allclose(&m2, 1e-5, 1e-5, false) && v.allclose(&v2, 1e-4, 1e-5, false),
-                    "{shape:?}: {v} {v2}"
-                );
-                if shift == 0.0 || scale > 1.0 {
-                    same(
-                        &format!("{shape:?}, slope {slope}"),
-                        &[x.copy(), w.copy(), b.copy()],
-                        |t| {
-                            let x = channels_last(&t[0]).unwrap();
-                            norm_relu(&x, [&t[1], &t[2]], (None, None), 0.1, 1e-5, slope).unwrap()
-                        },
-                        |t| plain(t, None, None),
-                    );
-                }
-            }
-        }
+    fn elementwise_layers_and_layouts_have_libtorchs_derivatives() {
+        tch::manual_seed(5);
+        let x = [random(&[3, 4, 5, 6])];
+        same("affine", &x, |t| affine(&t[0], 2.0, -1.0).unwrap(), |t| &t[0] * 2.0 - 1.0);
+        same("leaky ReLU", &x, |t| leaky_relu(&t[0] * 1.0, 0.2).unwrap(), |t| leak(&t[0] * 1.0, 0.2));
+        let back = |t: &[Tensor]| contiguous(&(channels_last(&t[0]).unwrap() * 2.0)).unwrap();
+        same("layouts", &x, back, |t| &t[0] * 2.0);
     }
 
     #[test]
@@ -367,7 +342,7 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_errors() {
-        for products in [Products::Blas, Products::Onednn, Products::Brgemm] {
+        for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
             let e = linear(&random(&[2, 3]), &random(&[4, 5]), None, 1.0, products).unwrap_err().to_string();
             assert!(e.starts_with("linear layer: weights [4, 5] cannot take [2, 3]"), "{e}");
         }

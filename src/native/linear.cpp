@@ -1,4 +1,8 @@
-// Fully connected layers, their products computed in one of three ways.
+// Linear layers whose matrices are multiplied by libtorch's BLAS, by oneDNN's matmul or by oneDNN's kernel for blocks (brgemm).
+//
+// What it gives (AMD EPYC, AVX-512, 2 threads, ms a step): BLAS, and oneDNN by size: article VAE 94.2, 73.0; article GAN 107.6, 79.3;
+// small VAE (784-200-50, batch 20) 0.85, 0.56. All by brgemm: 76.3, 79.4, 0.56; all by oneDNN's matmul: 74.5, 77.8, 0.78.
+// On an Intel Xeon, together with the other files: article VAE 58 (libtorch's kernels and BLAS) and 54, small VAE 1.09 and 0.97.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -13,11 +17,10 @@
 #include "rows.h"
 
 using namespace ganvae;
-using torch::autograd::Function;
 
 namespace {
 
-// As the Rust side numbers them.
+// As layers.rs numbers them.
 enum class Products : int32_t { blas, onednn, brgemm };
 
 // a [M,K], b [N,K], bias [N] or none -> a b^T + bias [M,N], by oneDNN, not recorded.

@@ -1,12 +1,14 @@
-//! The loss of a variational autoencoder with its gradients: in as few passes over memory as there can be (CPU), or in as few
-//! operations (`_ops`: on a GPU each is a launch, and none reads anything back).
+//! The VAE's loss in nats: the draw of the latents with its KL divergence, and the evidence bound with Bernoulli pixels.
+//!
+//! On the CPU each is one loop over memory (loss.cpp); on a GPU the same formulas in libtorch's operations, which a captured step can
+//! replay. Both support second derivatives.
 
 use std::ffi::c_char;
 
-use anyhow::Result;
-use tch::Tensor;
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Reduction, Tensor};
 
-use super::{Handle, handle, made_two};
+use super::{Factor, Handle, handle, made_two};
 
 unsafe extern "C" {
     fn gv_gaussian_draw(z: *mut Handle, kl: *mut Handle, mu: Handle, logvar: Handle, eps: Handle) -> *mut c_char;
@@ -18,72 +20,84 @@ unsafe extern "C" {
         kl: Handle,
         beta: f64,
     ) -> *mut c_char;
-    fn gv_gaussian_draw_ops(z: *mut Handle, kl: *mut Handle, mu: Handle, logvar: Handle, eps: Handle) -> *mut c_char;
-    fn gv_bernoulli_bound_ops(
-        loss: *mut Handle,
-        recon: *mut Handle,
-        logits: Handle,
-        x: Handle,
-        kl: Handle,
-        beta: f64,
-        ramp: Handle,
-    ) -> *mut c_char;
 }
 
 /// mu, logvar, eps [B,Z] -> z = mu + exp(logvar/2)·eps [B,Z], and KL(N(mu, exp(logvar)) ‖ N(0, I)), a scalar:
-/// ½ Σ (mu² + exp(logvar) − 1 − logvar), summed over latents, mean over the batch, in nats. Seen by autograd once (no second
-/// derivative).
+/// ½ Σ (mu² + exp(logvar) − 1 − logvar), summed over latents, mean over the batch, in nats.
 ///
 /// Kingma and Welling 2014 (arXiv 1312.6114), section 2.4 and appendix B.
 ///
 /// # Errors
-/// When the shapes differ, or a tensor is not float32 on the CPU.
+/// When the shapes or devices differ, or a tensor is not float32.
 pub fn gaussian_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> {
-    // SAFETY: the tensors live until the call returns; so below.
-    made_two("drawing latents", |z, kl| unsafe { gv_gaussian_draw(z, kl, handle(mu), handle(logvar), handle(eps)) })
+    for t in [mu, logvar, eps] {
+        like("drawing latents", t, &mu.size(), mu)?;
+    }
+    match mu.device() {
+        // SAFETY: the tensors are float32 on the CPU, of one shape, and live until the call returns; so below.
+        Device::Cpu => made_two("drawing latents", |z, kl| unsafe {
+            gv_gaussian_draw(z, kl, handle(mu), handle(logvar), handle(eps))
+        }),
+        _ => plain_draw(mu, logvar, eps),
+    }
 }
 
 /// logits, x [B,...], kl a scalar -> recon + `beta`·kl, and recon: −log p(x|z) of independent Bernoulli pixels, summed over
-/// pixels, mean over the batch, in nats. Seen by autograd once (no second derivative).
+/// pixels, mean over the batch, in nats.
 ///
 /// # Errors
 /// As [`gaussian_draw`].
-pub fn bernoulli_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
-    made_two("loss", |loss, recon| unsafe {
-        gv_bernoulli_bound(loss, recon, handle(logits), handle(x), handle(kl), beta)
-    })
-}
-
-/// [`gaussian_draw`] on any device.
-///
-/// # Errors
-/// When the shapes or devices differ, or a tensor is not float32.
-pub fn gaussian_draw_ops(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> {
-    // SAFETY: the tensors live until the call returns; so below.
-    made_two("drawing latents", |z, kl| unsafe { gv_gaussian_draw_ops(z, kl, handle(mu), handle(logvar), handle(eps)) })
-}
-
-/// [`bernoulli_bound`] on any device; the weight of `kl` is `beta`, times `ramp`, a float32 scalar there, if one is given.
-///
-/// # Errors
-/// As [`gaussian_draw_ops`].
-pub fn bernoulli_bound_ops(
+pub fn bernoulli_bound<'a>(
     logits: &Tensor,
     x: &Tensor,
     kl: &Tensor,
-    beta: f64,
-    ramp: Option<&Tensor>,
+    beta: impl Into<Factor<'a>>,
 ) -> Result<(Tensor, Tensor)> {
-    let ramp = ramp.map_or(std::ptr::null_mut(), handle);
-    made_two("loss", |loss, recon| unsafe {
-        gv_bernoulli_bound_ops(loss, recon, handle(logits), handle(x), handle(kl), beta, ramp)
-    })
+    for (t, shape) in [(logits, logits.size()), (x, logits.size()), (kl, vec![])] {
+        like("loss", t, &shape, logits)?;
+    }
+    match beta.into() {
+        Factor::Host(beta) if logits.device() == Device::Cpu => made_two("loss", |loss, recon| unsafe {
+            gv_bernoulli_bound(loss, recon, handle(logits), handle(x), handle(kl), beta)
+        }),
+        beta => plain_bound(logits, x, kl, beta),
+    }
+}
+
+/// Whether `t` is float32 of this shape on the device of `other`: the loops read raw memory.
+fn like(what: &str, t: &Tensor, shape: &[i64], other: &Tensor) -> Result<()> {
+    let (size, kind) = (t.size(), t.f_kind()?);
+    ensure!(
+        size == shape && kind == Kind::Float && t.device() == other.device(),
+        "{what}: wanted float32 {shape:?} on {:?}, found {kind:?} {size:?} on {:?}",
+        other.device(),
+        t.device()
+    );
+    Ok(())
+}
+
+/// [`gaussian_draw`] in libtorch's operations.
+fn plain_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> {
+    let deviation = logvar.f_mul_scalar(0.5)?.f_exp()?; // [B,Z]
+    let terms = mu.f_square()?.f_add(&deviation.f_square()?)?.f_sub(logvar)?.f_sub_scalar(1.0)?;
+    let kl = terms.f_sum(Kind::Float)?.f_mul_scalar(0.5 / mu.size()[0] as f64)?;
+    Ok((mu.f_addcmul(&deviation, eps)?, kl))
+}
+
+/// [`bernoulli_bound`] in libtorch's operations.
+fn plain_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: Factor) -> Result<(Tensor, Tensor)> {
+    let sum = logits.f_binary_cross_entropy_with_logits::<Tensor>(x, None, None, Reduction::Sum)?;
+    let recon = sum.f_div_scalar(logits.size()[0])?;
+    let weighted = match beta {
+        Factor::Host(beta) => kl.f_mul_scalar(beta)?,
+        Factor::Device(beta) => kl.f_mul(beta)?,
+    };
+    Ok((recon.f_add(&weighted)?, recon))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, Reduction};
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -91,18 +105,22 @@ mod tests {
     type Draw = fn(&Tensor, &Tensor, &Tensor) -> Result<(Tensor, Tensor)>;
     type Bound = fn(&Tensor, &Tensor, &Tensor, f64) -> Result<(Tensor, Tensor)>;
 
-    const DRAWS: [Draw; 2] = [gaussian_draw, gaussian_draw_ops];
+    const DRAWS: [Draw; 2] = [gaussian_draw, plain_draw];
+
+    fn loops(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
+        bernoulli_bound(logits, x, kl, beta)
+    }
 
     fn plain(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
-        bernoulli_bound_ops(logits, x, kl, beta, None)
+        plain_bound(logits, x, kl, Factor::Host(beta))
     }
 
-    /// Half of the weight as a number, twice as a tensor.
-    fn ramped(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
-        bernoulli_bound_ops(logits, x, kl, beta / 2.0, Some(&Tensor::from(2f32)))
+    /// The weight as a tensor.
+    fn on_device(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
+        bernoulli_bound(logits, x, kl, &Tensor::from(beta as f32))
     }
 
-    const BOUNDS: [Bound; 3] = [bernoulli_bound, plain, ramped];
+    const BOUNDS: [Bound; 3] = [loops, plain, on_device];
 
     /// Numbers of their own for each test: others draw from the global generator meanwhile.
     fn randn(seed: i64, shape: &[i64]) -> Tensor {
@@ -241,15 +259,48 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let (a, b) = (Tensor::zeros([2, 3], CPU), Tensor::zeros([3, 2], CPU));
-        for draw in DRAWS {
-            for (mu, logvar, eps) in [(&a, &b, &a), (&a, &a, &b), (&a, &a, &a.to_kind(Kind::Double))] {
-                let e = draw(mu, logvar, eps).unwrap_err().to_string();
-                assert!(e.starts_with("drawing latents: wanted float32 [2, 3] on "), "{e}");
-                assert!(e.contains(", found "), "{e}");
-            }
+        for (mu, logvar, eps) in [(&a, &b, &a), (&a, &a, &b), (&a, &a, &a.to_kind(Kind::Double))] {
+            let e = gaussian_draw(mu, logvar, eps).unwrap_err().to_string();
+            assert!(e.starts_with("drawing latents: wanted float32 [2, 3] on "), "{e}");
+            assert!(e.contains(", found "), "{e}");
         }
-        for bound in BOUNDS {
+        for bound in [loops, on_device] {
             assert!(bound(&a, &b, &Tensor::from(0f32), 1.0).is_err());
+        }
+    }
+    /// Gradients of a function of the gradients: of `loops` on float32, of `plain` on the same numbers in double precision.
+    #[test]
+    fn second_derivatives_are_libtorchs() {
+        let shape = [3, 7];
+        let [a, b, c] = [10, 11, 12].map(|seed| randn(seed, &shape));
+        let twice = |inputs: [Tensor; 3], f: &dyn Fn(&[Tensor]) -> (Tensor, Tensor)| {
+            let kind = inputs[0].kind();
+            let inputs = inputs.map(leaf);
+            let (first, second) = f(&inputs);
+            let loss = first.square().sum(kind) + second.square().sum(kind) * 0.1;
+            let once = Tensor::run_backward(&[&loss], &inputs, true, true);
+            let sum: Tensor = once.iter().map(|g| g.square().sum(kind)).sum();
+            once.into_iter().chain(Tensor::run_backward(&[&sum], &inputs, false, false)).collect::<Vec<_>>()
+        };
+        let double = || [&a, &b, &c].map(|t| t.to_kind(Kind::Double));
+        let single = || [&a, &b, &c].map(Tensor::copy);
+        let x = |t: &Tensor| t.sigmoid();
+        let kl = |t: &Tensor| t.square().sum(t.kind());
+        let pairs = [
+            (
+                twice(single(), &|t| gaussian_draw(&t[0], &t[1], &t[2]).unwrap()),
+                twice(double(), &|t| plain_draw(&t[0], &t[1], &t[2]).unwrap()),
+            ),
+            (
+                twice(single(), &|t| loops(&t[0], &x(&t[1]), &kl(&t[2]), 0.5).unwrap()),
+                twice(double(), &|t| plain(&t[0], &x(&t[1]), &kl(&t[2]), 0.5).unwrap()),
+            ),
+        ];
+        for (got, want) in pairs {
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                close(&format!("derivative {i}"), got, want);
+                assert!(want.abs().max().double_value(&[]) > 0.0);
+            }
         }
     }
 }

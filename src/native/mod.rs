@@ -1,11 +1,10 @@
 //! The safe face of the C++ shim (the .cpp files beside it) and the few process-wide switches of libc and libtorch.
 //!
-//! Tensors are borrowed for the length of a call; a tensor that comes back is the caller's own; errors carry libtorch's message, and nothing unwinds across the boundary. Threads are tch's to set.
+//! Tensors are borrowed for the length of a call; a tensor that comes back is the
+//! caller's own; errors carry libtorch's message, and nothing unwinds across the boundary.
 
-mod batch;
 mod context;
 mod cuda;
-mod elf;
 mod layers;
 mod loss;
 mod optim;
@@ -17,23 +16,40 @@ use std::ffi::{CStr, c_char};
 use anyhow::{Result, bail};
 use tch::{Device, Tensor};
 
-pub use batch::gather_unit;
 pub use context::{Math, autocast, cpu_capability, cudnn_version, math, operations_of, set_math};
 pub use cuda::{
     Cuda, CudaDevice, Event, Graph, WARM_UP, cuda, cuda_half_built, libtorch_folder, load, load_driver,
     load_libtorch_cuda, resolve_cuda_half,
 };
-pub use elf::needs;
 pub use layers::{
-    ConvWalk, Products, affine, channels_last, contiguous, conv_gradient, leaky_relu, linear, linear_gradient,
-    norm_relu, strided,
+    ConvWalk, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu, linear, linear_gradient,
+    strided,
 };
-pub use loss::{bernoulli_bound, bernoulli_bound_ops, gaussian_draw, gaussian_draw_ops};
-pub use optim::{
-    AdamStep, clip_grad_norm, foreach_lerp, foreach_lerp_on_device, fused_adam, fused_adam_on_device, minimise,
-};
+pub use loss::{bernoulli_bound, gaussian_draw};
+pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, fused_adam_on_device, minimise};
 pub use random::{fill_normal, fill_uniform, rand, randn, seed_default, seeded};
-pub use script::{Part, save_script, script_description, script_tensors};
+pub use script::{Submodule, save_script, script_description, script_tensors};
+
+/// A number of the host, or a float32 scalar on the device, which a captured step reads at each replay.
+#[derive(Clone, Copy, Debug)]
+pub enum Factor<'a> {
+    /// The host's.
+    Host(f64),
+    /// The device's.
+    Device(&'a Tensor),
+}
+
+impl From<f64> for Factor<'_> {
+    fn from(number: f64) -> Self {
+        Factor::Host(number)
+    }
+}
+
+impl<'a> From<&'a Tensor> for Factor<'a> {
+    fn from(scalar: &'a Tensor) -> Self {
+        Factor::Device(scalar)
+    }
+}
 
 type Handle = *mut torch_sys::C_tensor;
 

@@ -5,19 +5,10 @@ use std::ffi::c_char;
 use anyhow::{Result, ensure};
 use tch::Tensor;
 
-use super::{Handle, check, handle, handles, made};
+use super::{Factor, Handle, check, handle, handles, made};
 
 unsafe extern "C" {
     fn gv_fused_adam(
-        n: usize,
-        params: *const Handle,
-        grads: *const Handle,
-        exp_avgs: *const Handle,
-        exp_avg_sqs: *const Handle,
-        step: Handle,
-        numbers: *const AdamStep,
-    ) -> *mut c_char;
-    fn gv_fused_adam_on_device(
         n: usize,
         params: *const Handle,
         grads: *const Handle,
@@ -45,12 +36,12 @@ unsafe extern "C" {
         grads: *const Handle,
         most: f64,
     ) -> *mut c_char;
-    fn gv_foreach_lerp(n: usize, averages: *const Handle, current: *const Handle, weight: f64) -> *mut c_char;
-    fn gv_foreach_lerp_on_device(
+    fn gv_foreach_lerp(
         n: usize,
         averages: *const Handle,
         current: *const Handle,
-        weight: Handle,
+        weight: f64,
+        on_device: Handle,
     ) -> *mut c_char;
 }
 
@@ -92,15 +83,17 @@ pub fn fused_adam(
     step: &Tensor,
     c: AdamStep,
 ) -> Result<()> {
-    as_many(params, grads, exp_avgs, exp_avg_sqs)?;
-    let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
-    // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns.
-    check("fused Adam", unsafe {
-        gv_fused_adam(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), &c)
-    })
+    adam(params, grads, [exp_avgs, exp_avg_sqs], step, std::ptr::null_mut(), c)
 }
 
-fn as_many(params: &[Tensor], grads: &[Tensor], exp_avgs: &[Tensor], exp_avg_sqs: &[Tensor]) -> Result<()> {
+fn adam(
+    params: &[Tensor],
+    grads: &[Tensor],
+    [exp_avgs, exp_avg_sqs]: [&[Tensor]; 2],
+    step: &Tensor,
+    lr: Handle,
+    c: AdamStep,
+) -> Result<()> {
     ensure!(
         [grads.len(), exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 3],
         "Adam got {} parameters, {} gradients and {}+{} moments: there must be as many of each",
@@ -109,7 +102,12 @@ fn as_many(params: &[Tensor], grads: &[Tensor], exp_avgs: &[Tensor], exp_avg_sqs
         exp_avgs.len(),
         exp_avg_sqs.len()
     );
-    Ok(())
+    let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
+    // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns; `lr` is null or
+    // a live tensor.
+    check("fused Adam", unsafe {
+        gv_fused_adam(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), lr, &c)
+    })
 }
 
 /// [`fused_adam`] with the learning rate, too, on the device (`lr`, a float32 scalar, in place of `c.lr`), in as few launches as
@@ -125,20 +123,14 @@ pub fn fused_adam_on_device(
     lr: &Tensor,
     c: AdamStep,
 ) -> Result<()> {
-    as_many(params, grads, exp_avgs, exp_avg_sqs)?;
-    let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
-    // SAFETY: as in `fused_adam`.
-    check("fused Adam", unsafe {
-        gv_fused_adam_on_device(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), handle(lr), &c)
-    })
+    adam(params, grads, [exp_avgs, exp_avg_sqs], step, handle(lr), c)
 }
 
-/// The backward pass of the scalar `loss` to `params` and no further, each updated as by [`fused_adam`] the moment its gradient is
-/// complete: while it is still in the cache, and freed before the next one is made.
+/// The backward pass of the scalar `loss` to `params` and no further, and one update of each as by [`fused_adam`]. Large weights of
+/// linear layers are updated inside the backward pass, so that their gradient is never whole in memory.
 ///
-/// Returns the seconds that went into updates by themselves (those made inside a layer's backward pass are part of that), and the
-/// first parameter, if any, that does not reach the loss (it stays as it
-/// was).
+/// Returns the seconds of the updates after the backward pass, and the first parameter, if any, that does not reach the loss (it
+/// is not changed).
 ///
 /// # Errors
 /// As [`fused_adam`]; also when a layer used a parameter again after its update.
@@ -194,23 +186,19 @@ pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tenso
     Ok((scaled.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect(), norm))
 }
 
-/// Moves each of `averages` towards its partner in `current`: a ← a + weight·(c − a).
+/// Moves each of `averages` towards its partner in `current`: a ← a + weight·(c − a). A weight on the device lets the update be
+/// captured and replayed.
 ///
 /// # Errors
 /// When the lists differ in length, or libtorch refuses a tensor.
-pub fn foreach_lerp(averages: &[Tensor], current: &[Tensor], weight: f64) -> Result<()> {
+pub fn foreach_lerp<'a>(averages: &[Tensor], current: &[Tensor], weight: impl Into<Factor<'a>>) -> Result<()> {
     let (a, c) = pairs(averages, current)?;
-    // SAFETY: both lists hold `a.len()` live tensors (checked), borrowed until the call returns; so below.
-    check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight) })
-}
-
-/// [`foreach_lerp`] with the weight on the device, a float32 scalar, so that the update can be captured and replayed.
-///
-/// # Errors
-/// As [`foreach_lerp`].
-pub fn foreach_lerp_on_device(averages: &[Tensor], current: &[Tensor], weight: &Tensor) -> Result<()> {
-    let (a, c) = pairs(averages, current)?;
-    check("moving average", unsafe { gv_foreach_lerp_on_device(a.len(), a.as_ptr(), c.as_ptr(), handle(weight)) })
+    let (weight, on_device) = match weight.into() {
+        Factor::Host(weight) => (weight, std::ptr::null_mut()),
+        Factor::Device(weight) => (0.0, handle(weight)),
+    };
+    // SAFETY: both lists hold `a.len()` live tensors (checked), borrowed until the call returns.
+    check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight, on_device) })
 }
 
 fn pairs(averages: &[Tensor], current: &[Tensor]) -> Result<(Vec<Handle>, Vec<Handle>)> {
@@ -226,7 +214,7 @@ fn pairs(averages: &[Tensor], current: &[Tensor]) -> Result<(Vec<Handle>, Vec<Ha
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::{Products, channels_last, linear};
+    use crate::native::{MatmulBackend, channels_last, linear};
     use tch::{Device, Kind};
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -319,8 +307,8 @@ mod tests {
     fn a_step_in_one_piece_is_the_backward_pass_and_an_update() -> Result<()> {
         tch::manual_seed(4);
         let leaf = |shape: &[i64]| (Tensor::randn(shape, CPU) * 0.05).set_requires_grad(true);
-        for products in [Products::Blas, Products::Onednn, Products::Brgemm] {
-            let params = [leaf(&[70, 2500]), leaf(&[70]), leaf(&[70, 70]), leaf(&[200, 70]), leaf(&[3])];
+        for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
+            let params = [leaf(&[430, 2500]), leaf(&[430]), leaf(&[430, 430]), leaf(&[2500, 430]), leaf(&[3])];
             let c = AdamStep { lr: 0.01, weight_decay: 0.1, ..AdamStep::default() };
             let loss = |p: &[Tensor], x: &Tensor| {
                 let h = linear(x, &p[0], Some(&p[1]), 0.0, products).unwrap();
@@ -386,7 +374,7 @@ mod tests {
         let want: Vec<_> = a.iter().zip(&c).map(|(a, c)| a + (c - a) * 0.125).collect();
         let twin = a.each_ref().map(Tensor::copy);
         foreach_lerp(&a, &c, 0.125)?;
-        foreach_lerp_on_device(&twin, &c, &Tensor::from(0.125f32))?;
+        foreach_lerp(&twin, &c, &Tensor::from(0.125f32))?;
         for (got, want) in a.iter().zip(&want).chain(twin.iter().zip(&want)) {
             assert!(got.allclose(want, 1e-6, 1e-7, false));
         }

@@ -1,4 +1,4 @@
-// Random numbers that leave libtorch's global generator alone, and that generator's state.
+// Random numbers that leave libtorch's global generator alone, and that generator's state. Not for speed: tch has none of it.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -11,16 +11,21 @@ using ganvae::guarded;
 
 extern "C" {
 
-// Standard normal float32 numbers on the CPU from a generator of their own: those that the global one would give after
-// being seeded so.
-char* gv_randn(at::Tensor** out, uint64_t seed, const int64_t* sizes, size_t dims) {
+// Fills a tensor on the CPU from a generator of its own: with standard normal numbers, or with uniform ones in [0,1). They are
+// the numbers that torch.randn and torch.rand give after torch.manual_seed(seed).
+char* gv_fill_random(at::Tensor* out, uint64_t seed, bool normal) {
   return guarded([&] {
-    auto generator = at::detail::createCPUGenerator(seed);
-    *out = new at::Tensor(at::randn(at::IntArrayRef(sizes, dims), generator, at::TensorOptions(at::kFloat)));
+    c10::NoGradGuard no_grad;
+    const auto generator = at::detail::createCPUGenerator(seed);
+    // In another layout or type, libtorch draws other numbers.
+    const bool direct = out->is_contiguous() && out->scalar_type() == at::kFloat;
+    at::Tensor numbers = direct ? *out : at::empty(out->sizes(), at::kFloat);
+    normal ? numbers.normal_(0, 1, generator) : numbers.uniform_(0, 1, generator);
+    if (!direct) out->copy_(numbers);
   });
 }
 
-// State of libtorch's global CPU generator: bytes, of the form that torch.get_rng_state() has.
+// State of libtorch's global CPU generator: the bytes of torch.get_rng_state().
 char* gv_rng_state(at::Tensor** out) {
   return guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();

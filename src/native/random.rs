@@ -1,57 +1,70 @@
-//! Random numbers: those of a seed alone, which leave libtorch's global generator as it was, and that generator itself.
+//! Random numbers from a seed, and the seeds of libtorch's global generators.
 
 use std::ffi::c_char;
 
 use anyhow::Result;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Handle, check, cuda, handle, made};
 
 unsafe extern "C" {
-    fn gv_randn(out: *mut Handle, seed: u64, sizes: *const i64, dims: usize) -> *mut c_char;
+    fn gv_fill_random(out: Handle, seed: u64, normal: bool) -> *mut c_char;
     fn gv_rng_state(out: *mut Handle) -> *mut c_char;
     fn gv_set_rng_state(state: Handle) -> *mut c_char;
 }
 
-/// Standard normal float32 numbers of this shape on the CPU, a function of `seed` alone: those that libtorch's global
-/// generator gives after `manual_seed(seed)`, which is not touched.
+/// Standard normal float32 numbers on the CPU: those of `torch.randn` after `torch.manual_seed(seed)`. The global generator is not
+/// touched.
 ///
 /// # Errors
 /// libtorch's, when memory ends.
 pub fn randn(seed: i64, shape: &[i64]) -> Result<Tensor> {
-    // SAFETY: `shape` outlives the call.
-    made("normal numbers", |out| unsafe { gv_randn(out, seed as u64, shape.as_ptr(), shape.len()) })
+    let out = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    fill_normal(&out, seed)?;
+    Ok(out)
 }
 
-/// temporary
+/// Uniform float32 numbers in [0,1) on the CPU: those of `torch.rand` after `torch.manual_seed(seed)`. The global generator is not
+/// touched.
+///
+/// # Errors
+/// As [`randn`].
 pub fn rand(seed: i64, shape: &[i64]) -> Result<Tensor> {
-    seeded(seed, || Ok(Tensor::f_rand(shape, (tch::Kind::Float, Device::Cpu))?))
-}
-/// temporary
-pub fn fill_normal(out: &Tensor, seed: i64) -> Result<()> {
-    match out.device() {
-        Device::Cpu => Ok(out.shallow_clone().f_copy_(&randn(seed, &out.size())?)?),
-        device => {
-            seed_default(device, seed)?;
-            let _ = out.shallow_clone().f_normal_(0.0, 1.0)?;
-            Ok(())
-        }
-    }
-}
-/// temporary
-pub fn fill_uniform(out: &Tensor, seed: i64) -> Result<()> {
-    match out.device() {
-        Device::Cpu => Ok(out.shallow_clone().f_copy_(&rand(seed, &out.size())?)?),
-        device => {
-            seed_default(device, seed)?;
-            let _ = out.shallow_clone().f_uniform_(0.0, 1.0)?;
-            Ok(())
-        }
-    }
+    let out = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    fill_uniform(&out, seed)?;
+    Ok(out)
 }
 
-/// The default generator of a device starts anew from `seed`: a captured step draws from that one, whose seed each replay reads.
-/// On the CPU its numbers are then those of [`randn`].
+/// Overwrites `out` with standard normal numbers that depend on `seed` alone: on the CPU those of [`randn`]; on a CUDA device those of
+/// its default generator, which is seeded first.
+///
+/// # Errors
+/// libtorch's, and when CUDA is not there.
+pub fn fill_normal(out: &Tensor, seed: i64) -> Result<()> {
+    fill(out, seed, true)
+}
+
+/// [`fill_normal`] with uniform numbers in [0,1), on the CPU those of [`rand`].
+///
+/// # Errors
+/// As [`fill_normal`].
+pub fn fill_uniform(out: &Tensor, seed: i64) -> Result<()> {
+    fill(out, seed, false)
+}
+
+fn fill(out: &Tensor, seed: i64, normal: bool) -> Result<()> {
+    if out.device() == Device::Cpu {
+        // SAFETY: `out` lives until the call returns.
+        return check("random numbers", unsafe { gv_fill_random(handle(out), seed as u64, normal) });
+    }
+    seed_default(out.device(), seed)?;
+    let mut out = out.f_detach()?;
+    let _ = if normal { out.f_normal_(0.0, 1.0)? } else { out.f_uniform_(0.0, 1.0)? };
+    Ok(())
+}
+
+/// Seeds the default generator of a device. A captured step draws from the CUDA one, whose seed each replay reads. On the CPU
+/// `torch.randn` then gives the numbers of [`randn`].
 ///
 /// # Errors
 /// When CUDA is not there.
@@ -65,7 +78,7 @@ pub fn seed_default(device: Device, seed: i64) -> Result<()> {
     }
 }
 
-/// Runs `work` with libtorch's global CPU generator seeded, and leaves that generator as it was.
+/// Runs `work` with libtorch's global CPU generator seeded, and puts that generator back as it was.
 ///
 /// # Errors
 /// Those of `work`, and libtorch's.
@@ -77,4 +90,35 @@ pub fn seeded<T>(seed: i64, work: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: `before` is a live tensor.
     check("generator state", unsafe { gv_set_rng_state(handle(&before)) })?;
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// That they are libtorch's own numbers is tested in tests/captured.rs, where nothing else draws from the global generator.
+    #[test]
+    fn tensors_are_filled_with_the_numbers_of_a_seed() {
+        type Draw = fn(i64, &[i64]) -> Result<Tensor>;
+        type Fill = fn(&Tensor, i64) -> Result<()>;
+        let cpu = (Kind::Float, Device::Cpu);
+        for (draw, fill) in [(randn as Draw, fill_normal as Fill), (rand, fill_uniform)] {
+            for shape in [vec![], vec![3], vec![5, 30], vec![2, 3, 4, 5]] {
+                let want = draw(7, &shape).unwrap();
+                assert_ne!(draw(8, &shape).unwrap(), want);
+                let parameter = Tensor::zeros(&shape, cpu).set_requires_grad(true);
+                fill(&parameter, 7).unwrap();
+                assert_eq!(parameter, want);
+            }
+            let want = draw(7, &[5, 30]).unwrap();
+            let (turned, double) =
+                (Tensor::zeros([30, 5], cpu).tr(), Tensor::zeros([5, 30], (Kind::Double, Device::Cpu)));
+            fill(&turned, 7).unwrap();
+            fill(&double, 7).unwrap();
+            assert_eq!((turned, double), (want.shallow_clone(), want.to_kind(Kind::Double)));
+        }
+        let x = rand(3, &[10_000]).unwrap();
+        let (least, most) = (x.min().double_value(&[]), x.max().double_value(&[]));
+        assert!((0.0..0.01).contains(&least) && (0.99..1.0).contains(&most), "{least} to {most}");
+    }
 }

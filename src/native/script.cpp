@@ -1,3 +1,4 @@
+// Not for speed: tch cannot write modules with named parameters.
 // TorchScript modules: written from source text with real sub-modules, parameters and buffers, and read back.
 
 #include <caffe2/serialize/inline_container.h>

@@ -33,7 +33,7 @@ unsafe extern "C" {
 
 /// A sub-module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Submodule {
     /// Its name in the whole, and the first part of its tensors' keys.
     pub name: String,
     /// What it is (`Linear`): the name of its class.
@@ -70,7 +70,7 @@ pub fn save_script(
     name: &str,
     description: &str,
     methods: &str,
-    parts: &[Part],
+    parts: &[Submodule],
     tensors: &[(String, Tensor, bool)],
 ) -> Result<()> {
     let (file, whole) = (c_path(path)?, Strings::new([name, description, methods])?);
@@ -154,7 +154,7 @@ mod tests {
             ("fc.bias".to_owned(), Tensor::from_slice(&[1f32, 2.0]), true),
             ("fc2.seen".to_owned(), Tensor::from_slice(&[5f32]), false),
         ];
-        let part = |name: &str, methods: &str| Part { name: name.into(), kind: "Linear", methods: methods.into() };
+        let part = |name: &str, methods: &str| Submodule { name: name.into(), kind: "Linear", methods: methods.into() };
         let parts = [part("fc", LINEAR), part("fc2", "def forward(self, x):\n  return x + self.seen\n")];
         save_script(&path, "Thing", "{\"a\":1}", methods, &parts, &tensors)?;
         Ok((dir, path, w))

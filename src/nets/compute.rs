@@ -9,35 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-use super::forward::Mode;
 use super::graph::{ConvLayer, Op};
-use crate::native;
-
-/// Multiplications of a product from which oneDNN's plan is worth making.
-const SMALL: i64 = 1 << 23;
-
-/// Who multiplies matrices (CPU).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Products {
-    /// The BLAS that libtorch was built with (MKL).
-    Blas,
-    /// oneDNN: its kernels use all of AVX-512 on every maker's processors, and round alike on every start.
-    Onednn,
-    /// The same kernels block by block, without oneDNN's search for a plan and its own copies: rounds alike on every start and
-    /// with any number of threads.
-    Brgemm,
-    /// Brgemm for products so small that they are over before oneDNN has made its plan, else oneDNN.
-    BySize,
-}
-
-impl Products {
-    /// Whether every start gives the same bits. BLAS with several threads now and then rounds a product differently from one
-    /// start to the next (MKL 2024, seen in about one start in ten).
-    pub fn rounds_alike(self) -> bool {
-        self != Products::Blas
-    }
-}
+use crate::native::{self, MatmulBackend};
 
 /// Order of images in memory inside convolutional networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -55,9 +28,8 @@ pub enum Layout {
 pub enum Kernels {
     /// libtorch's.
     Libtorch,
-    /// Ours around libtorch's products and convolutions: activations and the bias's gradient in one piece with the layer,
-    /// batch normalisation too where the layout is channels-last, and transposed convolutions to few channels as one matrix
-    /// product for each image.
+    /// Ours around libtorch's matmuls and convolutions: activations in one piece with the layer, the bias's gradient as a sum of
+    /// its own, and transposed convolutions to few channels as one matmul for each image.
     Own,
 }
 
@@ -79,7 +51,7 @@ pub enum Precision {
 #[serde(rename_all = "kebab-case")]
 pub struct Compute {
     /// Who multiplies matrices.
-    pub products: Products,
+    pub products: MatmulBackend,
     /// Order of images in memory.
     pub layout: Layout,
     /// Whose layers run.
@@ -93,7 +65,7 @@ impl Default for Compute {
     /// What libtorch does by itself.
     fn default() -> Self {
         Compute {
-            products: Products::Blas,
+            products: MatmulBackend::Blas,
             layout: Layout::Contiguous,
             kernels: Kernels::Libtorch,
             precision: Precision::Fp32,
@@ -109,18 +81,11 @@ impl Compute {
     pub fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
         let (size, from) = (x.size(), w.size()[1]);
         let rows: i64 = size.iter().rev().skip(1).product();
-        let small = rows * (w.numel() as i64) < SMALL;
-        let products = match self.products {
-            Products::Blas => native::Products::Blas,
-            Products::BySize if small => native::Products::Brgemm,
-            Products::Onednn | Products::BySize => native::Products::Onednn,
-            Products::Brgemm => native::Products::Brgemm,
-        };
-        if self.own(x) || (x.device() == Device::Cpu && products != native::Products::Blas) {
+        if self.own(x) || (x.device() == Device::Cpu && self.products != MatmulBackend::Blas) {
             if let [_, _] = size[..] {
-                return native::linear(x, w, b, slope, products);
+                return native::linear(x, w, b, slope, self.products);
             }
-            let y = native::linear(&x.f_reshape([rows, from])?, w, b, slope, products)?;
+            let y = native::linear(&x.f_reshape([rows, from])?, w, b, slope, self.products)?;
             return Ok(y.f_reshape([&size[..size.len() - 1], &[w.size()[0]]].concat())?);
         }
         Ok(x.f_linear(w, b)?)
@@ -148,11 +113,10 @@ impl Compute {
     }
 
     /// Whether an operation takes the activation after it into its own kernel.
-    pub(super) fn joins_activation(self, op: &Op, mode: Mode, device: Device) -> bool {
+    pub(super) fn joins_activation(self, op: &Op, device: Device) -> bool {
         let able = match op {
             Op::Linear(_) => true,
             Op::Conv(l) => has_own_kernel(l),
-            Op::BatchNorm(l) => l.ws.is_some() && mode != Mode::Eval && self.layout == Layout::ChannelsLast,
             _ => false,
         };
         able && self.kernels == Kernels::Own && device == Device::Cpu

@@ -75,7 +75,7 @@ impl Graph {
             inputs.len()
         );
         let device = inputs.first().map_or(Device::Cpu, |x| x.device());
-        let calls = self.plan(outputs, mode, device);
+        let calls = self.plan(outputs, device);
         let mut values = Values::new(self, inputs, outputs, &calls);
         let low = calls.iter().take_while(|call| call.node < self.float32_from).count();
         let (low, high) = calls.split_at(low);
@@ -114,7 +114,7 @@ impl Graph {
     }
 
     /// The calls that give `outputs`, in order.
-    pub(super) fn plan(&self, outputs: &[Value], mode: Mode, device: Device) -> Vec<Call> {
+    pub(super) fn plan(&self, outputs: &[Value], device: Device) -> Vec<Call> {
         let first = self.inputs().len();
         // An output has a reader outside, so that no node overwrites it.
         let readers = self.readers(outputs);
@@ -130,7 +130,7 @@ impl Graph {
                 let alone = readers[before.0] == 1;
                 let producer = self.node_of(before).map(|b| &self.nodes()[b].op);
                 if let (true, Some(op), Some(s)) = (alone, producer, function.slope())
-                    && self.compute.joins_activation(op, mode, device)
+                    && self.compute.joins_activation(op, device)
                     && let Some(call) = calls.iter_mut().rfind(|call| call.result == before.0)
                 {
                     (call.result, call.slope) = (result, s);
@@ -166,14 +166,7 @@ impl Graph {
             Op::BatchNorm(l) => {
                 let (mean, var) = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var)).unzip();
                 let training = mode != Mode::Eval;
-                match (&l.ws, &l.bs) {
-                    (Some(w), Some(b)) if compute.joins_activation(&node.op, mode, x.device()) => {
-                        native::norm_relu(&compute.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, NORM_EPS, call.slope)?
-                    }
-                    (w, b) => {
-                        x.f_batch_norm(w.as_ref(), b.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?
-                    }
-                }
+                x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?
             }
             Op::GroupNorm(l) => x.f_group_norm(l.num_groups, l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?,
             Op::LayerNorm(l) => {

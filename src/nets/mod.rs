@@ -15,7 +15,8 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub use crate::base::shape::Shape;
-pub use compute::{Compute, Kernels, Layout, Precision, Products};
+pub use crate::native::MatmulBackend;
+pub use compute::{Compute, Kernels, Layout, Precision};
 pub use forward::Mode;
 use graph::{Builder, Function, Init, Op, Value};
 

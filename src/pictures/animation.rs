@@ -61,7 +61,8 @@ pub fn write_gif(out: &Path, frames: impl IntoIterator<Item = Result<(Picture, u
         );
         encoder.write_frame(&gif::Frame { delay, ..frame_of(picture) }).with_context(unwritten)?;
     }
-    encoder.into_inner().and_then(AtomicFile::commit_unsynced).with_context(unwritten)
+    let file: AtomicFile = encoder.into_inner().with_context(unwritten)?;
+    Ok(file.commit_unsynced()?)
 }
 
 /// A picture in at most 256 colours.

@@ -1,9 +1,8 @@
 //! Images in a tensor drawn as one picture, or each as its own.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::base::atomic_file;

@@ -33,7 +33,7 @@ impl Number for i64 {
 
 /// An array of known shape that is being written; its file appears when all of it is there.
 #[derive(Debug)]
-pub struct NpyWriterWriter<T: Number> {
+pub struct NpyWriter<T: Number> {
     out: PathBuf,
     file: AtomicFile,
     left: usize,

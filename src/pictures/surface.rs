@@ -5,7 +5,6 @@
 //! with a round pen; each of its pixels is the mean of nine.
 
 use std::convert::Infallible;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};

@@ -444,7 +444,7 @@ pub fn default_place(root: &Path, folder: &str, name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::{Part, save_script};
+    use crate::native::{Submodule, save_script};
     use std::path::Path;
 
     const SHAPE: Shape = Shape { channels: 1, height: 2, width: 3 };
@@ -454,7 +454,7 @@ mod tests {
         let (from, to) = if network == "encoder" { (6, latent) } else { (latent, 6) };
         let w = native::randn(seed, &[to, from])?;
         let linear = "def forward(self, x):\n  return torch.linear(x, self.weight)\n";
-        let parts = [Part { name: "fc".into(), kind: "Linear", methods: linear.into() }];
+        let parts = [Submodule { name: "fc".into(), kind: "Linear", methods: linear.into() }];
         let (z, x) =
             (format!("{{\"name\":\"z\",\"shape\":[\"B\",{latent}]}}"), "{\"name\":\"x\",\"shape\":[\"B\",1,2,3]}");
         let (forward, input, outputs) = match network {

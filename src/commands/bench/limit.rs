@@ -105,8 +105,8 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
                     pass => Box::new(move || native::linear_gradient(&g, &x, &w, pass == Pass::Input, products)),
                 }
             };
-            let products = [native::Products::Blas, native::Products::Onednn, native::Products::Brgemm];
-            Ok(products.into_iter().take(if cpu { 3 } else { 1 }).map(way).collect())
+            let products = [native::MatmulBackend::Blas, native::MatmulBackend::BySize];
+            Ok(products.into_iter().take(if cpu { 2 } else { 1 }).map(way).collect())
         }
         Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
             let weights = if transposed { [from, to / groups] } else { [to, from / groups] };

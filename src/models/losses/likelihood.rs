@@ -4,8 +4,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use crate::base::shape::Shape;
-use crate::models::schedule::Scheduled;
-use crate::native;
+use crate::native::{self, Factor};
 use crate::nets::graph::{Builder, Function, Op, Value};
 
 /// p(x|z).
@@ -36,21 +35,13 @@ impl Likelihood {
     }
 
     /// −log p(x|z) + `beta`·kl and −log p(x|z), summed over pixels, mean over the batch, in nats: parameters [B,P·C,H,W],
-    /// x [B,C,H,W] in [0,1], kl a scalar. `own` says whether our own kernel computes it (CPU); else beta is read from the device.
+    /// x [B,C,H,W] in [0,1], kl a scalar.
     ///
     /// # Errors
     /// When the shapes differ.
-    pub fn bound(
-        self,
-        parameters: &Tensor,
-        x: &Tensor,
-        kl: &Tensor,
-        beta: &Scheduled,
-        own: bool,
-    ) -> Result<(Tensor, Tensor)> {
+    pub fn bound(self, parameters: &Tensor, x: &Tensor, kl: &Tensor, beta: Factor) -> Result<(Tensor, Tensor)> {
         match self {
-            Likelihood::Bernoulli if own => native::bernoulli_bound(parameters, x, kl, beta.host()),
-            Likelihood::Bernoulli => native::bernoulli_bound_ops(parameters, x, kl, 1.0, Some(beta.device())),
+            Likelihood::Bernoulli => native::bernoulli_bound(parameters, x, kl, beta),
         }
     }
 

@@ -1,5 +1,4 @@
 //! What models minimise: one file per family. An objective knows everything about itself.
 
 pub mod adversarial;
-pub mod kl;
 pub mod likelihood;
