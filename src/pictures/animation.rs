@@ -74,7 +74,7 @@ impl Film {
     /// # Errors
     /// When its file cannot be made.
     pub fn start(out: &Path, kind: Kind, frames: usize) -> Result<Self> {
-        let writer = Writer::Waiting(AtomicFile::create(out)?);
+        let writer = Writer::Waiting(AtomicFile::create(out).with_context(|| unwritten(out))?);
         Ok(Film { out: out.to_owned(), kind, frames, done: 0, size: (0, 0), writer })
     }
 
