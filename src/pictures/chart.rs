@@ -182,7 +182,7 @@ impl<DB: Backend> Surface<DB> {
             .label_style(self.font(TICK_SIZE, INK))
             .axis_desc_style(self.font(LABEL_SIZE, INK))
             .x_desc(x_label)
-            .y_desc(y_label)
+            .y_desc(shorten(&y_label, LABEL_SIZE, frame.y1 - frame.y0 + 40.0))
             .draw()?;
         // In the middle of its pixels, so that it is sharp.
         let [x0, y0, x1, y1] = [frame.x0, frame.y0, frame.x1, frame.y1].map(|v| units(v) + 1);
