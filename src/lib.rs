@@ -6,10 +6,10 @@
 //! commands   one command each: its arguments, what it does, what it prints
 //! train      the loop and what hangs on it
 //! run        a run on disk, and its model opened again
-//! export     TorchScript, safetensors, ONNX
 //! data       where images come from, and batches of them
 //! config     how settings become a plan
 //! models     one update of a VAE and of a GAN, losses, optimizer
+//! export     TorchScript, safetensors, ONNX
 //! nets       networks and how they are computed
 //! pictures   curves, grids, animations, arrays on disk
 //! native     the calls into libtorch that tch lacks

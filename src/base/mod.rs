@@ -1,6 +1,7 @@
 //! The bottom layer, which imports nothing of the crate: seeds, hashes, files, signals, progress, usage errors.
 
 pub mod atomic_file;
+pub mod batch;
 pub mod hash;
 pub mod progress;
 pub mod scalar;

@@ -5,8 +5,8 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::batch::Batch;
 use super::images::{self, Images};
+use crate::base::batch::Batch;
 use crate::base::shape::Shape;
 
 /// Images as bytes on the device, handed out in batches.

@@ -1,6 +1,5 @@
 //! Where images come from ([`open`]) and how they are fed ([`dataset::Dataset`]).
 
-pub mod batch;
 pub mod cifar;
 pub mod dataset;
 pub mod describe;

@@ -13,9 +13,9 @@ pub mod vae;
 use anyhow::{Context, Result};
 use tch::Tensor;
 
+use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::timer::StepTimer;
-use crate::data::batch::Batch;
 use crate::nets::Compute;
 use crate::nets::cost::Work;
 use crate::nets::graph::Graph;

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
+use crate::base::batch::Batch;
 use crate::base::usage::usage;
 use crate::config::build::{build, steps_per_epoch};
 use crate::config::device;
 use crate::config::{Budget, Config};
 use crate::data;
-use crate::data::batch::Batch;
 use crate::data::dataset::Dataset;
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Origin, Plan, Tuning};

@@ -1,11 +1,11 @@
 //! Tests of the loop.
 
 use super::*;
+use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::signals::StopFlag;
 use crate::config::{self, Settings};
 use crate::data;
-use crate::data::batch::Batch;
 use crate::data::dataset::Dataset;
 use crate::models::network::Network;
 use crate::models::noise::Noise;
