@@ -89,7 +89,7 @@ impl Graph {
             Precision::Fp32 | Precision::Tf32 => run(&mut values, low)?,
             Precision::Bf16 => {
                 native::autocast(device, || run(&mut values, low))?;
-                values.to_float()?;
+                values.make_float()?;
             }
         }
         run(&mut values, high)?;
@@ -228,7 +228,7 @@ impl Values {
         self.held[value] = Some(tensor);
     }
 
-    fn to_float(&mut self) -> Result<()> {
+    fn make_float(&mut self) -> Result<()> {
         for t in self.held.iter_mut().flatten().filter(|t| t.is_floating_point()) {
             *t = t.f_to_kind(Kind::Float)?;
         }
