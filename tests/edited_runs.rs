@@ -211,9 +211,9 @@ fn an_edited_tuning_is_refused_with_each_changed_key() {
     let resume = ["train", "--resume", "r", "--epochs", "3"];
     for (from, to, key) in [
         (
-            "products = \"onednn\"",
+            "products = \"by-size\"",
             "products = \"blas\"",
-            "products is \"onednn\" in the checkpoint and \"blas\" in the file",
+            "products is \"by-size\" in the checkpoint and \"blas\" in the file",
         ),
         ("layout = \"channels-last\"", "layout = \"contiguous\"", "layout"),
         ("kernels = \"own\"", "kernels = \"libtorch\"", "kernels"),
@@ -222,7 +222,7 @@ fn an_edited_tuning_is_refused_with_each_changed_key() {
         edited(&[(from, to)]);
         refused(d, &resume, 2, &["[run.tuning] in r/config.toml", key]);
     }
-    edited(&[("products = \"onednn\"", "products = \"blas\""), ("kernels = \"own\"", "kernels = \"libtorch\"")]);
+    edited(&[("products = \"by-size\"", "products = \"blas\""), ("kernels = \"own\"", "kernels = \"libtorch\"")]);
     refused(d, &resume, 2, &["products", "kernels"]);
     // Threads that were asked for are no edit, neither now nor in a process that goes on from there before a checkpoint.
     edited(&[]);
