@@ -276,6 +276,13 @@ impl Graph {
     }
 }
 
+/// Words that cannot name a sub-module in Python: its keywords, and what every module has already.
+const RESERVED: [&str; 37] = [
+    "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del",
+    "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal",
+    "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "forward", "training",
+];
+
 /// How weights start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
@@ -421,13 +428,7 @@ impl<'a> Builder<'a> {
     fn check_name(&self, name: &str) -> Result<()> {
         let taken = self.graph.nodes.iter().any(|node| node.name == name);
         ensure!(!taken, "two operations of the {} are named {name}: each needs its own name", self.graph.name);
-        let word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        ensure!(
-            word && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !name.contains("__"),
-            "an operation of the {} is named {name:?}: a name is a letter, then letters, digits and single '_'",
-            self.graph.name
-        );
-        Ok(())
+        self.check_word("an operation", name)
     }
 
     fn check_port(&self, port: &Port) -> Result<()> {
@@ -437,6 +438,22 @@ impl<'a> Builder<'a> {
             "two inputs or outputs of the {} are named {}: each needs its own name",
             self.graph.name,
             port.name
+        );
+        self.check_word("an input or output", port.name)
+    }
+
+    /// Refuses a name that an exported file could not carry.
+    fn check_word(&self, what: &str, name: &str) -> Result<()> {
+        ensure!(
+            !RESERVED.contains(&name),
+            "{what} of the {} is named {name}, which is reserved in Python and TorchScript: choose another name",
+            self.graph.name
+        );
+        let word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        ensure!(
+            word && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !name.contains("__"),
+            "{what} of the {} is named {name:?}: a name is a letter, then letters, digits and single '_'",
+            self.graph.name
         );
         Ok(())
     }

@@ -36,8 +36,7 @@ const MOST_BYTES: usize = i32::MAX as usize;
 /// one weight at a time is copied.
 ///
 /// # Errors
-/// When the file cannot be written, or would be above the 2 GB that the format allows; names it. When a name would stand
-/// for two things, or `about` has a key twice.
+/// When the file cannot be written, or would be above the 2 GB that the format allows; names it. When `about` has a key twice.
 pub fn write(graph: &Graph, about: &[(&str, String)], path: &Path) -> Result<()> {
     let graph = OnnxBuilder::default().graph(graph)?;
     let model = ModelProto {
@@ -133,26 +132,33 @@ impl OnnxBuilder {
         for (port, value) in graph.outputs() {
             outputs.entry(*value).or_insert(port.name);
         }
+        let mut infos = Vec::new();
         for (value, node) in graph.needed() {
             let output = outputs.get(&value).map_or_else(|| format!("{}.output", node.name), |name| (*name).to_owned());
             self.operation(node, &output)?;
+            if let Op::Upsample(_) = node.op
+                && !outputs.contains_key(&value)
+            {
+                // The only operator through which shape inference loses the batch.
+                infos.push(value_info(output.clone(), data_type::FLOAT, &node.dims, String::new()));
+            }
             self.names.insert(value, output);
         }
         for (port, value) in graph.outputs() {
             let name = self.name(*value)?;
             if name != port.name {
                 // Two outputs may be one value, and an input one of them: each still has its own name.
-                self.push(port.name, "Identity", vec![name], vec![], port.name);
+                self.push(&format!("{}.copy", port.name), "Identity", vec![name], vec![], port.name);
             }
         }
         let proto = GraphProto {
             node: self.nodes,
             name: graph.name().to_owned(),
             initializer: Vec::new(),
-            input: graph.inputs().iter().map(value_info).collect(),
-            output: graph.outputs().iter().map(|(port, _)| value_info(port)).collect(),
+            input: graph.inputs().iter().map(port_info).collect(),
+            output: graph.outputs().iter().map(|(port, _)| port_info(port)).collect(),
+            value_info: infos,
         };
-        check_names(&proto, &self.constants)?;
         Ok(Built { graph: proto, constants: self.constants })
     }
 
@@ -226,10 +232,11 @@ impl OnnxBuilder {
                 }
             }
             Op::LayerNorm(l) => {
-                let width = l.normalized_shape.iter().product();
-                let scale = tensor("weight").map_or_else(|| self.filled(name, "weight", width, 1.0), Ok)?;
-                inputs.extend([scale].into_iter().chain(tensor("bias")));
-                ("LayerNormalization", vec![int("axis", -1), float("epsilon", NORM_EPS)])
+                let one = Tensor::f_ones(&l.normalized_shape, (Kind::Float, tch::Device::Cpu))?;
+                inputs.push(tensor("weight").unwrap_or_else(|| self.constant(name, "weight", one)));
+                inputs.extend(tensor("bias"));
+                let axis = -(l.normalized_shape.len() as i64);
+                ("LayerNormalization", vec![int("axis", axis), float("epsilon", NORM_EPS)])
             }
             Op::Activation(Function::Relu) => ("Relu", vec![]),
             Op::Activation(Function::LeakyRelu(slope)) => ("LeakyRelu", vec![float("alpha", *slope)]),
@@ -326,19 +333,6 @@ impl OnnxBuilder {
     }
 }
 
-/// Refuses a graph in which one name stands for two values or two nodes: ONNX reads such a file wrongly or not at all.
-fn check_names(graph: &GraphProto, constants: &[Constant]) -> Result<()> {
-    let (mut values, mut nodes) = (BTreeSet::new(), BTreeSet::new());
-    let given = graph.input.iter().map(|v| v.name.as_str()).chain(constants.iter().map(|c| c.name.as_str()));
-    let made = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
-    let twice = given.chain(made).find(|name| !values.insert(*name));
-    let twice = twice.or_else(|| graph.node.iter().map(|n| n.name.as_str()).find(|name| !nodes.insert(*name)));
-    match twice {
-        Some(name) => bail!("the {} has two layers or values named {name}: each name may stand for one", graph.name),
-        None => Ok(()),
-    }
-}
-
 /// The settings of a convolution, either way.
 fn conv_attributes(l: &ConvLayer) -> Vec<AttributeProto> {
     let mut all =
@@ -363,19 +357,20 @@ fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto { name: name.to_owned(), ints: values.to_vec(), r#type, ..Default::default() }
 }
 
-/// A port as ONNX describes it: float32, or int64 class numbers, [batch,dims].
-fn value_info(port: &Port) -> ValueInfoProto {
-    let batch = DimensionProto { dim_value: None, dim_param: Some(BATCH.to_owned()) };
-    let fixed = port.dims.iter().map(|&d| DimensionProto { dim_value: Some(d), dim_param: None });
-    let shape = TensorShapeProto { dim: [batch].into_iter().chain(fixed).collect() };
+/// A port as ONNX describes it: float32, or int64 class numbers.
+fn port_info(port: &Port) -> ValueInfoProto {
     let elem_type = if port.classes.is_some() { data_type::INT64 } else { data_type::FLOAT };
-    let tensor = TensorTypeProto { elem_type, shape: Some(shape) };
     let range = port.range.map_or_else(String::new, |(low, high)| format!(", from {low} to {high}"));
-    ValueInfoProto {
-        name: port.name.to_owned(),
-        r#type: Some(TypeProto { tensor_type: Some(tensor) }),
-        doc_string: format!("{}{range}", port.about),
-    }
+    value_info(port.name.to_owned(), elem_type, &port.dims, format!("{}{range}", port.about))
+}
+
+/// A value [batch,dims].
+fn value_info(name: String, elem_type: i32, dims: &[i64], doc_string: String) -> ValueInfoProto {
+    let batch = DimensionProto { dim_value: None, dim_param: Some(BATCH.to_owned()) };
+    let fixed = dims.iter().map(|&d| DimensionProto { dim_value: Some(d), dim_param: None });
+    let shape = TensorShapeProto { dim: [batch].into_iter().chain(fixed).collect() };
+    let tensor = TensorTypeProto { elem_type, shape: Some(shape) };
+    ValueInfoProto { name, r#type: Some(TypeProto { tensor_type: Some(tensor) }), doc_string }
 }
 
 #[cfg(test)]
