@@ -66,14 +66,15 @@ def check_torchscript(folder, name, about, expected):
     # The same outputs, at any batch size.
     worst = 0.0
     names = [o["name"] for o in about["outputs"]]
+    inputs = [i["name"] for i in (about["inputs"] if "inputs" in about else [about["input"]])]
     with torch.no_grad():
         for batch in (1, 5, 64):
-            x = expected[f"{name}.{batch}.input"]
-            for out, y in zip(names, tensors(module(x)), strict=True):
+            xs = [expected[f"{name}.{batch}.{i}"] for i in inputs]
+            for out, y in zip(names, tensors(module(*xs)), strict=True):
                 worst = max(worst, compare(f"{file}: {out} of {batch}", y, expected[f"{name}.{batch}.{out}"]))
-        whole = tensors(module(x))
+        whole = tensors(module(*xs))
         for batch in (2, 33):
-            for out, y, w in zip(names, tensors(module(x[:batch])), whole):
+            for out, y, w in zip(names, tensors(module(*(x[:batch] for x in xs))), whole):
                 compare(f"{file}: {out} of {batch}", y, w[:batch])
         for out, port, y in zip(names, about["outputs"], whole):
             if port["range"] and not (port["range"][0] <= y.min() and y.max() <= port["range"][1]):
@@ -86,7 +87,8 @@ def check_torchscript(folder, name, about, expected):
             other = torch.jit.load(file).to(dtype)
             if any(v.dtype != dtype for v in other.state_dict().values()):
                 fail(f"{file}: .to({dtype}) leaves something behind")
-            for out, y, w in zip(names, tensors(other(x.to(dtype))), whole):
+            given = [x.to(dtype) if x.is_floating_point() else x for x in xs]
+            for out, y, w in zip(names, tensors(other(*given)), whole):
                 if y.dtype != dtype or not y.isfinite().all():
                     fail(f"{file}: {out} in {dtype} is {y.dtype} and {'not ' * (not y.isfinite().all())}finite")
                 compare(f"{file}: {out} in {dtype}", y, w, tolerance or 0.1)
@@ -94,12 +96,12 @@ def check_torchscript(folder, name, about, expected):
     # Fine-tuning: every parameter gets a gradient, running statistics move in training mode only.
     tuned = torch.jit.load(file)
     before = copy.deepcopy(tuned.state_dict())
-    tensors(tuned(x))[0].sum().backward()
+    tensors(tuned(*xs))[0].sum().backward()
     if any(k.endswith(("running_mean", "running_var")) and not torch.equal(v, before[k]) for k, v in tuned.state_dict().items()):
         fail(f"{file}: running statistics move in evaluation mode")
     tuned.train()
     tuned.zero_grad()
-    sum(y.square().sum() for y in tensors(tuned(x))).backward()
+    sum(y.square().sum() for y in tensors(tuned(*xs))).backward()
     lacking = [k for k, p in tuned.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     if lacking:
         fail(f"{file}: no gradient reaches {lacking}")

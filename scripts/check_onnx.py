@@ -3,11 +3,11 @@
 
 Usage: check_onnx.py FOLDER...        (needs numpy, onnx, onnxruntime and safetensors)
 
-FOLDER holds NAME.onnx, and expected.safetensors that holds, for each NAME and some batch sizes, `NAME.BATCH.input` and one
-`NAME.BATCH.OUTPUT` for each output. A model must pass the full check and strict shape inference, have one input and outputs
-whose first dimension is of any size and stays so through the graph, and give those outputs in onnxruntime on the CPU, to
-TOLERANCE of the largest output. Networks treat each image by itself, so other batch sizes are cut and put together from the
-largest fixed one: they must give the same rows.
+FOLDER holds NAME.onnx, and expected.safetensors that holds, for each NAME and some batch sizes, `NAME.BATCH.PORT` for each
+input and output. A model must pass the full check and strict shape inference, have inputs and outputs whose first dimension is
+of any size and stays so through the graph, and give those outputs in onnxruntime on the CPU, to TOLERANCE of the largest
+output. Networks treat each image by itself, so other batch sizes are cut and put together from the largest fixed one: they must
+give the same rows.
 
 Prints one line for each network. Exit 0 when everything agrees, 1 with one sentence for each network that does not.
 """
@@ -50,10 +50,14 @@ def check_model(path):
         raise Wrong(f"onnx refuses it: {str(e).strip()}") from e
     opset = {o.domain: o.version for o in model.opset_import}.get("", 0)
     require(opset >= OLDEST_OPSET, f"its opset is {opset}, wanted {OLDEST_OPSET} or newer")
-    require(len(model.graph.input) == 1, f"it has {len(model.graph.input)} inputs, wanted 1")
+    constants = {""} | {c.name for c in model.graph.initializer}
+    for node in model.graph.node:
+        # A weight in another shape: no batch goes through it.
+        if constants.issuperset(node.input):
+            constants.update(node.output)
     for value in [*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info]:
         require(
-            dims(value)[:1] == ["batch"] and all(type(d) is int and d > 0 for d in dims(value)[1:]),
+            value.name in constants or dims(value)[:1] == ["batch"] and all(type(d) is int and d > 0 for d in dims(value)[1:]),
             f"'{value.name}' is of {dims(value)}, wanted a first dimension 'batch' and numbers after it",
         )
     made = {output for node in inferred.graph.node for output in node.output}
@@ -64,33 +68,34 @@ def check_model(path):
     return model
 
 
-def fixed_batches(tensors, name, outputs):
-    """{batch: (input, {output: expected})} of the network `name`."""
+def fixed_batches(tensors, name, inputs, outputs):
+    """{batch: ({input: value}, {output: expected})} of the network `name`."""
     found = {}
     for key, value in tensors.items():
         network, batch, port = key.rsplit(".", 2)
         if network == name:
             found.setdefault(int(batch), {})[port] = value
-    require(found, f"no key '{name}.BATCH.input' is in the file of fixed inputs")
+    require(found, f"no key '{name}.BATCH.PORT' is in the file of fixed inputs")
     for batch, ports in found.items():
-        wanted = {"input", *outputs}
+        wanted = {*inputs, *outputs}
         require(set(ports) == wanted, f"batch {batch} of the fixed inputs has {sorted(ports)}, wanted {sorted(wanted)}")
-    return {batch: (ports.pop("input"), ports) for batch, ports in sorted(found.items())}
+    return {b: ({i: ports[i] for i in inputs}, {o: ports[o] for o in outputs}) for b, ports in sorted(found.items())}
 
 
 def other_batches(batches):
     """Batch sizes that are not among the fixed ones: rows of the largest, cut and repeated."""
     most = max(batches)
-    x, expected = batches[most]
+    given, expected = batches[most]
     sizes = [n for n in (2, 3, 5, most - 1, most + 1, 2 * most + 3) if n > 0 and n not in batches]
     rows = {n: np.arange(n)[::-1] % most for n in sizes}
-    return {n: (x[at], {k: v[at] for k, v in expected.items()}) for n, at in rows.items()}
+    cut = lambda ports, at: {name: value[at] for name, value in ports.items()}
+    return {n: (cut(given, at), cut(expected, at)) for n, at in rows.items()}
 
 
-def difference(session, scales, batch, x, expected):
+def difference(session, scales, batch, given, expected):
     """Largest difference of one batch, over `scales`: for each output the largest value of any batch."""
     outputs = list(scales)
-    got = session.run(outputs, {session.get_inputs()[0].name: x})
+    got = session.run(outputs, given)
     worst = 0.0
     for name, value in zip(outputs, got):
         wanted = expected[name]
@@ -111,20 +116,20 @@ def difference(session, scales, batch, x, expected):
 def check(path, tensors):
     """Everything about one file; what there is to say of it when all is well."""
     model = check_model(path)
-    outputs = [o.name for o in model.graph.output]
-    fixed = fixed_batches(tensors, path.stem, outputs)
+    inputs, outputs = ([port.name for port in ports] for ports in (model.graph.input, model.graph.output))
+    fixed = fixed_batches(tensors, path.stem, inputs, outputs)
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         batches = {**fixed, **other_batches(fixed)}
         scales = {o: max(np.abs(expected[o]).max() for _, expected in fixed.values()) for o in outputs}
-        worst = max(difference(session, scales, n, x, expected) for n, (x, expected) in batches.items())
+        worst = max(difference(session, scales, n, given, expected) for n, (given, expected) in batches.items())
     except Wrong:
         raise
     except Exception as e:
         raise Wrong(f"onnxruntime refuses it: {str(e).strip()}") from e
     graph = model.graph
     return (
-        f"{path.stem}: {len(graph.node)} nodes, {len(graph.initializer)} constants, {graph.input[0].name} -> "
+        f"{path.stem}: {len(graph.node)} nodes, {len(graph.initializer)} constants, {', '.join(inputs)} -> "
         f"{', '.join(outputs)}; at batches of {', '.join(map(str, sorted(batches)))} within {worst:.1e} of the largest output"
     )
 
@@ -138,7 +143,7 @@ def check_folder(folder):
         sys.exit(f"error: {fixed} could not be read as fixed inputs: {e}")
     odd = [key for key in tensors if key.count(".") < 2 or not key.rsplit(".", 2)[1].isdigit()]
     if odd:
-        sys.exit(f"error: {fixed} has the key '{odd[0]}', wanted NAME.BATCH.input or NAME.BATCH.OUTPUT")
+        sys.exit(f"error: {fixed} has the key '{odd[0]}', wanted NAME.BATCH.PORT")
     paths = sorted(folder.glob("*.onnx"))
     missing = sorted({key.rsplit(".", 2)[0] for key in tensors} - {path.stem for path in paths})
     if missing or not paths:

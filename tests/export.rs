@@ -4,11 +4,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use common::python::{python, root, run_script, write_expected};
 use ganvae::config::build;
 use ganvae::config::{self, ModelKind, Preset, Settings};
 use ganvae::export::{self, Format, Origin};
@@ -16,9 +17,6 @@ use ganvae::models::{Model, Part, Visit};
 use ganvae::nets::Shape;
 use ganvae::train::initial_weights::init_from;
 use tch::{CModule, Device, IValue, Kind, Tensor};
-
-/// Batch sizes of the fixed inputs.
-const BATCHES: [i64; 3] = [1, 5, 64];
 
 struct Case {
     name: String,
@@ -72,48 +70,6 @@ fn cases() -> Vec<Case> {
     all
 }
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Python with torch, onnx and onnxruntime; none, said aloud, where there is not.
-fn python() -> Option<PathBuf> {
-    let ours = root().join(".venv/bin/python");
-    let python = if ours.exists() { ours } else { "python3".into() };
-    let found = Command::new(&python).args(["-c", "import torch, onnx, onnxruntime, safetensors"]).output();
-    if found.as_ref().is_ok_and(|o| o.status.success()) {
-        return Some(python);
-    }
-    common::say(
-        "SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)",
-    );
-    None
-}
-
-fn run_script(python: &Path, script: &str, command: &str, folders: &[PathBuf]) {
-    let mut run = Command::new(python);
-    run.arg(root().join("scripts").join(script)).args((!command.is_empty()).then_some(command)).args(folders);
-    let out = run.output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "{script} {command}: {text}");
-    println!("{text}");
-}
-
-/// Inputs and the live networks' outputs, for others to compare with.
-fn write_expected(model: &dyn Model, file: &Path) -> Result<()> {
-    let mut all = Vec::new();
-    for network in model.exported() {
-        for batch in BATCHES {
-            let x = export::example(&network.inputs()[0], batch)?;
-            for ((port, _), y) in network.outputs().iter().zip(network.evaluate(&[&x])?) {
-                all.push((format!("{}.{batch}.{}", network.name(), port.name), y));
-            }
-            all.push((format!("{}.{batch}.input", network.name()), x));
-        }
-    }
-    ganvae::base::weights_file::write(file, all)
-}
-
 #[test]
 fn python_loads_runs_converts_and_trains_every_export() {
     let Some(python) = python() else { return };
@@ -122,7 +78,7 @@ fn python_loads_runs_converts_and_trains_every_export() {
     for case in cases() {
         let out = dir.path().join(&case.name);
         export::export(&case.model.exported(), &case.origin, Format::value_variants(), &out).unwrap();
-        write_expected(case.model.as_ref(), &out.join("expected.safetensors")).unwrap();
+        write_expected(&case.model.exported(), &out).unwrap();
         folders.push(out);
     }
     run_script(&python, "check_exports.py", "check", &folders);
