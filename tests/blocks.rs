@@ -494,15 +494,20 @@ fn every_way(block: &mut Block, mut work: impl FnMut(&Block, &str)) {
     }
 }
 
+/// Outputs and gradients in this mode are the wanted ones.
+fn agrees(block: &Block, way: &str, mode: Mode, (outputs, gradients): &(Vec<Tensor>, Vec<Tensor>)) {
+    let (got, got_gradients) = block.found(BATCH, mode);
+    agree(&format!("{way}, {mode:?}"), &got, outputs);
+    agree(&format!("gradients of {way}, {mode:?}"), &got_gradients, gradients);
+}
+
 #[test]
 fn the_forward_pass_and_its_gradients_are_those_of_elementary_operations() {
     for mut block in blocks() {
         let wanted = [false, true].map(|training| block.wanted(BATCH, training));
         every_way(&mut block, |block, way| {
-            for (mode, (outputs, gradients)) in [(Mode::Eval, &wanted[0]), (Mode::Batch, &wanted[1])] {
-                let (got, got_gradients) = block.found(BATCH, mode);
-                agree(&format!("{way}, {mode:?}"), &got, outputs);
-                agree(&format!("gradients of {way}, {mode:?}"), &got_gradients, gradients);
+            for (mode, wanted) in [(Mode::Eval, &wanted[0]), (Mode::Batch, &wanted[1])] {
+                agrees(block, way, mode, wanted);
             }
         });
     }
@@ -679,13 +684,11 @@ fn joined_activations_and_results_in_place_change_nothing() {
     let mut block = Block::new("shared", shared, shared_plain, Vec::new(), 0);
     let wanted = [false, true].map(|training| block.wanted(BATCH, training));
     every_way(&mut block, |block, way| {
-        for (mode, (outputs, gradients)) in [(Mode::Eval, &wanted[0]), (Mode::Batch, &wanted[1])] {
-            let (got, got_gradients) = block.found(BATCH, mode);
-            agree(&format!("{way}, {mode:?}"), &got, outputs);
-            agree(&format!("gradients of {way}, {mode:?}"), &got_gradients, gradients);
+        for (mode, wanted) in [(Mode::Eval, &wanted[0]), (Mode::Batch, &wanted[1])] {
+            agrees(block, way, mode, wanted);
             // Of fewer outputs other values are computed in place: each alone must be the same.
             let inputs = block.inputs(BATCH);
-            for (value, want) in block.outputs().into_iter().zip(outputs) {
+            for (value, want) in block.outputs().into_iter().zip(&wanted.0) {
                 let one = tch::no_grad(|| block.graph.forward_one(&inputs[0], value, mode)).unwrap();
                 agree(&format!("{way}, {mode:?}, alone"), &[one], &[want.shallow_clone()]);
             }

@@ -42,11 +42,6 @@ fn name(value: impl ValueEnum) -> String {
 }
 
 impl Tuning {
-    /// What runs from before there was a choice were computed with.
-    pub fn libtorchs_own() -> Self {
-        Tuning { threads: cores(), compute: Compute::default() }
-    }
-
     /// Takes effect: threads for the process, forms for the model.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
-use crate::native;
+use crate::native::{self, Factor};
 use crate::nets::cost::Work;
 use crate::nets::graph::{Init, Port, Value};
 use crate::nets::{Mode, NetSpec, features, synthesis};
@@ -124,12 +124,12 @@ impl Vae {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: &Scheduled, mode: Mode, on_device: bool) -> Result<VaeLoss> {
+    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: Factor, mode: Mode) -> Result<VaeLoss> {
         let mut posterior = self.encoder.graph.forward(&[x], &self.posterior, mode)?.into_iter();
         let (mu, logvar) = posterior.next().zip(posterior.next()).context("an encoder gives mu and logvar")?;
         let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
         let parameters = self.decoder.graph.forward_one(&z, self.parameters, mode)?; // [B,P·C,H,W]
-        let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta.factor(on_device))?;
+        let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta)?;
         Ok(VaeLoss { loss, recon, kl })
     }
 
@@ -138,7 +138,7 @@ impl Vae {
     /// # Errors
     /// libtorch's.
     pub fn update(&mut self, x: &Tensor, eps: &Tensor, cx: StepContext) -> Result<VaeLoss> {
-        let terms = self.loss(x, eps, &self.beta, Mode::Train, cx.on_device)?;
+        let terms = self.loss(x, eps, self.beta.factor(cx.on_device), Mode::Train)?;
         cx.timer.lap(Phase::Forward);
         self.adam.minimise(&terms.loss, cx)?;
         Ok(terms)
@@ -169,8 +169,7 @@ impl Model for Vae {
     /// With the whole β, whatever the warm-up.
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         let eps = self.eps(&batch.x, noise)?;
-        let beta = Scheduled::new(self.spec.beta, batch.x.device())?;
-        tch::no_grad(|| self.loss(&batch.x, &eps, &beta, Mode::Eval, false)?.stacked())
+        tch::no_grad(|| self.loss(&batch.x, &eps, self.spec.beta.into(), Mode::Eval)?.stacked())
     }
 
     fn schedule(&mut self, step: u64) -> Result<()> {
@@ -232,31 +231,33 @@ impl Model for Vae {
     }
 }
 
+/// A VAE of a few weights on images of 2×3 pixels, for tests.
+#[cfg(test)]
+pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
+    use crate::nets::{Activation, Arch};
+    let net = NetSpec {
+        arch: Arch::Mlp,
+        hidden: vec![4],
+        base_width: 1,
+        activation: Activation::Relu,
+        batch_norm: false,
+        init: Init::PyTorch,
+    };
+    let shape = Shape { channels: 1, height: 2, width: 3 };
+    let likelihood = Likelihood::Bernoulli;
+    let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta, kl_warmup_steps };
+    Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::timer::StepTimer;
-    use crate::nets::{Activation, Arch};
-
-    fn vae(beta: f64, kl_warmup_steps: u64) -> Vae {
-        let net = NetSpec {
-            arch: Arch::Mlp,
-            hidden: vec![4],
-            base_width: 1,
-            activation: Activation::Relu,
-            batch_norm: false,
-            init: Init::PyTorch,
-        };
-        let shape = Shape { channels: 1, height: 2, width: 3 };
-        let likelihood = Likelihood::Bernoulli;
-        let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta, kl_warmup_steps };
-        Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
-    }
 
     #[test]
     fn the_weight_of_the_kl_term_rises_in_equal_parts() {
         for (steps, want) in [(4, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]), (0, [2.0; 6])] {
-            let mut vae = vae(2.0, steps);
+            let mut vae = small(2.0, steps);
             for (step, want) in want.into_iter().enumerate() {
                 vae.schedule(step as u64).unwrap();
                 assert_eq!((vae.beta.host(), vae.beta.device().double_value(&[])), (want, want));
@@ -266,7 +267,7 @@ mod tests {
 
     #[test]
     fn latents_that_carry_nothing_are_worrying_and_an_explosion_has_a_limit() {
-        let vae = vae(1.0, 0);
+        let vae = small(1.0, 0);
         assert!(vae.warnings(&[100.0, 99.0, 1.0]).is_empty());
         assert!(vae.warnings(&[100.0, 100.0, 0.01])[0].contains("carry nothing"));
         let chance = 6.0 * std::f64::consts::LN_2;
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
-        let mut warm = vae(2.0, 4);
+        let mut warm = small(2.0, 4);
         let batch = Batch { x: Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu)), labels: None };
         let timer = StepTimer::off();
         for on_device in [false, true] {

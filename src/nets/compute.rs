@@ -78,7 +78,7 @@ impl Compute {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
+    pub(super) fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
         let (size, from) = (x.size(), w.size()[1]);
         let rows: i64 = size.iter().rev().skip(1).product();
         if self.own(x) || (x.device() == Device::Cpu && self.products != MatmulBackend::Blas) {
@@ -141,7 +141,7 @@ impl Compute {
     }
 
     /// Whether our own kernels take x.
-    pub fn own(self, x: &Tensor) -> bool {
+    fn own(self, x: &Tensor) -> bool {
         self.kernels == Kernels::Own && x.device() == Device::Cpu
     }
 

@@ -21,15 +21,15 @@ pub enum Mode {
 
 /// One operation to run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Call {
+struct Call {
     /// The node.
-    pub node: usize,
+    node: usize,
     /// Index of the value that it gives: the activation's where one is joined with it.
-    pub result: usize,
+    result: usize,
     /// Slope of the activation joined with the layer for x ≤ 0; 1 for none.
-    pub slope: f64,
+    slope: f64,
     /// Whether the input may be overwritten.
-    pub in_place: bool,
+    in_place: bool,
 }
 
 impl Function {
@@ -75,8 +75,8 @@ impl Graph {
             inputs.len()
         );
         let device = inputs.first().map_or(Device::Cpu, |x| x.device());
-        let calls = self.plan(outputs, device);
-        let mut values = Values::new(self, inputs, outputs, &calls);
+        let (calls, readers) = self.plan(outputs, device);
+        let mut values = Values::new(inputs, readers);
         let low = calls.iter().take_while(|call| call.node < self.float32_from).count();
         let (low, high) = calls.split_at(low);
         let run = |values: &mut Values, calls: &[Call]| -> Result<()> {
@@ -113,8 +113,8 @@ impl Graph {
         tch::no_grad(|| self.forward(inputs, &outputs, Mode::Eval))
     }
 
-    /// The calls that give `outputs`, in order.
-    pub(super) fn plan(&self, outputs: &[Value], device: Device) -> Vec<Call> {
+    /// The calls that give `outputs`, in order, and how often each value is read.
+    fn plan(&self, outputs: &[Value], device: Device) -> (Vec<Call>, Vec<u32>) {
         let first = self.inputs().len();
         // An output has a reader outside, so that no node overwrites it.
         let readers = self.readers(outputs);
@@ -145,7 +145,7 @@ impl Graph {
             }
             calls.push(Call { node: i, result, slope: 1.0, in_place });
         }
-        calls
+        (calls, readers)
     }
 
     fn run(&self, call: &Call, values: &mut Values, mode: Mode) -> Result<()> {
@@ -204,15 +204,9 @@ struct Values {
 }
 
 impl Values {
-    fn new(graph: &Graph, inputs: &[&Tensor], outputs: &[Value], calls: &[Call]) -> Self {
-        let size = graph.inputs().len() + graph.nodes().len();
-        let mut readers = vec![0; size];
-        outputs.iter().for_each(|v| readers[v.0] += 1);
-        for call in calls {
-            graph.nodes()[call.node].inputs.iter().for_each(|v| readers[v.0] += 1);
-        }
+    fn new(inputs: &[&Tensor], readers: Vec<u32>) -> Self {
         let mut held: Vec<Option<Tensor>> = inputs.iter().map(|x| Some(x.shallow_clone())).collect();
-        held.resize_with(size, || None);
+        held.resize_with(readers.len(), || None);
         Values { held, readers }
     }
 

@@ -226,7 +226,7 @@ mod tests {
     use crate::models::gan::{Gan, GanSpec};
     use crate::models::losses::adversarial::GanLoss;
     use crate::models::optimizer::Hyper;
-    use crate::models::vae::{Vae, VaeSpec};
+    use crate::models::vae::{Vae, small};
     use crate::nets::graph::Init;
     use crate::nets::{Activation, Arch, NetSpec, Shape};
     use tch::{Device, Kind};
@@ -245,17 +245,7 @@ mod tests {
     const SHAPE: Shape = Shape { channels: 1, height: 2, width: 3 };
 
     fn vae() -> Vae {
-        let likelihood = crate::models::losses::likelihood::Likelihood::Bernoulli;
-        let spec = VaeSpec {
-            shape: SHAPE,
-            latent: 2,
-            encoder: net(),
-            decoder: net(),
-            likelihood,
-            beta: 1.0,
-            kl_warmup_steps: 0,
-        };
-        Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
+        small(1.0, 0)
     }
 
     fn all(model: &mut dyn Model) -> BTreeMap<String, Tensor> {

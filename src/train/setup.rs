@@ -1,4 +1,4 @@
-//! What a configuration asks for, put together in memory: device, data, tuned model. Used by training, timing and every command that opens a run.
+//! What a configuration asks for, put together in memory: device, data, tuned model.
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};

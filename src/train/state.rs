@@ -9,8 +9,7 @@ use super::Session;
 use super::divergence::Diverged;
 use super::log::Recorder;
 use crate::models::{Part, Visit};
-use crate::run::checkpoint;
-use crate::run::checkpoint::State;
+use crate::run::checkpoint::{self, State};
 
 impl Session<'_> {
     /// Where the run stands, for a checkpoint.

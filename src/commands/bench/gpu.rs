@@ -21,7 +21,7 @@ const AHEAD: usize = 8;
 const PARTS: u64 = 20;
 /// About how long the calls take, in milliseconds, that are queued up to see how long the device is busy with each.
 const QUEUED_MS: f64 = 200.0;
-/// The most of them that are one captured launch, with two for its noise: a driver queues about a thousand launches before it
+/// The most of them that are one captured launch, with one for each draw of noise: a driver queues about a thousand launches before it
 /// makes the host wait.
 pub(super) const MOST_CAPTURED: f64 = 200.0;
 /// As many of them as run operation by operation, each of up to some hundred launches.
