@@ -6,14 +6,14 @@
 //! commands   one command each: its arguments, what it does, what it prints
 //! train      the loop and what hangs on it
 //! run        a run on disk, and its model opened again
-//! data       where images come from, and batches of them
 //! config     how settings become a plan
+//! data       where images come from, and batches of them
 //! models     one update of a VAE and of a GAN, losses, optimizer
 //! export     TorchScript, safetensors, ONNX
 //! nets       networks and how they are computed
 //! pictures   curves, grids, animations, arrays on disk
 //! native     the calls into libtorch that tch lacks
-//! base       seeds, hashes, files, signals, progress, usage errors
+//! base       settings, seeds, hashes, files, signals, progress, usage errors
 //! ```
 //!
 //! # From a program of your own
@@ -22,14 +22,14 @@
 //!
 //! ```
 //! # fn main() -> anyhow::Result<()> {
-//! use ganvae::{config::Settings, pictures::grid, run::trained::Trained};
+//! use ganvae::{pictures::grid, run::trained::Trained};
 //! # let dir = tempfile::tempdir()?;
 //! # std::env::set_current_dir(&dir)?;
-//! # let (train_limit, test_limit, device) = (Some(64), Some(16), Some("cpu".to_owned()));
-//! # let tiny = Settings { steps: Some(2), train_limit, test_limit, device, ..Settings::default() };
-//! # ganvae::train::train(&ganvae::config::resolve(ganvae::config::ModelKind::Vae, &tiny)?)?;
+//! # let tiny = "steps = 2\ntrain-limit = 64\ntest-limit = 16\ndevice = 'cpu'";
+//! # let (_, tiny) = ganvae::config::file::parse(tiny, "tiny.toml".as_ref())?;
+//! # ganvae::train::train(&ganvae::config::resolve(ganvae::models::ModelKind::Vae, &tiny)?)?;
 //!
-//! let trained = Trained::open("runs/0001-vae-digits", &Settings::default())?;
+//! let trained = Trained::open("runs/0001-vae-digits", "auto")?;
 //! let images = trained.sample(64, 0)?; // [64,C,H,W] in [0,1]; 0 is the seed
 //! grid::draw(&images, 8)?.save("samples.png".as_ref())?;
 //!
@@ -41,7 +41,7 @@
 //! # }
 //! ```
 //!
-//! `Settings { device: Some("cuda".into()), ..Settings::default() }` does it on a GPU. Training is [`config::resolve`] and
+//! `"cuda"` in place of `"auto"` insists on a GPU. Training is [`config::resolve`] and
 //! [`train::train`].
 
 #![warn(missing_docs)]

@@ -4,18 +4,19 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ganvae::base::{progress::say, usage::one_line};
-use ganvae::{commands, commands::cli, data, native};
+use ganvae::commands::{self, Cli};
+use ganvae::{data, native};
 
 fn main() -> ExitCode {
     native::keep_large_blocks();
-    let cli = match cli::Cli::try_parse() {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // clap's first paragraphs say what is wrong and what is near; the rest repeats the usage.
             let text = e.render().to_string();
             let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
             let said = one_line(&said.collect::<Vec<_>>().join("; "));
-            say(&format!("{said} (see {})", cli::help_of(std::env::args().nth(1))));
+            say(&format!("{said} (see {})", commands::help_of(std::env::args().nth(1))));
             return ExitCode::from(2);
         }
         Err(e) => e.exit(),
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         if data::folder::decoding() {
             return;
         }
-        say(&commands::failed(info));
+        say(&commands::panicked(info));
     }));
     match std::panic::catch_unwind(|| commands::run(cli)) {
         Ok(Ok(code)) => ExitCode::from(code),

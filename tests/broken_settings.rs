@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use ganvae::base::seed::Rng;
 use ganvae::base::usage::Usage;
-use ganvae::config::{self, ModelKind, Settings};
+use ganvae::config::{self, file};
+use ganvae::models::ModelKind;
 use ganvae::pictures::curves::Metrics;
 use harm::*;
 
@@ -31,8 +32,8 @@ impl ConfigFile {
             (ModelKind::Gan, "dcgan"),
         ] {
             let text = format!("model = '{model}'\npreset = '{preset}'\n");
-            let (_, given) = Settings::from_toml(&text, Path::new("seed")).unwrap();
-            let full = config::resolve(model, &given).unwrap().to_toml().unwrap();
+            let (_, given) = file::parse(&text, Path::new("seed")).unwrap();
+            let full = config::resolve(model, &given).unwrap().to_toml();
             seeds.push(format!("{full}\n[run]\nganvae = '0.1.0'\nstarted = 'now'\n"));
         }
         seeds.push("# mine\nlr = 1e-3 # small\nbatch-size = 1_000\n".into());
@@ -63,18 +64,18 @@ impl Target for ConfigFile {
     }
 
     fn read(&mut self) -> Result<()> {
-        let (kind, given) = Settings::read(&self.path).inspect_err(usage)?;
+        let (kind, given) = file::read(&self.path).inspect_err(usage)?;
         let model = kind.unwrap_or(self.model);
         // What is refused here is a value, by the name of its flag: which file it came from is the caller's to know.
         let named = |e: &anyhow::Error| assert!(format!("{e:#}").contains("--"), "no flag is named: {e:#}");
         let resolved = config::resolve(model, &given).inspect_err(usage).inspect_err(named);
         let resolved = resolved.with_context(|| self.path.display().to_string())?;
         // What is accepted is kept in the run's folder, and has to come back from there as it was.
-        let text = resolved.to_toml().expect("what was read can be written");
-        let (kind, again) = Settings::from_toml(&text, &self.path).expect("what was written can be read");
+        let text = resolved.to_toml();
+        let (kind, again) = file::parse(&text, &self.path).expect("what was written can be read");
         assert_eq!(kind, Some(model));
         let again = config::resolve(model, &again).expect("what was resolved resolves again");
-        assert_eq!(again.to_toml().expect("and can be written"), text);
+        assert_eq!(again.to_toml(), text);
         Ok(())
     }
 }

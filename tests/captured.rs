@@ -6,10 +6,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use ganvae::base::seed::{Stream, seed_for};
+use ganvae::base::setting::Settings;
 use ganvae::base::timer::StepTimer;
-use ganvae::config::{self, Config, ModelKind, Settings};
-use ganvae::models::{Part, Visit};
+use ganvae::config::device::DEVICE;
+use ganvae::config::training::BATCH_SIZE;
+use ganvae::config::{self, Config};
+use ganvae::data::{TEST_LIMIT, TRAIN_LIMIT};
+use ganvae::models::gan::EMA;
+use ganvae::models::optimizer::{ADAM_EPS, CLIP_NORM, LR, WEIGHT_DECAY};
+use ganvae::models::tuning::TUNE;
+use ganvae::models::vae::{BETA, DECODER_HIDDEN, ENCODER_HIDDEN, KL_WARMUP};
+use ganvae::models::{ModelKind, Part, Visit};
 use ganvae::native;
+use ganvae::nets::BASE_WIDTH;
 use ganvae::train::setup::Setup;
 use ganvae::train::stepper::{At, Meter, Stepper, Way};
 use tch::{Device, Kind, Tensor};
@@ -33,42 +42,32 @@ impl Visit for Collect {
 
 /// 200 images in batches of 64: every fourth is one of 8.
 fn config(kind: ModelKind, more: Settings) -> Config {
-    let settings = Settings {
-        device: Some("cpu".into()),
-        train_limit: Some(200),
-        test_limit: Some(10),
-        batch_size: Some(64),
+    let settings = more
+        .with(&DEVICE, "cpu".into())
+        .with(&TRAIN_LIMIT, 200)
+        .with(&TEST_LIMIT, 10)
+        .with(&BATCH_SIZE, 64)
         // One way to compute in both: they differ in where numbers come from alone.
-        tune: Some("off,threads=1,products=blas,kernels=libtorch,layout=channels-last".into()),
-        lr: Some(1e-3),
+        .with(&TUNE, "off,threads=1,products=blas,kernels=libtorch,layout=channels-last".into())
+        .with(&LR, 1e-3)
         // Else a gradient that is nothing but rounding moves its weight by a whole step, this way or that.
-        adam_eps: Some(1e-4),
-        ..more
-    };
+        .with(&ADAM_EPS, 1e-4);
     config::resolve(kind, &settings).unwrap()
 }
 
 fn vae() -> Config {
-    let small = Some("32".parse().unwrap());
-    config(
-        ModelKind::Vae,
-        Settings {
-            encoder_hidden: small.clone(),
-            decoder_hidden: small,
-            // 3.5 epochs of 4 steps: the weight is still rising after the third.
-            kl_warmup: Some(3.5),
-            beta: Some(2.0),
-            clip_norm: Some(50.0),
-            ..Settings::default()
-        },
-    )
+    let more = Settings::default()
+        .with(&ENCODER_HIDDEN, vec![32])
+        .with(&DECODER_HIDDEN, vec![32])
+        // 3.5 epochs of 4 steps: the weight is still rising after the third.
+        .with(&KL_WARMUP, 3.5)
+        .with(&BETA, 2.0)
+        .with(&CLIP_NORM, 50.0);
+    config(ModelKind::Vae, more)
 }
 
 fn gan() -> Config {
-    config(
-        ModelKind::Gan,
-        Settings { base_width: Some(4), ema: Some(0.9), weight_decay: Some(0.01), ..Settings::default() },
-    )
+    config(ModelKind::Gan, Settings::default().with(&BASE_WIDTH, 4).with(&EMA, 0.9).with(&WEIGHT_DECAY, 0.01))
 }
 
 struct Run {

@@ -453,13 +453,13 @@ fn idx_folder(dir: &Path, name: &str, change: impl Fn(&str, &mut Vec<u8>)) -> Pa
 #[test]
 fn a_size_in_a_file_may_be_a_number() {
     let dir = tempfile::tempdir().unwrap();
-    for (size, want) in [("64", "image-size = \"64\""), ("'64x48'", "image-size = \"64x48\"")] {
+    for (size, want) in [("64", "image-size = \"64x64\""), ("'64x48'", "image-size = \"64x48\"")] {
         fs::write(dir.path().join("c.toml"), format!("image-size = {size}\ndata = 'my/pictures'")).unwrap();
         let text = good(dir.path(), &["train", "vae", "--config", "c.toml", "--print-config"]);
         assert!(text.contains(want), "{text}");
     }
     fs::write(dir.path().join("c.toml"), "image-size = [64, 64]").unwrap();
-    refused(dir.path(), &["train", "vae", "--config", "c.toml"], 2, &["wanted a size such as 64"]);
+    refused(dir.path(), &["train", "vae", "--config", "c.toml"], 2, &["image-size = [64, 64]: wanted HEIGHTxWIDTH"]);
 }
 
 /// Ten epochs of a hundred pictures are ten updates, which is not what was hoped for.
@@ -518,7 +518,7 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--lr", "0"], &["--lr 0", "above 0"]);
     vae(&["--lr", "-1"], &["--lr"]);
     vae(&["--lr", "fast"], &["--lr", "fast"]);
-    vae(&["--lr", "nan"], &["--lr NaN"]);
+    vae(&["--lr", "nan"], &["--lr nan"]);
     vae(&["--batch-size", "0"], &["--batch-size 0"]);
     vae(&["--batch-size", "-3"], &["-3"]);
     vae(&["--batch-size", "1.5"], &["--batch-size", "1.5"]);

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use common::{ganvae, listing, say, text};
+use ganvae::base::setting::Settings;
 use image::AnimationDecoder;
 use image::codecs::gif::GifDecoder;
 use tch::{Kind, Tensor};
@@ -52,8 +53,12 @@ fn trained() -> &'static Path {
 
 /// The VAE, opened through the library.
 fn library() -> ganvae::run::trained::Trained {
-    let settings = ganvae::config::Settings { device: Some("cpu".into()), ..Default::default() };
-    ganvae::run::trained::Trained::open(trained().join("v"), &settings).unwrap()
+    ganvae::run::trained::Trained::open(trained().join("v"), "cpu").unwrap()
+}
+
+fn hundred_held_out_digits() -> ganvae::data::images::Source {
+    use ganvae::data::{TEST_LIMIT, TRAIN_LIMIT};
+    ganvae::data::open(&Settings::default().with(&TRAIN_LIMIT, 1).with(&TEST_LIMIT, 100)).unwrap()
 }
 
 /// A fresh folder from which the runs are `../v` and `../g`.
@@ -258,9 +263,7 @@ fn latents_are_arrays_with_labels_beside_them() {
     let (mu, logvar, labels) = (array(d, "z.npy"), array(d, "z.logvar.npy"), array(d, "z.labels.npy"));
     assert_eq!((mu.size(), logvar.size(), labels.size()), (vec![100, 12], vec![100, 12], vec![100]));
     assert_eq!((mu.kind(), labels.kind()), (Kind::Float, Kind::Int64));
-    let settings =
-        ganvae::config::Settings { train_limit: Some(1), test_limit: Some(100), ..ganvae::config::Settings::default() };
-    let source = ganvae::data::open(&settings).unwrap();
+    let source = hundred_held_out_digits();
     let want: Vec<i64> = source.test.labels.iter().map(|l| i64::from(*l)).collect();
     assert_eq!(Vec::<i64>::try_from(labels).unwrap(), want);
     // The same images among others: the same bits.
@@ -348,8 +351,7 @@ fn a_picture_of_latents_names_its_classes() {
     for class in 0..10 {
         assert!(svg.contains(&format!("\n{class}\n")), "class {class} is in the legend");
     }
-    let settings = ganvae::config::Settings { test_limit: Some(100), train_limit: Some(1), ..Default::default() };
-    let labels = ganvae::data::open(&settings).unwrap().test.labels;
+    let labels = hundred_held_out_digits().test.labels;
     for class in 0..10 {
         let count = labels.iter().filter(|l| **l == class).count();
         assert!(svg.contains(&format!("\n{count}\n")), "class {class} has {count}");

@@ -1,4 +1,4 @@
-//! The bottom layer, which imports nothing of the crate: seeds, hashes, files, signals, progress, usage errors.
+//! The bottom layer, which imports nothing of the crate: settings, seeds, hashes, files, signals, progress, usage errors.
 
 pub mod atomic_file;
 pub mod batch;
@@ -6,6 +6,7 @@ pub mod hash;
 pub mod progress;
 pub mod scalar;
 pub mod seed;
+pub mod setting;
 pub mod shape;
 pub mod signals;
 pub mod small_file;

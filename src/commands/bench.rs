@@ -1,4 +1,4 @@
-//! Timing of the real training step, and of what it cannot do without.
+//! `ganvae bench`: timing of the real training step, and of what it cannot do without.
 
 mod gpu;
 mod limit;
@@ -7,19 +7,85 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use clap::Args;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::arguments::check_range;
+use super::print;
 use crate::base::progress::say;
 use crate::base::seed::{Stream, epoch_order, seed_for};
+use crate::base::setting::choice_name;
 use crate::base::timer::{PHASES, Phase, StepTimer};
-use crate::config::device;
-use crate::config::{self, Config, ModelKind, Settings};
+use crate::config::flags::Flags;
+use crate::config::training::STEPS;
+use crate::config::{self, Config, device};
+use crate::models::ModelKind;
 use crate::models::StepContext;
 use crate::models::noise::Noise;
 use crate::nets::cost::Work;
 use crate::nets::{Layout, Precision};
 use crate::train::setup::{Prefetched, Setup};
+
+/// `ganvae bench`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Bench {
+    /// What to train
+    #[arg(value_enum)]
+    pub model: ModelKind,
+    /// Seconds of steps that are timed
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    pub seconds: f64,
+    /// One JSON object in place of the table
+    #[arg(long)]
+    pub json: bool,
+    /// What is set by flags.
+    #[command(flatten)]
+    pub flags: Flags<false>,
+}
+
+impl Bench {
+    pub(super) fn run(&self) -> Result<u8> {
+        check_range("seconds", self.seconds, 0.1..=3600.0)?;
+        let report = self.time()?;
+        print(&if self.json { format!("{}\n", report.json()) } else { report.table() })?;
+        Ok(0)
+    }
+
+    /// Trains for `seconds` without a run folder and times it.
+    fn time(&self) -> Result<Report> {
+        // Long enough that tuning pays.
+        let config = config::resolve(self.model, &self.flags.0.clone().with(&STEPS, 1 << 53))?;
+        let mut setup = Setup::new(&config, None)?;
+        say(&setup.chosen.to_string());
+        let timed = match setup.device {
+            Device::Cuda(index) => gpu::time(&mut setup, &config, index, self.seconds)?,
+            _ => time(&mut setup, &config, self.seconds)?,
+        };
+        let batch = config.batch_size.min(setup.train.len());
+        let work = setup.model.work(batch as i64);
+        let kind = match timed.gpu.as_ref().map(|gpu| gpu.precision) {
+            Some(Precision::Bf16) => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        Ok(Report {
+            model: self.model,
+            preset: config.preset(),
+            device: device::name(setup.device),
+            tuning: setup.chosen.tuning.to_string(),
+            batch_size: batch,
+            steps: timed.steps,
+            seconds: timed.seconds,
+            phases_ms: timed.phases_ms,
+            step_ms: timed.step_ms,
+            limit_ms: limit::limit_ms(&work, (kind, setup.device)).context("timing the products alone")?,
+            gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
+            peak_rss_mb: timed.peak_rss_mb,
+            gpu: timed.gpu,
+        })
+    }
+}
 
 /// What was measured.
 #[derive(Clone, Debug)]
@@ -63,43 +129,6 @@ struct Timed {
     step_ms: (f64, f64),
     peak_rss_mb: Option<f64>,
     gpu: Option<Gpu>,
-}
-
-/// Trains for `seconds` without a run folder and times it.
-///
-/// # Errors
-/// Those of training.
-pub fn bench(model: ModelKind, settings: &Settings, seconds: f64) -> Result<Report> {
-    // Long enough that tuning pays.
-    let long = Settings { steps: Some(1 << 53), ..Settings::default() };
-    let config = config::resolve(model, &settings.overlaid(&long)?)?;
-    let mut setup = Setup::new(&config, None)?;
-    say(&setup.chosen.to_string());
-    let timed = match setup.device {
-        Device::Cuda(index) => gpu::time(&mut setup, &config, index, seconds)?,
-        _ => time(&mut setup, &config, seconds)?,
-    };
-    let batch = config.batch_size.min(setup.train.len());
-    let work = setup.model.work(batch as i64);
-    let kind = match timed.gpu.as_ref().map(|gpu| gpu.precision) {
-        Some(Precision::Bf16) => Kind::BFloat16,
-        _ => Kind::Float,
-    };
-    Ok(Report {
-        model,
-        preset: config.settings.preset.map_or_else(String::new, config::preset_name),
-        device: device::name(setup.device),
-        tuning: setup.chosen.tuning.to_string(),
-        batch_size: batch,
-        steps: timed.steps,
-        seconds: timed.seconds,
-        phases_ms: timed.phases_ms,
-        step_ms: timed.step_ms,
-        limit_ms: limit::limit_ms(&work, (kind, setup.device)).context("timing the products alone")?,
-        gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
-        peak_rss_mb: timed.peak_rss_mb,
-        gpu: timed.gpu,
-    })
 }
 
 /// Steps on the CPU, by its own clock.
@@ -176,7 +205,7 @@ impl Report {
             "peak_rss_mb": self.peak_rss_mb.map(f64::round),
             "peak_gpu_mb": self.gpu.as_ref().map(|gpu| gpu.peak_mb.round()),
             "gpu": self.gpu.as_ref().map(|gpu| gpu.name.clone()),
-            "precision": config::preset_name(self.gpu.as_ref().map_or(Precision::Fp32, |gpu| gpu.precision)),
+            "precision": choice_name(&self.gpu.as_ref().map_or(Precision::Fp32, |gpu| gpu.precision)),
             "captured": self.gpu.as_ref().map(|gpu| gpu.captured),
             "launch_gap": self.gpu.as_ref().map(|gpu| round(gpu.gap)),
             "limit_ms": round(self.limit_ms),
@@ -192,12 +221,7 @@ impl Report {
             None => self.tuning.clone(),
             Some(gpu) => {
                 let how = if gpu.captured { "one launch a step" } else { "operation by operation" };
-                format!(
-                    "{}, {}, {how}, {}",
-                    gpu.name,
-                    config::preset_name(gpu.precision),
-                    config::preset_name(gpu.layout)
-                )
+                format!("{}, {}, {how}, {}", gpu.name, choice_name(&gpu.precision), choice_name(&gpu.layout))
             }
         };
         let mut text = format!(
@@ -251,10 +275,12 @@ fn peak_rss_mb() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::setting::Settings;
+    use crate::data::{TEST_LIMIT, TRAIN_LIMIT};
 
     #[test]
     fn a_vae_of_the_article_takes_the_products_that_it_must() {
-        let settings = Settings { train_limit: Some(300), test_limit: Some(10), ..Settings::default() };
+        let settings = Settings::default().with(&TRAIN_LIMIT, 300).with(&TEST_LIMIT, 10);
         let config = config::resolve(ModelKind::Vae, &settings).unwrap();
         let setup = Setup::new(&config, None).unwrap();
         let work = setup.model.work(128);

@@ -1,13 +1,48 @@
-//! What this ganvae stands on, found and missing: libtorch, CUDA, the processor, the data folder.
+//! `ganvae doctor`: what this ganvae stands on, found and missing: libtorch, CUDA, the processor, the data folder.
 
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
+use clap::Args;
 
-use crate::config::Settings;
+use super::{print, self_check};
+use crate::base::setting::Settings;
 use crate::config::device;
 use crate::data;
 use crate::native;
+
+/// `ganvae doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// auto, cpu, cuda or cuda:N: exit with 1 if it could not be used
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Also train small networks there and compare with the CPU, and captured steps with others; about a minute
+    #[arg(long, requires = "device")]
+    pub check: bool,
+    /// With --check: a tenth of the steps
+    #[arg(long, requires = "check")]
+    pub quick: bool,
+    /// With --check: one JSON object for each thing that was looked at, and nothing else
+    #[arg(long, requires = "check")]
+    pub json: bool,
+}
+
+impl Doctor {
+    pub(super) fn run(&self) -> Result<u8> {
+        let report = examine(self.device.as_deref())?;
+        if !self.json {
+            print(&report.text)?;
+        }
+        let (Some(device), true) = (&self.device, self.check && report.works) else {
+            return Ok(u8::from(!report.works));
+        };
+        let well = self_check::examine(device, self.quick, |check| {
+            print(&if self.json { format!("{}\n", check.json()) } else { check.line() })
+        })?;
+        Ok(u8::from(!well))
+    }
+}
 
 /// What was found.
 #[derive(Debug)]
@@ -70,7 +105,7 @@ pub fn examine(asked: Option<&str>) -> Result<Report> {
         cuda(&mut page);
     }
     // What is missing is said part by part above; the verdict is that of a training run.
-    let opened = device::open(&Settings { device: Some(name.into()), ..Settings::default() });
+    let opened = device::open(&device::on(name));
     if opened.as_ref().is_err_and(|e| e.is::<crate::base::usage::Usage>()) {
         opened?;
         return Err(anyhow!("a device's name was refused without a reason"));

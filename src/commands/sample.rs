@@ -1,62 +1,61 @@
 //! `ganvae sample`: new images of a trained model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::Args;
 use tch::{Kind, Tensor};
 
-use crate::base::usage::usage;
-use crate::config::Settings;
+use super::arguments::{TrainedModel, check_range};
+use super::print_path;
 use crate::pictures::image_writer::{Format, ImageWriter};
-use crate::run::trained::{BATCH, Trained, default_place};
+use crate::run::trained::{BATCH, default_place};
 
 /// Bounds of `--truncation`. Below the first all images are one; beyond the second a normal number lies once in 10^23.
 const TRUNCATION: std::ops::RangeInclusive<f64> = 0.01..=10.0;
 
-/// What `ganvae sample` is asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Samples<'a> {
-    /// Number of images.
+/// `ganvae sample`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Sample {
+    /// What is used.
+    #[command(flatten)]
+    pub of: TrainedModel,
+    /// Number of images
+    #[arg(long, value_name = "N", default_value_t = 64)]
     pub count: i64,
-    /// Seed of the latents.
+    /// Seed of the noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Bound of every component of a latent; none for the whole normal distribution.
+    /// Keep each number of z within -T and T: less varied, cleaner images the smaller T is (0.01 to 10)
+    #[arg(long, value_name = "T")]
     pub truncation: Option<f64>,
-    /// A .png (one grid), a .npy ([N,C,H,W] float32) or a folder (a picture each); none for a grid in the run's samples/.
-    pub out: Option<&'a Path>,
+    /// A .png for one grid, a .npy for the numbers, or a folder for a picture each [default: in the run's samples/]
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
 }
 
-/// Draws images of the prior of the model at `root` ([`Trained::open`]); gives their place.
-///
-/// # Errors
-/// As [`Trained::open`]; when the output cannot be written; [`crate::base::usage::Usage`] for a number out of range or another kind
-/// of file.
-pub fn sample(root: &Path, ask: Samples, over: &Settings) -> Result<PathBuf> {
-    let Samples { count, seed, truncation, out } = ask;
-    if !(1..=100_000_000).contains(&count) {
-        usage!("--count {count}: wanted a whole number from 1 to 100000000");
-    }
-    if let Some(bound) = truncation.filter(|t| !TRUNCATION.contains(t)) {
-        usage!(
-            "--truncation {bound}: wanted a number from {} to {}, or leave it out for the whole normal distribution",
-            TRUNCATION.start(),
-            TRUNCATION.end()
-        );
-    }
-    let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
-    let out = out.map_or_else(|| default_place(root, "samples", &format!("sample-{seed}{cut}.png")), Path::to_owned);
-    Format::of(&out, count as usize, false)?;
-    let trained = Trained::open(root, over)?;
-    let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
-    for from in (0..count).step_by(BATCH as usize) {
-        let mut z = trained.prior(seed, from, BATCH)?;
-        if let Some(bound) = truncation {
-            z = truncated(&z, bound)?;
+impl Sample {
+    pub(super) fn run(&self) -> Result<u8> {
+        let Sample { of, count, seed, truncation, out } = self;
+        let count = *count;
+        check_range("count", count, 1..=100_000_000)?;
+        truncation.map_or(Ok(()), |bound| check_range("truncation", bound, TRUNCATION))?;
+        let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
+        let out = out.clone().unwrap_or_else(|| default_place(&of.run, "samples", &format!("sample-{seed}{cut}.png")));
+        Format::of(&out, count as usize, false)?;
+        let trained = of.open()?;
+        let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
+        for from in (0..count).step_by(BATCH as usize) {
+            let mut z = trained.prior(*seed, from, BATCH)?;
+            if let Some(bound) = truncation {
+                z = truncated(&z, *bound)?;
+            }
+            sink.push(&trained.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?)?;
         }
-        sink.push(&trained.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?)?;
+        sink.finish()?;
+        print_path(&out)
     }
-    sink.finish()?;
-    Ok(out)
 }
 
 /// Standard normal numbers z mapped to those of the normal distribution truncated to [−T, T], T = `bound`: Brock et al. 2019

@@ -10,9 +10,18 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::base::seed::{Stream, seed_for};
+use crate::base::setting::{Settings, choice_name};
 use crate::base::timer::StepTimer;
-use crate::config::{self, Config, ModelKind, Preset, Settings};
-use crate::models::{Part, Visit};
+use crate::config::device::{self, PRECISION};
+use crate::config::training::{BATCH_SIZE, PRESET};
+use crate::config::{self, Config};
+use crate::data::{TEST_LIMIT, TRAIN_LIMIT};
+use crate::models::gan::{DISCRIMINATOR_HIDDEN, EMA, GENERATOR_HIDDEN};
+use crate::models::optimizer::{ADAM_EPS, CLIP_NORM, Hyper, LR, WEIGHT_DECAY};
+use crate::models::tuning::{DETERMINISTIC, TUNE};
+use crate::models::vae::{DECODER_HIDDEN, ENCODER_HIDDEN, KL_WARMUP};
+use crate::models::{ModelKind, Part, Visit};
+use crate::nets::BASE_WIDTH;
 use crate::nets::Precision;
 use crate::train::setup::Setup;
 use crate::train::stepper::{At, Meter, Stepper, Way};
@@ -80,14 +89,14 @@ pub fn examine(device: &str, quick: bool, mut said: impl FnMut(&Check) -> Result
         Lengths { against_cpu: 50, against_eager: 200 }
     };
     let cases = [
-        (ModelKind::Vae, Preset::PytorchVae),
-        (ModelKind::Vae, Preset::ConvVae),
-        (ModelKind::Gan, Preset::Article),
-        (ModelKind::Gan, Preset::Dcgan),
+        (ModelKind::Vae, "pytorch-vae"),
+        (ModelKind::Vae, "conv-vae"),
+        (ModelKind::Gan, "article"),
+        (ModelKind::Gan, "dcgan"),
     ];
     let named = cases.map(|(kind, preset)| {
         let case = Case { kind, preset, device, batch: if quick { 16 } else { 64 } };
-        (format!("{} {kind}", config::preset_name(preset)), case)
+        (format!("{preset} {kind}"), case)
     });
     let mut well = true;
     let mut tell = |name: &str, made: Result<()>, mut all: Vec<Check>| -> Result<()> {
@@ -164,7 +173,7 @@ const AVERAGE: f64 = 0.9;
 
 struct Case<'a> {
     kind: ModelKind,
-    preset: Preset,
+    preset: &'static str,
     device: &'a str,
     batch: u64,
 }
@@ -173,30 +182,35 @@ impl Case<'_> {
     /// Small, in full float32, with everything that changes from step to step: warm-up, average, partial batches.
     fn config(&self, device: &str, more: Settings) -> Result<Config> {
         let cuda = device.starts_with("cuda");
-        let hidden = |widths: &str| Some(config::Widths(widths.split(',').filter_map(|w| w.parse().ok()).collect()));
-        let (vae, gan) = (self.kind == ModelKind::Vae, self.kind == ModelKind::Gan);
-        let conv = matches!(self.preset, Preset::ConvVae | Preset::Dcgan);
-        let settings = Settings {
-            preset: Some(self.preset),
-            device: Some(device.into()),
-            batch_size: Some(self.batch),
-            train_limit: Some(self.batch as usize * 7 / 2),
-            test_limit: Some(1),
-            precision: cuda.then_some(Precision::Fp32),
-            deterministic: Some(true),
-            tune: (!cuda).then(|| "off,kernels=libtorch,threads=1,products=blas".into()),
-            base_width: conv.then_some(16),
+        let mut settings = device::on(device)
+            .with(&PRESET, self.preset.to_owned())
+            .with(&BATCH_SIZE, self.batch)
+            .with(&TRAIN_LIMIT, self.batch * 7 / 2)
+            .with(&TEST_LIMIT, 1)
+            .with(&DETERMINISTIC, true)
             // Else a gradient that is nothing but rounding moves its weight by a whole step, this way or that.
-            adam_eps: Some(1e-4),
-            kl_warmup: vae.then_some(8.0),
-            ema: gan.then_some(AVERAGE),
-            encoder_hidden: if vae { hidden("64") } else { None },
-            decoder_hidden: if vae { hidden("64") } else { None },
-            generator_hidden: if gan && !conv { hidden("64,96") } else { None },
-            discriminator_hidden: if gan && !conv { hidden("96,64") } else { None },
-            ..Settings::default()
+            .with(&ADAM_EPS, 1e-4);
+        settings = match cuda {
+            true => settings.with(&PRECISION, Precision::Fp32),
+            false => settings.with(&TUNE, "off,kernels=libtorch,threads=1,products=blas".into()),
         };
-        config::resolve(self.kind, &settings.overlaid(&more)?)
+        if self.convolutional() {
+            settings = settings.with(&BASE_WIDTH, 16);
+        }
+        settings = match self.kind {
+            ModelKind::Vae => {
+                settings.with(&KL_WARMUP, 8.0).with(&ENCODER_HIDDEN, vec![64]).with(&DECODER_HIDDEN, vec![64])
+            }
+            ModelKind::Gan => settings.with(&EMA, AVERAGE),
+        };
+        if self.kind == ModelKind::Gan && !self.convolutional() {
+            settings = settings.with(&GENERATOR_HIDDEN, vec![64, 96]).with(&DISCRIMINATOR_HIDDEN, vec![96, 64]);
+        }
+        config::resolve(self.kind, &settings.overlaid(&more))
+    }
+
+    fn convolutional(&self) -> bool {
+        ["conv-vae", "dcgan"].contains(&self.preset)
     }
 
     /// How a run here reads its numbers from the device.
@@ -247,12 +261,12 @@ impl Case<'_> {
 
     /// The first step in this precision against the CPU's in float32.
     fn in_few_bits(&self, name: &str, few: FewBits, all: &mut Vec<Check>) -> Result<()> {
-        let name = format!("{name}, {}", config::preset_name(few.precision));
+        let name = format!("{name}, {}", choice_name(&few.precision));
         if !self.device.starts_with("cuda") {
             all.push(Check::not_run(name, "a CPU computes in fp32"));
             return Ok(());
         }
-        let more = Settings { precision: Some(few.precision), ..Settings::default() };
+        let more = Settings::default().with(&PRECISION, few.precision);
         let [values, gradients] = self.first_step(&mut self.twins(more)?)?;
         let off = compare(&values[0], &values[1], LEAST_VALUE);
         all.push(Check::new(format!("{name}: losses against the CPU"), off, few.losses));
@@ -276,19 +290,19 @@ impl Case<'_> {
         let none = Settings::default;
         let mut all = vec![
             Variant { what: "", settings: none(), steps, most: 1e-3, alike: true },
-            few(", clipped AdamW", Settings { clip_norm: Some(0.5), weight_decay: Some(0.1), ..none() }, 1e-3),
-            few(", bf16", Settings { precision: Some(Precision::Bf16), ..none() }, 5e-2),
+            few(", clipped AdamW", none().with(&CLIP_NORM, 0.5).with(&WEIGHT_DECAY, 0.1), 1e-3),
+            few(", bf16", none().with(&PRECISION, Precision::Bf16), 5e-2),
             // As a run is that asks for nothing.
             Variant {
                 what: ", tf32, not deterministic",
-                settings: Settings { precision: Some(Precision::Tf32), deterministic: Some(false), ..none() },
+                settings: none().with(&PRECISION, Precision::Tf32).with(&DETERMINISTIC, false),
                 steps: (steps / 10).max(8),
                 most: 5e-2,
                 alike: false,
             },
         ];
-        if matches!(self.preset, Preset::ConvVae | Preset::Dcgan) {
-            all.push(few(", contiguous", Settings { tune: Some("off,layout=contiguous".into()), ..none() }, 1e-3));
+        if self.convolutional() {
+            all.push(few(", contiguous", none().with(&TUNE, "off,layout=contiguous".into()), 1e-3));
         }
         all
     }
@@ -325,10 +339,10 @@ impl Case<'_> {
     /// What one step by the device's numbers does to weights and averages, from its moments by the formulas, in double precision:
     /// Adam with weight decay (algorithms 1 and 2 of arXiv 1412.6980 and 1711.05101), and the moving average.
     fn updates(&self, name: &str, all: &mut Vec<Check>) -> Result<()> {
-        let config = self.config(self.device, Settings { weight_decay: Some(0.1), ..Settings::default() })?;
+        let config = self.config(self.device, Settings::default().with(&WEIGHT_DECAY, 0.1))?;
         let mut run = Run::new(&config, self.way())?;
         // The last of these is a replay, where steps are captured.
-        let (done, c) = (9, config.hyper.adam);
+        let (done, c) = (9, Hyper::from_settings(&config.settings)?.adam);
         for step in 0..done {
             run.step(step)?;
         }
@@ -365,7 +379,7 @@ impl Case<'_> {
 
     /// A step size that is changed after the capture, as when a run goes back, is the one that replays take.
     fn step_size(&self, name: &str, all: &mut Vec<Check>) -> Result<()> {
-        let config = self.config(self.device, Settings { weight_decay: Some(0.1), ..Settings::default() })?;
+        let config = self.config(self.device, Settings::default().with(&WEIGHT_DECAY, 0.1))?;
         let mut run = Run::new(&config, self.way())?;
         let mut weights = |from: u64, lr: f64| -> Result<BTreeMap<String, Tensor>> {
             run.setup.model.set_lr(lr)?;
@@ -376,7 +390,7 @@ impl Case<'_> {
             let trained = |name: &String| state.contains_key(&format!("{name}.exp_avg"));
             Ok(state.keys().filter(|name| trained(name)).map(|name| (name.clone(), state[name].copy())).collect())
         };
-        let lr = config.hyper.adam.lr;
+        let lr = config.settings.get(&LR)?;
         let (before, still, moved) = (weights(0, lr)?, weights(8, 0.0)?, weights(16, lr)?);
         let [still, moved] = [&still, &moved].map(|after| compare(after, &before, 1e-6).0);
         all.push(Check {
@@ -390,9 +404,9 @@ impl Case<'_> {
     /// On the same images and all but the same weights, the first loss differs from step to step by the noise alone; a step made
     /// again gives its own value again.
     fn noise(&self, name: &str, all: &mut Vec<Check>) -> Result<()> {
-        let still = Settings { lr: Some(1e-12), train_limit: Some(self.batch as usize), ..Settings::default() };
+        let still = Settings::default().with(&LR, 1e-12).with(&TRAIN_LIMIT, self.batch);
         let config = self.config(self.device, still)?;
-        let way = Way::on(crate::config::device::open(&config.settings)?, true);
+        let way = Way::on(device::open(&config.settings)?, true);
         // The terms of the losses that depend on the noise.
         let of = if self.kind == ModelKind::Vae { "recon" } else { "d_loss" };
         // The sixth step on: a captured step is a replay by then. Batch normalisation's averages move, what is drawn does not.

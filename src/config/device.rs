@@ -1,20 +1,60 @@
 //! Which device a run uses, and what it computes in.
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::progress::say;
+use crate::base::setting::{Group, Setting, Settings, choice_name};
 use crate::base::usage::usage;
-use crate::config::Settings;
+use crate::models::tuning::DETERMINISTIC;
 use crate::native;
 use crate::nets::Precision;
+
+/// Whether the training step runs as one launch on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CudaGraph {
+    /// It is captured once and replayed.
+    Auto,
+    /// Operation by operation.
+    Off,
+}
+
+/// Where the tensors are.
+pub static DEVICE: Setting<String> = Setting::text("device", "auto, cpu, cuda or cuda:N")
+    .default("auto", "CUDA where it works, else the CPU")
+    .may_change_on_resume();
+
+/// What is computed in.
+pub static PRECISION: Setting<Precision> = Setting::choice(
+    "precision",
+    "CUDA: what products and convolutions are computed in, the weights staying float32 [default: tf32]; a CPU has fp32",
+)
+.value_name("BITS");
+
+/// How steps run on a GPU.
+pub static CUDA_GRAPH: Setting<CudaGraph> = Setting::choice(
+    "cuda-graph",
+    "CUDA: capture the training step once and replay it by one launch, or run it operation by operation",
+)
+.default("auto", "launching each operation leaves the GPU waiting")
+.value_name("HOW")
+.may_change_on_resume();
+
+/// Where and in what is computed.
+pub static SETTINGS: Group = Group { heading: "Device", settings: &[&DEVICE, &PRECISION, &CUDA_GRAPH] };
+
+/// The settings of a device of this name, and no others.
+pub fn on(name: &str) -> Settings {
+    Settings::default().with(&DEVICE, name.to_owned())
+}
 
 /// The device that `--device` names, ready for use. `auto` is CUDA where it truly works, else the CPU.
 ///
 /// # Errors
 /// [`crate::base::usage::Usage`] for a name that is none; one sentence on what is missing when CUDA is asked for and not there.
 pub fn open(s: &Settings) -> Result<Device> {
-    let name = s.device.as_deref().unwrap_or("auto");
+    let name = &s.get(&DEVICE)?;
     match name.split_once(':').unwrap_or((name, "0")) {
         ("cpu", "0") => Ok(Device::Cpu),
         ("auto", "0") => Ok(auto(s)),
@@ -41,7 +81,7 @@ fn auto(s: &Settings) -> Device {
 const WORKSPACE: (&str, &str) = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
 
 fn cuda(index: usize, s: &Settings) -> Result<Device> {
-    let deterministic = s.deterministic == Some(true);
+    let deterministic = s.get(&DETERMINISTIC)?;
     if deterministic && std::env::var_os(WORKSPACE.0).is_none() {
         // SAFETY: no other thread looks at the environment meanwhile: a device is opened before data is read and before there is
         // work for other threads, and those that exist wait for some.
@@ -63,7 +103,7 @@ fn cuda(index: usize, s: &Settings) -> Result<Device> {
         "{found} CUDA devices are visible, so there is no number {index}: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
     );
     cuda.select(index)?;
-    native::set_math(s.precision != Some(Precision::Fp32), deterministic)?;
+    native::set_math(s.given(&PRECISION) != Some(Precision::Fp32), deterministic)?;
     let device = Device::Cuda(index);
     let sum = small_sum(device)
         .with_context(|| format!("a small sum on {} failed: check nvidia-smi, or use --device cpu", name(device)))?;
@@ -87,12 +127,12 @@ fn small_sum(device: Device) -> Result<f64> {
 /// # Errors
 /// [`crate::base::usage::Usage`] for another than float32 on a CPU.
 pub fn precision(s: &Settings, device: Device) -> Result<Precision> {
-    match (device, s.precision) {
+    match (device, s.given(&PRECISION)) {
         (Device::Cuda(_), asked) => Ok(asked.unwrap_or(Precision::Tf32)),
         (_, None | Some(Precision::Fp32)) => Ok(Precision::Fp32),
         (_, Some(asked)) => usage!(
             "--precision {} is for CUDA, and this runs on the CPU, which computes in fp32: leave it out, or use --device cuda",
-            crate::config::preset_name(asked)
+            choice_name(&asked)
         ),
     }
 }
@@ -111,12 +151,11 @@ mod tests {
 
     #[test]
     fn names_that_are_none_and_precisions_that_a_cpu_lacks_are_refused() {
-        let on = |device: &str| Settings { device: Some(device.into()), ..Settings::default() };
         assert_eq!(open(&on("cpu")).unwrap(), Device::Cpu);
         for bad in ["gpu", "cuda:x", "cuda:", "cpu:1", "auto:0x"] {
             assert!(open(&on(bad)).unwrap_err().is::<crate::base::usage::Usage>(), "{bad}");
         }
-        let with = |precision| Settings { precision, ..Settings::default() };
+        let with = |precision| Settings::default().with_some(&PRECISION, precision);
         for asked in [None, Some(Precision::Fp32)] {
             assert_eq!(precision(&with(asked), Device::Cpu).unwrap(), Precision::Fp32);
         }

@@ -2,82 +2,99 @@
 
 use std::path::Path;
 
-use clap::ValueEnum;
-
+use super::training::PRESET;
 use super::*;
 use crate::base::usage::Usage;
+use crate::models::vae::DECODER_HIDDEN;
+use crate::nets::{ARCH, Arch, BASE_WIDTH, LATENT};
 
 fn toml(text: &str) -> Result<(Option<ModelKind>, Settings)> {
-    Settings::from_toml(text, Path::new("my.toml"))
+    file::parse(text, Path::new("my.toml"))
+}
+
+fn given(text: &str) -> Settings {
+    toml(text).unwrap().1
 }
 
 fn refusal(model: ModelKind, text: &str) -> String {
-    let (_, given) = toml(text).unwrap();
-    let e = resolve(model, &given).unwrap_err();
+    let e = match toml(text) {
+        Err(e) => e,
+        Ok((_, given)) => resolve(model, &given).unwrap_err(),
+    };
     assert!(e.is::<Usage>(), "{e} is a usage error");
     e.to_string()
 }
 
 #[test]
 fn flags_win_over_the_file_and_the_file_over_the_preset() {
-    let (_, file) = toml("preset = 'article'\nlr = 0.01\nbatch-size = 32").unwrap();
-    let flags = Settings { lr: Some(0.5), ..Settings::default() };
-    let config = resolve(ModelKind::Vae, &file.overlaid(&flags).unwrap()).unwrap();
-    assert_eq!((config.hyper.adam.lr, config.batch_size, config.settings.latent), (0.5, 32, Some(100)));
-    assert_eq!(config.settings.decoder_hidden, Some(Widths(vec![512, 12544])));
+    let file = given("preset = 'article'\nlr = 0.01\nbatch-size = 32");
+    let config = resolve(ModelKind::Vae, &file.overlaid(&given("lr = 0.5"))).unwrap();
+    assert_eq!((config.lr, config.batch_size, config.settings.given(&LATENT)), (0.5, 32, Some(100)));
+    assert_eq!(config.settings.given(&DECODER_HIDDEN), Some(vec![512, 12544]));
 }
 
 #[test]
 fn steps_and_epochs_replace_each_other_across_layers() {
-    let (_, file) = toml("steps = 7").unwrap();
+    let file = given("steps = 7");
     assert_eq!(resolve(ModelKind::Vae, &file).unwrap().budget, Budget::Steps(7));
-    let flags = Settings { epochs: Some(2), ..Settings::default() };
-    assert_eq!(resolve(ModelKind::Vae, &file.overlaid(&flags).unwrap()).unwrap().budget, Budget::Epochs(2));
+    let both = file.overlaid(&given("epochs = 2"));
+    assert_eq!(resolve(ModelKind::Vae, &both).unwrap().budget, Budget::Epochs(2));
 }
 
 #[test]
 fn what_a_run_keeps_resolves_to_the_same_again() {
-    for (model, preset) in [
-        (ModelKind::Vae, Preset::Article),
-        (ModelKind::Vae, Preset::PytorchVae),
-        (ModelKind::Vae, Preset::ConvVae),
-        (ModelKind::Gan, Preset::Article),
-        (ModelKind::Gan, Preset::Dcgan),
-    ] {
-        let given = Settings { preset: Some(preset), seed: Some(3), ..Settings::default() };
-        let text = resolve(model, &given).unwrap().to_toml().unwrap();
+    for (preset, model, _) in presets::all().unwrap() {
+        let given = given(&format!("preset = '{preset}'\nseed = 3"));
+        let text = resolve(model, &given).unwrap().to_toml();
         let (kind, again) = toml(&format!("{text}\n[run]\nganvae = 'x'\n")).unwrap();
         assert_eq!(kind, Some(model));
-        assert_eq!(resolve(model, &again).unwrap().to_toml().unwrap(), text, "{model} {preset:?}");
+        assert_eq!(resolve(model, &again).unwrap().to_toml(), text, "{model} {preset}");
     }
 }
 
 #[test]
-fn every_preset_belongs_to_a_model() {
-    for preset in Preset::value_variants() {
-        let fits = |m| resolve(m, &Settings { preset: Some(*preset), ..Settings::default() });
-        let (vae, gan) = (fits(ModelKind::Vae), fits(ModelKind::Gan));
-        assert!(vae.is_ok() || gan.is_ok(), "{preset:?}");
-        for e in [vae, gan].into_iter().filter_map(Result::err) {
-            assert!(e.is::<Usage>() && e.to_string().contains("--preset"), "{e}");
-        }
+fn a_preset_of_the_other_model_is_refused() {
+    for (preset, model) in [("conv-vae", ModelKind::Gan), ("dcgan", ModelKind::Vae), ("none", ModelKind::Vae)] {
+        let e = refusal(model, &format!("preset = '{preset}'"));
+        assert!(e.contains(&format!("--preset {preset}")) && e.contains("article"), "{e}");
     }
 }
 
 #[test]
 fn an_architecture_brings_its_preset_and_may_not_contradict_one() {
     for (model, arch, preset) in [
-        (ModelKind::Vae, Arch::Conv, Preset::ConvVae),
-        (ModelKind::Vae, Arch::Mlp, Preset::PytorchVae),
-        (ModelKind::Gan, Arch::Conv, Preset::Dcgan),
-        (ModelKind::Gan, Arch::Mlp, Preset::Article),
+        (ModelKind::Vae, Arch::Conv, "conv-vae"),
+        (ModelKind::Vae, Arch::Mlp, "pytorch-vae"),
+        (ModelKind::Gan, Arch::Conv, "dcgan"),
+        (ModelKind::Gan, Arch::Mlp, "article"),
     ] {
-        let config = resolve(model, &Settings { arch: Some(arch), ..Settings::default() }).unwrap();
-        assert_eq!(config.settings.preset, Some(preset));
-        assert_eq!(config.settings.base_width.is_some(), arch == Arch::Conv);
+        let config = resolve(model, &Settings::default().with(&ARCH, arch)).unwrap();
+        assert_eq!(config.settings.given(&PRESET).as_deref(), Some(preset));
+        assert_eq!(config.settings.given(&BASE_WIDTH).is_some(), arch == Arch::Conv);
     }
     let e = refusal(ModelKind::Vae, "preset = 'article'\narch = 'conv'");
     assert!(e.contains("--arch contradicts --preset article"), "{e}");
+}
+
+/// A default that its own setting refuses would be no value at all.
+#[test]
+fn every_default_is_a_value_of_its_setting() {
+    let mut seen = 0;
+    for (_, setting) in all_settings() {
+        let about = setting.about();
+        if let Some((text, _)) = about.default {
+            assert!(setting.check(&Value::String(text.into())).is_ok(), "{}: {text}", about.name);
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "only {seen} defaults were seen");
+}
+
+#[test]
+fn one_value_written_in_two_ways_is_one_value() {
+    let run = resolve(ModelKind::Vae, &given("lr = 1e-3\nimage-size = 16")).unwrap();
+    refuse_changes(&run, &given("lr = 0.001\nimage-size = '16x16'")).unwrap();
+    assert!(refuse_changes(&run, &given("image-size = '16x17'")).is_err());
 }
 
 #[test]
@@ -86,9 +103,9 @@ fn unknown_keys_name_the_nearest_known_one() {
         ("batch_size = 3", "did you mean 'batch-size'?"),
         ("latnet = 3", "did you mean 'latent'?"),
         ("qqqq = 3", "lists the keys"),
-        ("lr = 'fast'", "lr = \"fast\""),
-        ("preset = 'vae'", "preset = \"vae\""),
-        ("model = 'diffusion'", "wanted \"vae\" or \"gan\""),
+        ("lr = 'fast'", "lr = \"fast\": wanted a number above 0"),
+        ("gan-loss = 'vae'", "gan-loss = \"vae\": wanted non-saturating or minimax"),
+        ("model = 'diffusion'", "wanted vae or gan"),
         ("seed = -1", "seed = -1"),
         ("lr = 1\nlr = 2", "line 2"),
         ("a b", "line 1"),
@@ -133,15 +150,20 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Gan, "kl-warmup = 1.0", "--kl-warmup"),
         (Gan, "preset = 'conv-vae'", "--preset"),
     ] {
+        // In the words of the file where the value itself is wrong, of the flags where it does not go with the others.
         let e = refusal(model, text);
-        assert!(e.contains(flag), "{text:?}: {e}");
+        assert!(
+            e.contains(flag) || e.contains(&format!("my.toml: {} = ", flag.trim_start_matches('-'))),
+            "{text:?}: {e}"
+        );
     }
 }
 
 #[test]
 fn sizes_are_height_by_width() {
-    assert_eq!(parse_size(Some("64x48")).unwrap(), Some((64, 48)));
-    assert_eq!(parse_size(Some("32")).unwrap(), Some((32, 32)));
-    assert_eq!(parse_size(None).unwrap(), None);
-    assert!(parse_size(Some("64x")).is_err() && parse_size(Some("5000")).is_err());
+    use crate::data::IMAGE_SIZE;
+    let size = |text: &str| toml(text).map(|(_, s)| s.given(&IMAGE_SIZE));
+    assert_eq!(size("image-size = '64x48'").unwrap(), Some((64, 48)));
+    assert_eq!(size("image-size = 32").unwrap(), Some((32, 32)));
+    assert!(size("image-size = '64x'").is_err() && size("image-size = 5000").is_err());
 }

@@ -92,12 +92,12 @@ impl Dataset {
 mod tests {
     use super::*;
     use crate::base::seed::epoch_order;
-    use crate::config::Settings;
+    use crate::base::setting::Settings;
     use crate::data;
 
     #[test]
     fn batches_are_the_images_divided_by_255() {
-        let settings = Settings { train_limit: Some(40), test_limit: Some(7), ..Settings::default() };
+        let settings = Settings::default().with(&data::TRAIN_LIMIT, 40).with(&data::TEST_LIMIT, 7);
         let source = data::open(&settings).unwrap();
         assert_eq!((source.train.count, source.test.count), (40, 7));
         let data = Dataset::new(&source.train, Device::Cpu).unwrap();

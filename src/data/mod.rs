@@ -15,8 +15,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::base::hash;
 use crate::base::seed::Stream;
-use crate::base::usage::usage;
-use crate::config::{Settings, parse_size};
+use crate::base::setting::{Group, Setting, Settings};
+use crate::base::usage::{nearest, usage};
 use images::Source;
 
 /// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
@@ -24,20 +24,66 @@ const DIGITS: (usize, usize) = (60_000, 10_000);
 /// Digits in a split at the most: 7.8 GB of pixels.
 const MOST_DIGITS: usize = 10_000_000;
 
+/// What names the images.
+pub static DATA: Setting<String> =
+    Setting::text("data", "digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries")
+        .default("digits", "drawn by ganvae, so that nothing is downloaded")
+        .value_name("SPEC")
+        .may_change_on_resume();
+
+/// Where named sets are kept.
+pub static DATA_DIR: Setting<PathBuf> =
+    Setting::path("data-dir", "Where named sets are kept [default: $GANVAE_DATA or the user's cache]")
+        .value_name("DIR")
+        .may_change_on_resume();
+
+/// (H, W) that pictures are brought to, in pixels.
+pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
+    "image-size",
+    "Resize pictures of a folder: HEIGHTxWIDTH, or one number for both",
+    "HEIGHTxWIDTH in pixels, each",
+    |text| {
+        let (h, w) = text.split_once(['x', 'X']).unwrap_or((text, text));
+        h.parse().ok().zip(w.parse().ok())
+    },
+    |(h, w)| toml::Value::String(format!("{h}x{w}")),
+)
+.range("from 1 to 4096, such as 64x64", |(h, w)| (1..=4096).contains(h) && (1..=4096).contains(w))
+.value_name("HxW");
+
+/// C that pictures are brought to.
+pub static CHANNELS: Setting<u64> = Setting::whole("channels", "Force pictures of a folder to grey (1) or colour (3)")
+    .range("1 (grey) or 3 (colour)", |n| [1, 3].contains(n))
+    .value_name("1|3");
+
+/// Training images at the most.
+pub static TRAIN_LIMIT: Setting<u64> =
+    Setting::count("train-limit", "Use only N training images, evenly spread (digits: draw N)");
+
+/// Held-out images at the most.
+pub static TEST_LIMIT: Setting<u64> =
+    Setting::count("test-limit", "Use only N held-out images, evenly spread (digits: draw N)");
+
+/// Which images.
+pub static SETTINGS: Group =
+    Group { heading: "Data", settings: &[&DATA, &DATA_DIR, &IMAGE_SIZE, &CHANNELS, &TRAIN_LIMIT, &TEST_LIMIT] };
+
 /// Finds, downloads or draws the images that `--data` names, with the limits and sizes that the settings ask for.
 ///
 /// # Errors
 /// [`crate::base::usage::Usage`] for a SPEC that is no known name and no folder, or a size asked of a set that has its own; else
 /// the reader's own sentence about the file.
 pub fn open(s: &Settings) -> Result<Source> {
-    let spec = s.data.as_deref().unwrap_or("digits");
-    let (train, test) = (s.train_limit.unwrap_or(usize::MAX), s.test_limit.unwrap_or(usize::MAX));
+    let spec = &s.get(&DATA)?;
+    let limits = [&TRAIN_LIMIT, &TEST_LIMIT].map(|limit| s.given(limit).map(|n| n as usize));
+    let [train, test] = limits.map(|limit| limit.unwrap_or(usize::MAX));
+    let (size, channels) = (s.given(&IMAGE_SIZE), s.given(&CHANNELS).map(|c| c as usize));
     let path = Path::new(spec);
-    if !resizable(spec) && (s.image_size.is_some() || s.channels.is_some()) {
+    if !resizable(spec) && (size.is_some() || channels.is_some()) {
         usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
     }
     let mut source = if let Some(seed) = digits_seed(spec)? {
-        let (train, test) = (s.train_limit.unwrap_or(DIGITS.0), s.test_limit.unwrap_or(DIGITS.1));
+        let (train, test) = (limits[0].unwrap_or(DIGITS.0), limits[1].unwrap_or(DIGITS.1));
         if train.max(test) > MOST_DIGITS {
             usage!(
                 "--train-limit and --test-limit of digits: at most {MOST_DIGITS} can be drawn, found {}",
@@ -56,16 +102,11 @@ pub fn open(s: &Settings) -> Result<Source> {
         } else if cifar::is_cifar(path) {
             cifar::load_folder(path)?
         } else {
-            folder::load_folder(
-                path,
-                parse_size(s.image_size.as_deref())?,
-                s.channels.map(|c| c as usize),
-                (train, test),
-            )?
+            folder::load_folder(path, size, channels, (train, test))?
         }
     } else {
         let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();
-        let near = names.iter().find(|n| strsim::jaro_winkler(n, spec) > 0.85);
+        let near = nearest(spec, names.iter().copied());
         let hint = near.map_or_else(String::new, |n| format!("; did you mean {n}?"));
         usage!("--data {spec}: no folder of that name, and not one of {}{hint}", names.join(", "));
     };
@@ -112,8 +153,8 @@ fn drawn(name: &str, seed: u64, train: usize, test: usize) -> Source {
 /// # Errors
 /// When no home folder is known.
 pub fn data_dir(s: &Settings) -> Result<PathBuf> {
-    if let Some(dir) = &s.data_dir {
-        return Ok(dir.clone());
+    if let Some(dir) = s.given(&DATA_DIR) {
+        return Ok(dir);
     }
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(dir) = set("GANVAE_DATA") {
@@ -136,7 +177,7 @@ mod tests {
     use super::*;
 
     fn settings(spec: &str) -> Settings {
-        Settings { data: Some(spec.into()), train_limit: Some(40), test_limit: Some(7), ..Settings::default() }
+        Settings::default().with(&DATA, spec.into()).with(&TRAIN_LIMIT, 40).with(&TEST_LIMIT, 7)
     }
 
     #[test]
@@ -153,7 +194,7 @@ mod tests {
             let e = open(&settings(spec)).unwrap_err();
             assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains(part), "{e}");
         }
-        let sized = Settings { image_size: Some("32".into()), ..settings("digits") };
+        let sized = settings("digits").with(&IMAGE_SIZE, (32, 32));
         assert!(open(&sized).unwrap_err().to_string().contains("--image-size"));
     }
 }

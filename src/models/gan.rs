@@ -5,7 +5,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::losses::adversarial::GanLoss;
+use super::losses::adversarial::{GAN_LOSS, GanLoss};
 use super::moving_average::MovingAverage;
 use super::network::Network;
 use super::noise::Noise;
@@ -13,11 +13,12 @@ use super::optimizer::{Adam, Hyper};
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
+use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::nets::cost::Work;
 use crate::nets::graph::{Function, Op, Port, Value};
-use crate::nets::{Mode, NetSpec, features, synthesis};
+use crate::nets::{Activation, LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
 
 /// Everything that decides a GAN's mathematics.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +35,43 @@ pub struct GanSpec {
     pub loss: GanLoss,
     /// Decay of the generator's moving average; 0 keeps none.
     pub ema: f64,
+}
+
+/// Hidden layers of the generator.
+pub static GENERATOR_HIDDEN: Setting<Vec<i64>> =
+    hidden_widths("generator-hidden", "Hidden layers of the generator, as 512,256 or none");
+
+/// Hidden layers of the discriminator.
+pub static DISCRIMINATOR_HIDDEN: Setting<Vec<i64>> =
+    hidden_widths("discriminator-hidden", "Hidden layers of the discriminator");
+
+/// See [`GanSpec::ema`].
+pub static EMA: Setting<f64> =
+    Setting::number("ema", "Decay of the generator's moving average, which pictures and exports show; 0 for none")
+        .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
+        .default("0", "Goodfellow et al. 2014 have none")
+        .value_name("DECAY");
+
+/// What only a GAN has.
+pub static SETTINGS: Group =
+    Group { heading: "GAN", settings: &[&GENERATOR_HIDDEN, &DISCRIMINATOR_HIDDEN, &GAN_LOSS, &EMA] };
+
+impl GanSpec {
+    /// What the settings ask for, of images of this shape.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] for settings that do not fit together.
+    pub fn from_settings(s: &Settings, shape: Shape) -> Result<Self> {
+        let generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
+        Ok(GanSpec {
+            shape,
+            latent: s.get(&LATENT)? as i64,
+            generator: NetSpec { activation: Activation::Relu, ..generator },
+            discriminator: NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan(),
+            loss: s.get(&GAN_LOSS)?,
+            ema: s.get(&EMA)?,
+        })
+    }
 }
 
 /// Two players, two optimizers.

@@ -11,17 +11,74 @@ pub mod tuning;
 pub mod vae;
 
 use anyhow::{Context, Result};
-use tch::Tensor;
+use clap::ValueEnum;
+use tch::{Device, Tensor};
 
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
+use crate::base::setting::{Group, Settings, choice_name};
+use crate::base::shape::Shape;
 use crate::base::timer::StepTimer;
-use crate::nets::Compute;
 use crate::nets::cost::Work;
 use crate::nets::graph::Graph;
+use crate::nets::{self, Compute};
 use network::Network;
 use noise::Noise;
 use optimizer::Adam;
+
+/// The kinds of models there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModelKind {
+    /// A variational autoencoder.
+    Vae,
+    /// A generative adversarial network.
+    Gan,
+}
+
+impl std::fmt::Display for ModelKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&choice_name(self))
+    }
+}
+
+impl ModelKind {
+    /// The settings of such a model.
+    pub fn settings(self) -> [&'static Group; 3] {
+        let own = match self {
+            ModelKind::Vae => &vae::SETTINGS,
+            ModelKind::Gan => &gan::SETTINGS,
+        };
+        [&nets::SETTINGS, own, &optimizer::SETTINGS]
+    }
+
+    /// Refuses settings that do not fit together, whatever the images.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`].
+    pub fn check(self, s: &Settings) -> Result<()> {
+        let shape = Shape { channels: 1, height: 1, width: 1 };
+        match self {
+            ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, 1).map(drop)?,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape).map(drop)?,
+        }
+        optimizer::Hyper::from_settings(s).map(drop)
+    }
+
+    /// A model with fresh weights from libtorch's current random state, for images of this shape, `per_epoch` updates an epoch.
+    ///
+    /// # Errors
+    /// When the architecture cannot take images of this shape; [`crate::base::usage::Usage`] for settings that do not fit together.
+    pub fn build(self, s: &Settings, shape: Shape, per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
+        let hyper = optimizer::Hyper::from_settings(s)?;
+        Ok(match self {
+            ModelKind::Vae => {
+                Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, per_epoch)?, hyper, device)?)
+                    as Box<dyn Model>
+            }
+            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, shape)?, hyper, device)?),
+        })
+    }
+}
 
 /// What a step is given beside its batch.
 #[derive(Clone, Copy, Debug)]

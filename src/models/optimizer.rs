@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::network::Network;
 use super::schedule::Scheduled;
 use super::{Part, StepContext, Visit};
+use crate::base::setting::{Group, Setting, Settings};
 use crate::base::timer::Phase;
 use crate::native::{self, AdamStep};
 
@@ -16,6 +17,59 @@ pub struct Hyper {
     pub adam: AdamStep,
     /// Gradients are scaled down to this norm, taken over all of a network's; 0 leaves them as they are.
     pub clip_norm: f64,
+}
+
+/// Learning rate.
+pub static LR: Setting<f64> =
+    Setting::number("lr", "Adam's learning rate").range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0);
+
+/// Decay of the first moment.
+pub static BETA1: Setting<f64> = Setting::number("beta1", "Adam's decay of the first moment")
+    .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
+    .default("0.9", "Kingma and Ba 2015");
+
+/// Decay of the second moment.
+pub static BETA2: Setting<f64> = Setting::number("beta2", "Adam's decay of the second moment")
+    .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
+    .default("0.999", "Kingma and Ba 2015");
+
+/// ε.
+pub static ADAM_EPS: Setting<f64> = Setting::number("adam-eps", "Adam's epsilon")
+    .range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0)
+    .default("1e-8", "Kingma and Ba 2015");
+
+/// AdamW's.
+pub static WEIGHT_DECAY: Setting<f64> = Setting::number("weight-decay", "AdamW's weight decay; 0 for plain Adam")
+    .range("from 0 to 1", |v| (0.0..=1.0).contains(v))
+    .default("0", "Kingma and Ba 2015 have none")
+    .value_name("DECAY");
+
+/// See [`Hyper::clip_norm`].
+pub static CLIP_NORM: Setting<f64> =
+    Setting::number("clip-norm", "Scale each network's gradients down to this norm; 0 for never")
+        .range("from 0 to 1e9", |v| (0.0..=1e9).contains(v))
+        .default("0", "training that works does not need it")
+        .value_name("NORM");
+
+/// What the optimizers are told.
+pub static SETTINGS: Group =
+    Group { heading: "Optimizer", settings: &[&LR, &BETA1, &BETA2, &ADAM_EPS, &WEIGHT_DECAY, &CLIP_NORM] };
+
+impl Hyper {
+    /// What the settings ask for.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] where the learning rate is not set.
+    pub fn from_settings(s: &Settings) -> Result<Self> {
+        let adam = AdamStep {
+            lr: s.get(&LR)?,
+            beta1: s.get(&BETA1)?,
+            beta2: s.get(&BETA2)?,
+            eps: s.get(&ADAM_EPS)?,
+            weight_decay: s.get(&WEIGHT_DECAY)?,
+        };
+        Ok(Hyper { adam, clip_norm: s.get(&CLIP_NORM)? })
+    }
 }
 
 /// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of one player's networks.

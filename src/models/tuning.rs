@@ -14,7 +14,9 @@ use tch::Device;
 use super::noise::Noise;
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
+use crate::base::setting::{Group, Setting, Settings, choice_name as name, choice_names};
 use crate::base::timer::StepTimer;
+use crate::base::usage::usage;
 use crate::native;
 use crate::nets::{Compute, Kernels, Layout, MatmulBackend, Precision};
 
@@ -32,13 +34,9 @@ pub struct Tuning {
 impl fmt::Display for Tuning {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Compute { products, layout, kernels, precision: _ } = self.compute;
-        let [products, layout, kernels] = [name(products), name(layout), name(kernels)];
+        let [products, layout, kernels] = [name(&products), name(&layout), name(&kernels)];
         write!(f, "threads={},products={products},layout={layout},kernels={kernels}", self.threads)
     }
-}
-
-fn name(value: impl ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
 impl Tuning {
@@ -73,7 +71,63 @@ pub struct Plan {
     pub captured: bool,
 }
 
+/// What is measured at the start.
+pub static TUNE: Setting<String> = Setting::text(
+    "tune",
+    "auto (time the forms of a step for about a second), off, or KEY=VALUE,... of threads, products, layout, kernels [default: auto]",
+)
+.value_name("HOW");
+
+/// See [`Plan::deterministic`].
+pub static DETERMINISTIC: Setting<bool> =
+    Setting::switch("deterministic", "One seed gives the same bits on every start: nothing is chosen by the clock")
+        .default("false", "it is slower")
+        .value_name("BOOL");
+
+/// See [`Plan::threads`].
+pub static THREADS: Setting<u64> = Setting::whole("threads", "CPU threads [default: chosen by --tune]")
+    .range("from 1 to 1024", |n| (1..=1024).contains(n))
+    .may_change_on_resume();
+
+/// How a step is computed.
+pub static SETTINGS: Group = Group { heading: "Speed", settings: &[&TUNE, &DETERMINISTIC, &THREADS] };
+
 impl Plan {
+    /// What `--tune`, `--threads` and `--deterministic` ask for together.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] where they contradict each other.
+    pub fn from_settings(s: &Settings) -> Result<Self> {
+        let (tune, threads) = (s.given(&TUNE), s.given(&THREADS).map(|n| n as u32));
+        let text = tune.as_deref().unwrap_or("auto");
+        let mut plan = match Plan::parse(text) {
+            Ok(plan) => plan,
+            Err(e) => usage!("--tune {text}: {e}"),
+        };
+        if let (Some(a), Some(b)) = (plan.threads, threads)
+            && a != b
+        {
+            usage!("--tune threads={a} contradicts --threads {b}: leave one of the two out");
+        }
+        plan.threads = plan.threads.or(threads);
+        if s.get(&DETERMINISTIC)? {
+            if tune.as_deref().is_some_and(|t| t.split(',').any(|part| part.trim() == "auto")) {
+                usage!(
+                    "--tune auto contradicts --deterministic: what is measured may differ from one start to the next"
+                );
+            }
+            if plan.products.is_some_and(|p| !p.rounds_alike()) && plan.threads != Some(1) {
+                usage!(
+                    "--tune {text} contradicts --deterministic: with several threads products=blas does not round alike on every \
+                     start: leave it out, or add --threads 1"
+                );
+            }
+            plan.measure = false;
+            plan.deterministic = true;
+        }
+        Ok(plan)
+    }
+
     /// `auto`, `off`, or KEY=VALUE pairs, separated by commas; keys that are not named are measured, unless `off` is among
     /// them.
     ///
@@ -91,9 +145,9 @@ impl Plan {
                 Some(("kernels", v)) => plan.kernels = Some(choice("kernels", v)?),
                 _ => bail!(
                     "{part:?} is none of auto, off, threads=N, products={}, layout={}, kernels={}",
-                    names::<MatmulBackend>(),
-                    names::<Layout>(),
-                    names::<Kernels>()
+                    choice_names::<MatmulBackend>(),
+                    choice_names::<Layout>(),
+                    choice_names::<Kernels>()
                 ),
             }
         }
@@ -164,12 +218,8 @@ fn threads(text: &str) -> Result<u32> {
 fn choice<T: ValueEnum>(key: &str, text: &str) -> Result<T> {
     match T::from_str(text, false) {
         Ok(value) => Ok(value),
-        Err(_) => bail!("{key}={text}: wanted {}", names::<T>().replace('|', " or ")),
+        Err(_) => bail!("{key}={text}: wanted {}", choice_names::<T>()),
     }
-}
-
-fn names<T: ValueEnum>() -> String {
-    T::value_variants().iter().map(|v| name(v.clone())).collect::<Vec<_>>().join("|")
 }
 
 /// A choice, and how it came about.

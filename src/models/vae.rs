@@ -13,12 +13,13 @@ use super::schedule::{Scheduled, warm_up};
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
+use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::native::{self, Factor};
 use crate::nets::cost::Work;
 use crate::nets::graph::{Init, Port, Value};
-use crate::nets::{Mode, NetSpec, features, synthesis};
+use crate::nets::{LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
 
 /// Everything that decides a VAE's mathematics.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,46 @@ pub struct VaeSpec {
     pub beta: f64,
     /// Updates over which β rises from 0 in equal parts; 0 for none.
     pub kl_warmup_steps: u64,
+}
+
+/// Hidden layers of the encoder.
+pub static ENCODER_HIDDEN: Setting<Vec<i64>> =
+    hidden_widths("encoder-hidden", "Hidden layers of the encoder, as 512,256 or none");
+
+/// Hidden layers of the decoder.
+pub static DECODER_HIDDEN: Setting<Vec<i64>> = hidden_widths("decoder-hidden", "Hidden layers of the decoder");
+
+/// See [`VaeSpec::beta`].
+pub static BETA: Setting<f64> = Setting::number("beta", "Weight of the KL term")
+    .range("from 0 to 1000", |v| (0.0..=1000.0).contains(v))
+    .default("1", "the evidence bound");
+
+/// Epochs over which β rises ([`VaeSpec::kl_warmup_steps`]).
+pub static KL_WARMUP: Setting<f64> =
+    Setting::number("kl-warmup", "Epochs over which the weight of the KL term rises from 0")
+        .range("from 0 to 1e6", |v| (0.0..=1e6).contains(v))
+        .default("0", "Kingma and Welling 2014 have none")
+        .value_name("EPOCHS");
+
+/// What only a VAE has.
+pub static SETTINGS: Group = Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &BETA, &KL_WARMUP] };
+
+impl VaeSpec {
+    /// What the settings ask for, of images of this shape, `per_epoch` updates an epoch.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] for settings that do not fit together.
+    pub fn from_settings(s: &Settings, shape: Shape, per_epoch: u64) -> Result<Self> {
+        Ok(VaeSpec {
+            shape,
+            latent: s.get(&LATENT)? as i64,
+            encoder: NetSpec::from_settings(s, &ENCODER_HIDDEN)?,
+            decoder: NetSpec::from_settings(s, &DECODER_HIDDEN)?,
+            likelihood: Likelihood::default(),
+            beta: s.get(&BETA)?,
+            kl_warmup_steps: (s.get(&KL_WARMUP)? * per_epoch as f64).round() as u64,
+        })
+    }
 }
 
 /// q(z|x) = N(mu, exp(logvar)) and p(x|z), with one Adam over both networks.

@@ -12,9 +12,11 @@ mod mlp;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use toml::Value as Toml;
 
+use crate::base::setting::{Group, Setting, Settings};
 pub use crate::base::shape::Shape;
+use crate::base::usage::usage;
 pub use crate::native::MatmulBackend;
 pub use compute::{Compute, Kernels, Layout, Precision};
 pub use forward::Mode;
@@ -24,8 +26,7 @@ use graph::{Builder, Function, Init, Op, Value};
 pub const NETWORKS: [&str; 4] = ["encoder", "decoder", "generator", "discriminator"];
 
 /// The architectures there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Arch {
     /// Fully connected layers; images of any size.
     Mlp,
@@ -34,8 +35,7 @@ pub enum Arch {
 }
 
 /// What follows each hidden layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Activation {
     /// max(x, 0).
     Relu,
@@ -71,6 +71,71 @@ pub struct NetSpec {
     pub batch_norm: bool,
     /// How weights start.
     pub init: Init,
+}
+
+/// Kind of networks.
+pub static ARCH: Setting<Arch> = Setting::choice("arch", "Kind of networks");
+
+/// Z.
+pub static LATENT: Setting<u64> =
+    Setting::whole("latent", "Width of the latent vector z").range(WIDE, width).value_name("Z");
+
+/// See [`NetSpec::base_width`].
+pub static BASE_WIDTH: Setting<u64> =
+    Setting::whole("base-width", "Channels of the convolution nearest to the image (--arch conv)")
+        .range(WIDE, width)
+        .value_name("CHANNELS");
+
+/// See [`NetSpec::activation`].
+pub static ACTIVATION: Setting<Activation> = Setting::choice(
+    "activation",
+    "Activation of hidden layers: of both networks of a VAE, of a GAN's discriminator (its generator has ReLU)",
+);
+
+/// What every model has.
+pub static SETTINGS: Group = Group { heading: "Network", settings: &[&ARCH, &LATENT, &BASE_WIDTH, &ACTIVATION] };
+
+const WIDE: &str = "from 1 to 65536";
+
+fn width(n: &u64) -> bool {
+    (1..=65_536).contains(n)
+}
+
+/// A list of widths of hidden layers: `512,256`, or `none`.
+pub const fn hidden_widths(name: &'static str, help: &'static str) -> Setting<Vec<i64>> {
+    let read = |text: &str| match text {
+        "none" => Some(Vec::new()),
+        _ => text.split(',').map(|w| w.trim().parse().ok()).collect(),
+    };
+    let write = |widths: &Vec<i64>| Toml::Array(widths.iter().map(|w| Toml::Integer(*w)).collect());
+    Setting::new(name, help, "none, or widths such as 512,256, each", read, write)
+        .range(WIDE, |widths| widths.iter().all(|w| u64::try_from(*w).is_ok_and(|w| width(&w))))
+        .value_name("WIDTHS")
+}
+
+impl NetSpec {
+    /// A network of these hidden layers, else as the settings say; without batch normalisation.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] for a setting of another architecture.
+    pub fn from_settings(s: &Settings, hidden: &Setting<Vec<i64>>) -> Result<Self> {
+        let arch = s.get(&ARCH)?;
+        let base_width = match arch {
+            Arch::Conv => s.get(&BASE_WIDTH)? as i64,
+            Arch::Mlp if s.given(&BASE_WIDTH).is_none() => 1,
+            Arch::Mlp => usage!("--base-width is a setting of --arch conv, and this is --arch mlp: leave it out"),
+        };
+        let (hidden, activation) = (s.get(hidden)?, s.get(&ACTIVATION)?);
+        Ok(NetSpec { arch, hidden, base_width, activation, batch_norm: false, init: Init::PyTorch })
+    }
+
+    /// With DCGAN's batch normalisation and initial weights, where it is convolutional.
+    pub fn like_dcgan(self) -> Self {
+        match self.arch {
+            Arch::Conv => NetSpec { batch_norm: true, init: Init::Dcgan, ..self },
+            Arch::Mlp => self,
+        }
+    }
 }
 
 /// The layers from an image to a vector: x [C,H,W] -> features [F].

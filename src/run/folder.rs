@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::atomic_file;
 use crate::base::progress::say;
+use crate::base::setting::Settings;
 use crate::base::small_file;
 use crate::base::usage::usage;
-use crate::config::{ModelKind, Settings};
+use crate::config::file;
+use crate::models::ModelKind;
 use crate::models::tuning::Tuning;
 
 /// Paths of one run.
@@ -230,7 +232,7 @@ impl RunDir {
         if let Ok(MadeBy { run }) = toml::from_str(&text) {
             check_version(&self.root, &run.ganvae)?;
         }
-        let (model, settings) = Settings::from_toml(&text, &file)?;
+        let (model, settings) = file::parse(&text, &file)?;
         let model = model.with_context(|| format!("{} does not say which model it is of", file.display()))?;
         match toml::from_str::<File>(&text) {
             Ok(File { run }) => {

@@ -7,16 +7,16 @@ use serde::Deserialize;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::base::seed::{Stream, seed_for};
+use crate::base::setting::Settings;
 use crate::base::shape::Shape;
 use crate::base::usage::usage;
-use crate::config::build;
 use crate::config::device;
-use crate::config::{self, Config, ModelKind, Settings};
-use crate::data;
+use crate::config::{self, Config};
 use crate::data::images::Source;
+use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE};
 use crate::models::noise::Noise;
-use crate::models::tuning::Tuning;
-use crate::models::{Model, Part};
+use crate::models::tuning::{THREADS, Tuning};
+use crate::models::{Model, ModelKind, Part};
 use crate::native;
 use crate::nets::graph::Graph;
 use crate::run::checkpoint;
@@ -78,22 +78,22 @@ fn after_batch<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result
 
 impl Trained {
     /// Opens a run's folder (its newest whole checkpoint), a folder of exported modules, or one exported module, whose partner
-    /// is looked for beside it. `over` may set the device.
+    /// is looked for beside it. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] when `path` is none of these; when a run has no whole checkpoint, or a module cannot be read.
-    pub fn open(path: impl AsRef<Path>, over: &Settings) -> Result<Self> {
-        let path = path.as_ref();
+    pub fn open(path: impl AsRef<Path>, device: &str) -> Result<Self> {
+        let (path, over) = (path.as_ref(), device::on(device));
         let modules = ["decoder.pt", "generator.pt", "encoder.pt"].map(|name| path.join(name));
         if is_run(path) {
-            return Trained::open_run(path, over);
+            return Trained::open_run(path, &over);
         }
         if path.is_file() && path.extension().is_some_and(|e| e == "pt") {
             let partner = partner(path).filter(|p| p.is_file());
-            return Trained::open_modules(path, [path.to_owned()].into_iter().chain(partner), over);
+            return Trained::open_modules(path, [path.to_owned()].into_iter().chain(partner), &over);
         }
         if modules.iter().any(|m| m.is_file()) {
-            return Trained::open_modules(path, modules.into_iter().filter(|m| m.is_file()), over);
+            return Trained::open_modules(path, modules.into_iter().filter(|m| m.is_file()), &over);
         }
         usage!(
             "{}: {}; wanted a run's folder, such as runs/0001-vae-digits, or exported modules: a folder that holds decoder.pt or \
@@ -106,19 +106,19 @@ impl Trained {
     fn open_run(root: &Path, over: &Settings) -> Result<Self> {
         let run = RunDir::open(root)?;
         let (kind, settings, info) = run.config()?;
-        let config = config::resolve(kind, &settings.overlaid(over)?)?;
+        let config = config::resolve(kind, &settings.overlaid(over))?;
         let device = device::open(&config.settings)?;
         let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?.with_context(|| {
             format!("{} has no checkpoint yet: go on with `ganvae train --resume {}`", root.display(), run.shown())
         })?;
         state.check_model(kind)?;
         let shape = Shape { channels: info.channels, height: info.height, width: info.width };
-        let per_epoch = build::steps_per_epoch(info.train_images, config.batch_size);
-        let mut model = build::build(&config, shape, per_epoch, device)?;
+        let per_epoch = config.steps_per_epoch(info.train_images);
+        let mut model = config.build(shape, per_epoch, device)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
         model.end_training();
         if device == Device::Cpu {
-            let threads = config.settings.threads.unwrap_or(info.tuning.threads);
+            let threads = config.settings.given(&THREADS).map_or(info.tuning.threads, |n| n as u32);
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
         let (root, latent) = (root.to_owned(), model.latent());
@@ -304,17 +304,17 @@ impl Trained {
             (None, Some(own)) => own,
             (None, None) => usage!("--data is missing: exported modules do not say which images they were trained on"),
             (Some(spec), own) => {
-                let pictures = data::resizable(spec);
-                Settings {
-                    data: Some(spec.to_owned()),
-                    data_dir: own.and_then(|s| s.data_dir),
-                    image_size: pictures.then(|| format!("{}x{}", self.shape.height, self.shape.width)),
-                    channels: pictures.then_some(self.shape.channels as u32),
-                    ..Settings::default()
+                let mut settings = Settings::default().with(&DATA, spec.to_owned());
+                settings = settings.with_some(&DATA_DIR, own.and_then(|s| s.given(&DATA_DIR)));
+                if data::resizable(spec) {
+                    let Shape { channels, height, width } = self.shape;
+                    let size = (height as usize, width as usize);
+                    settings = settings.with(&IMAGE_SIZE, size).with(&CHANNELS, channels as u64);
                 }
+                settings
             }
         };
-        settings.data_dir = data_dir.map(Path::to_owned).or(settings.data_dir);
+        settings = settings.with_some(&DATA_DIR, data_dir.map(Path::to_owned));
         let source = data::open(&settings)?;
         let found = [source.train.channels, source.train.height, source.train.width].map(|n| n as i64);
         if found != self.shape.dims() {
@@ -470,7 +470,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Result<Trained> {
-        Trained::open(path, &Settings { device: Some("cpu".into()), ..Settings::default() })
+        Trained::open(path, "cpu")
     }
 
     fn said(result: Result<impl Sized>) -> String {

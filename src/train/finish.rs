@@ -7,7 +7,6 @@ use tch::Device;
 use super::Session;
 use super::log::Recorder;
 use crate::base::progress;
-use crate::config::build;
 use crate::models::{Model, Part};
 use crate::pictures::animation;
 use crate::run::checkpoint;
@@ -22,7 +21,7 @@ impl Session<'_> {
         let write = || -> Result<()> {
             let twin = self.twin_on_cpu(rec)?;
             let networks = twin.as_ref().unwrap_or(&self.setup.model).exported();
-            let origin = self.config.origin(self.step);
+            let origin = self.config.origin(self.step)?;
             export::export(&networks, &origin, export::Format::value_variants(), &rec.run.path("export"))?;
             Ok(())
         };
@@ -41,7 +40,7 @@ impl Session<'_> {
         }
         let newest = checkpoint::newest_whole(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
         let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is not whole", self.step))?;
-        let twin = build::build(self.config, self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
+        let twin = self.config.build(self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| twin.visit(v))?;
         Ok(Some(twin))
     }

@@ -7,7 +7,9 @@ use anyhow::Result;
 
 use super::Session;
 use crate::base::progress::Progress;
-use crate::config::{ModelKind, device};
+use crate::config::device;
+use crate::config::training::STEPS;
+use crate::models::ModelKind;
 use crate::pictures::curves::{self, Metrics};
 use crate::run::folder::{Lock, RunDir};
 use crate::run::metrics_log::MetricsLog;
@@ -114,7 +116,7 @@ impl Session<'_> {
 
     /// What to say of a run of so few updates that nothing is learnt, unless just so many were asked for.
     pub(super) fn too_few(&self) -> Option<String> {
-        let (total, fresh) = (self.setup.total, self.step == 0 && self.config.settings.steps.is_none());
+        let (total, fresh) = (self.setup.total, self.step == 0 && self.config.settings.given(&STEPS).is_none());
         let (enough, sees) = match self.config.model {
             ModelKind::Vae => (300, "a VAE's pictures take shape after some hundred"),
             ModelKind::Gan => (1000, "a GAN's pictures take shape after some thousand"),

@@ -19,6 +19,7 @@ use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
 use crate::base::timer::StepTimer;
 use crate::base::{progress, scalar, signals};
+use crate::config::training::{INIT_FROM, OUT};
 use crate::config::{Config, device};
 use crate::models::tuning::Tuning;
 use crate::pictures::grid;
@@ -50,7 +51,8 @@ pub enum Outcome {
 /// Bad data, a model that does not fit it, a folder that cannot be written, a loss that is not finite.
 pub fn train(config: &Config) -> Result<Outcome> {
     signals::hold()?;
-    let out = config.settings.out.as_deref();
+    let out = config.settings.given(&OUT);
+    let out = out.as_deref();
     if let Some(out) = out {
         folder::check_free(out)?;
     }
@@ -120,8 +122,8 @@ impl<'a> Session<'a> {
 
     /// The weights that `--init-from` names, in place of fresh ones.
     fn init(&mut self) -> Result<()> {
-        if let Some(path) = &self.config.settings.init_from {
-            let taken = init_from(self.setup.model.as_mut(), path)?;
+        if let Some(path) = self.config.settings.given(&INIT_FROM) {
+            let taken = init_from(self.setup.model.as_mut(), &path)?;
             progress::say(&format!("{}: {taken}", path.display()));
         }
         Ok(())

@@ -6,9 +6,13 @@ use anyhow::{Result, ensure};
 
 use super::{Outcome, Session};
 use crate::base::progress;
+use crate::base::setting::Settings;
 use crate::base::signals;
 use crate::base::usage::usage;
-use crate::config::{self, ModelKind, Settings};
+use crate::config;
+use crate::config::training::OUT;
+use crate::models::ModelKind;
+use crate::models::tuning::{THREADS, TUNE};
 use crate::run::checkpoint;
 use crate::run::folder::{RunDir, RunInfo};
 
@@ -20,7 +24,7 @@ use crate::run::folder::{RunDir, RunInfo};
 /// is nothing left to do.
 pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result<Outcome> {
     signals::hold()?;
-    if given.out.is_some() {
+    if given.given(&OUT).is_some() {
         usage!("--out is for a new run: --resume goes on in {}", root.display());
     }
     let run = RunDir::open(root)?;
@@ -29,20 +33,23 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     if let Some(asked) = asked.filter(|asked| *asked != model) {
         usage!("{} is a run of a {model}, and `train {asked}` was asked for: leave the {asked} out", root.display());
     }
-    config::refuse_changes(&stored, given)?;
-    let mut settings = stored.overlaid(given)?;
-    // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
-    settings.tune = settings.tune.filter(|_| given.threads.is_none());
+    let began = config::resolve(model, &stored)?;
+    config::refuse_changes(&began, given)?;
+    let mut settings = stored.overlaid(given);
+    if given.given(&THREADS).is_some() {
+        // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
+        settings = settings.without(&TUNE);
+    }
     let config = config::resolve(model, &settings)?;
     let found = checkpoint::newest_whole(&run.checkpoints())?;
     if let Some((_, state)) = &found {
         state.check_model(model)?;
         let file = run.path("config.toml");
         config::refuse_edits(&state.settings, &config, &file)?;
-        info.refuse_edited_tuning(&state.tuning, stored.threads, &file)?;
+        info.refuse_edited_tuning(&state.tuning, threads(&stored), &file)?;
     }
     let mut tuning = info.tuning;
-    tuning.threads = config.settings.threads.unwrap_or(tuning.threads);
+    tuning.threads = threads(&config.settings).unwrap_or(tuning.threads);
     if config.plan.deterministic && tuning.threads > 1 && !tuning.compute.products.rounds_alike() {
         usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
     }
@@ -53,7 +60,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
         session.setup.data,
         root.display()
     );
-    let before = session.setup.steps_of(config::resolve(model, &stored)?.budget);
+    let before = session.setup.steps_of(began.budget);
     if session.setup.total < before {
         usage!(
             "--epochs and --steps may only grow: {} is a run of {before} steps, {} were asked for",
@@ -82,4 +89,8 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     };
     run.write_config(&config.kept_toml()?, &session.info)?;
     session.run(run, lock, state)
+}
+
+fn threads(s: &Settings) -> Option<u32> {
+    s.given(&THREADS).map(|n| n as u32)
 }

@@ -5,7 +5,6 @@ use tch::{Device, Tensor};
 
 use crate::base::batch::Batch;
 use crate::base::usage::usage;
-use crate::config::build::{build, steps_per_epoch};
 use crate::config::device;
 use crate::config::{Budget, Config};
 use crate::data;
@@ -13,7 +12,7 @@ use crate::data::dataset::Dataset;
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Origin, Plan, Tuning};
 use crate::native;
-use crate::nets::{Arch, Compute};
+use crate::nets::{ARCH, Arch, Compute};
 
 fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
     match budget {
@@ -69,17 +68,17 @@ impl Setup {
         let (data, data_sha256) = (source.name.clone(), data::checksum(&source));
         // The sets on the device are all that is needed from here on.
         drop(source);
-        let per_epoch = steps_per_epoch(train.len(), config.batch_size);
+        let per_epoch = config.steps_per_epoch(train.len());
         let shape = train.shape();
         let total = steps_of(config.budget, per_epoch);
-        let fresh = || build(config, shape, per_epoch, device);
+        let fresh = || config.build(shape, per_epoch, device);
         let chosen = match stored {
             Some(Tuning { threads, compute }) => {
                 Chosen { tuning: Tuning { threads, compute: Compute { precision, ..compute } }, origin: Origin::Stored }
             }
             None => {
                 let batch = train.range(0, config.batch_size)?;
-                let convolutions = config.settings.arch == Some(Arch::Conv);
+                let convolutions = config.settings.get(&ARCH)? == Arch::Conv;
                 let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
                 let chosen =
                     tuning::choose(&plan, total, convolutions, &batch, fresh).context("timing the forms of a step")?;
@@ -142,19 +141,23 @@ pub struct Prefetched(Option<(u64, i64, Batch)>);
 mod tests {
     use super::*;
     use crate::base::seed::epoch_order;
-    use crate::config::{self, ModelKind, Settings};
+    use crate::base::setting::Settings;
+    use crate::config;
+    use crate::config::training::BATCH_SIZE;
+    use crate::data::{TEST_LIMIT, TRAIN_LIMIT};
+    use crate::models::ModelKind;
 
     /// Batches of any size are those images of the order, also when they are gathered several at a time, from any batch on, in
     /// any epoch.
     #[test]
     fn batches_are_the_images_of_the_order() {
-        let given = Settings { train_limit: Some(203), test_limit: Some(1), ..Settings::default() };
+        let given = Settings::default().with(&TRAIN_LIMIT, 203).with(&TEST_LIMIT, 1);
         let setup = Setup::new(&config::resolve(ModelKind::Vae, &given).unwrap(), None).unwrap();
         for batch_size in [1, 7, 20, 64, 203, 500] {
             let mut prefetched = Prefetched::default();
             for (epoch, start) in [(0, 0), (1, 0), (1, 2), (0, 1)] {
                 let order = Tensor::from_slice(&epoch_order(5, epoch, 203));
-                for within in start..steps_per_epoch(203, batch_size) {
+                for within in start..203_u64.div_ceil(batch_size as u64) {
                     let (batch, count) = setup.batch(&mut prefetched, (epoch, &order), within, batch_size).unwrap();
                     let from = within as i64 * batch_size as i64;
                     assert_eq!(count, (batch_size as i64).min(203 - from));
@@ -167,8 +170,8 @@ mod tests {
 
     #[test]
     fn a_partial_batch_is_a_step() {
-        assert_eq!(steps_per_epoch(60_000, 128), 469);
-        assert_eq!(steps_per_epoch(256, 128), 2);
-        assert_eq!(steps_per_epoch(1, 128), 1);
+        let given = Settings::default().with(&BATCH_SIZE, 128);
+        let config = config::resolve(ModelKind::Vae, &given).unwrap();
+        assert_eq!([60_000, 256, 1].map(|images| config.steps_per_epoch(images)), [469, 2, 1]);
     }
 }

@@ -39,12 +39,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Adam's step size: halved each time that the run has gone back.
+    /// The learning rate: halved each time that the run has gone back.
     pub(super) fn lr(&self) -> f64 {
-        self.config.hyper.adam.lr * 0.5f64.powi(self.rollbacks as i32)
+        self.config.lr * 0.5f64.powi(self.rollbacks as i32)
     }
 
-    /// Back to the newest checkpoint after a divergence: with fresh noise, half the step size, and a row that says so.
+    /// Back to the newest checkpoint after a divergence: with fresh noise, half the learning rate, and a row that says so.
     pub(super) fn roll_back(&mut self, rec: &mut Recorder, why: &Diverged) -> Result<()> {
         let diverged_at = self.step;
         let Some((dir, state)) = checkpoint::newest_whole(&rec.run.checkpoints())? else {

@@ -3,10 +3,15 @@
 use super::*;
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
+use crate::base::setting::Settings;
 use crate::base::signals::StopFlag;
-use crate::config::{self, Settings};
+use crate::config;
+use crate::config::device::DEVICE;
+use crate::config::training::BATCH_SIZE;
 use crate::data;
 use crate::data::dataset::Dataset;
+use crate::data::{TEST_LIMIT, TRAIN_LIMIT};
+use crate::models::ModelKind;
 use crate::models::network::Network;
 use crate::models::noise::Noise;
 use crate::models::optimizer::Adam;
@@ -61,14 +66,12 @@ impl Model for Witness {
 /// A known mistake of peers: a last partial batch silently dropped, from training or from the score.
 #[test]
 fn an_epoch_shows_every_image_once_with_its_label_and_a_score_counts_each() {
-    let settings = Settings {
-        batch_size: Some(64),
-        train_limit: Some(200),
-        test_limit: Some(130),
-        device: Some("cpu".into()),
-        ..Settings::default()
-    };
-    let config = config::resolve(config::ModelKind::Vae, &settings).unwrap();
+    let settings = Settings::default()
+        .with(&BATCH_SIZE, 64)
+        .with(&TRAIN_LIMIT, 200)
+        .with(&TEST_LIMIT, 130)
+        .with(&DEVICE, "cpu".into());
+    let config = config::resolve(ModelKind::Vae, &settings).unwrap();
     let mut session = Session::build(&config, None).unwrap();
     let numbered = |n: u8| {
         let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), (0..n).collect()).unwrap();

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use prost::Message;
 
 use super::*;
+use crate::base::setting::Settings;
 use crate::base::shape::Shape;
-use crate::config::{self, ModelKind, ModelSpec, Preset, Settings};
-use crate::models::gan::Gan;
-use crate::models::vae::Vae;
+use crate::config;
+use crate::config::training::PRESET;
+use crate::models::ModelKind;
+use crate::models::gan::GENERATOR_HIDDEN;
 use crate::models::{Model, Part, Visit};
 use crate::native;
 use crate::nets::graph::{Builder, Init};
+use crate::nets::{BASE_WIDTH, LATENT};
 use tch::{Device, nn};
 
 /// Numbers that depend on `seed` alone, also with other tests beside: images in [0,1], or N(0, 1).
@@ -45,10 +48,7 @@ impl Visit for Shake {
 
 fn model(kind: ModelKind, given: &Settings, shape: Shape) -> Option<Box<dyn Model>> {
     let config = config::resolve(kind, given).ok()?;
-    let model = match config.model_spec(shape, 1) {
-        ModelSpec::Vae(spec) => Box::new(Vae::new(spec, config.hyper, Device::Cpu).unwrap()) as Box<dyn Model>,
-        ModelSpec::Gan(spec) => Box::new(Gan::new(spec, config.hyper, Device::Cpu).unwrap()),
-    };
+    let model = config.build(shape, 1, Device::Cpu).unwrap();
     model.visit(&mut Shake(0)).unwrap();
     Some(model)
 }
@@ -59,13 +59,11 @@ fn shape(channels: i64, height: i64, width: i64) -> Shape {
 
 /// One small network that has a layer of most kinds.
 fn small() -> Box<dyn Model> {
-    let given = Settings {
-        preset: Some(Preset::Dcgan),
-        latent: Some(3),
-        base_width: Some(2),
-        generator_hidden: Some(config::Widths(vec![4])),
-        ..Settings::default()
-    };
+    let given = Settings::default()
+        .with(&PRESET, "dcgan".into())
+        .with(&LATENT, 3)
+        .with(&BASE_WIDTH, 2)
+        .with(&GENERATOR_HIDDEN, vec![4]);
     model(ModelKind::Gan, &given, shape(1, 16, 16)).unwrap()
 }
 

@@ -6,18 +6,22 @@ use std::f64::consts::LN_2;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::base::setting::Setting;
+
 /// What the two players minimise, and what is known of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GanLoss {
     /// −E[log D(G(z))]: strong gradients while the discriminator wins (arXiv 1406.2661, section 3).
     NonSaturating,
     /// E[log(1 − D(G(z)))]: the literal two-player game of equation 1; its gradient fades when the discriminator wins.
     Minimax,
 }
+
+/// The loss of both players.
+pub static GAN_LOSS: Setting<GanLoss> = Setting::choice("gan-loss", "What the two players minimise")
+    .default("non-saturating", "Goodfellow et al. 2014, section 3");
 
 impl GanLoss {
     /// The discriminator's loss: −E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits) (equation 1, negated): `real`, `fake` [B]

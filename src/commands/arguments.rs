@@ -1,0 +1,97 @@
+//! Arguments that several commands have.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::base::usage::usage;
+use crate::data::images::{Images, Source};
+use crate::run::trained::Trained;
+
+/// A trained model, and where it computes.
+#[derive(Debug, Args)]
+pub struct TrainedModel {
+    /// A run's folder, or exported modules: the folder with decoder.pt or generator.pt, or such a file
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+impl TrainedModel {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`Trained::open`].
+    pub fn open(&self) -> Result<Trained> {
+        Trained::open(&self.run, &self.device)
+    }
+
+    /// Opens it where it has an encoder.
+    ///
+    /// # Errors
+    /// As [`Trained::open`] and [`Trained::check_encoder`].
+    pub fn open_with_encoder(&self) -> Result<Trained> {
+        let trained = self.open()?;
+        trained.check_encoder()?;
+        Ok(trained)
+    }
+}
+
+/// Real images.
+#[derive(Debug, Args)]
+pub struct RealImages {
+    /// Images as `train --data` names them; pictures of a folder are brought to the model's size [default: the run's]
+    #[arg(long, value_name = "SPEC")]
+    pub data: Option<String>,
+    /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The images that were trained on, or the held-out ones
+    #[arg(long, value_enum, default_value_t = Split::Test)]
+    pub split: Split,
+}
+
+impl RealImages {
+    /// The set that they are of, in the shape that the model takes.
+    ///
+    /// # Errors
+    /// As [`Trained::source`].
+    pub fn source(&self, trained: &Trained) -> Result<Source> {
+        trained.source(self.data.as_deref(), self.data_dir.as_deref())
+    }
+}
+
+/// Which half of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Split {
+    /// The images that are trained on.
+    Train,
+    /// The held-out images.
+    Test,
+}
+
+impl Split {
+    /// These images of a set.
+    pub fn of(self, source: &Source) -> &Images {
+        match self {
+            Split::Train => &source.train,
+            Split::Test => &source.test,
+        }
+    }
+}
+
+/// Refuses a value of `--flag` outside `range`.
+///
+/// # Errors
+/// [`crate::base::usage::Usage`].
+pub fn check_range<T: Display + PartialOrd>(flag: &str, value: T, range: RangeInclusive<T>) -> Result<()> {
+    if !range.contains(&value) {
+        usage!("--{flag} {value}: wanted a number from {} to {}", range.start(), range.end());
+    }
+    Ok(())
+}

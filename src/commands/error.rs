@@ -1,0 +1,86 @@
+//! Errors as people read them: one sentence and an exit code.
+
+use crate::base::usage::{Usage, one_line};
+
+/// The exit code and the one-sentence text of an error.
+pub fn explain(error: &anyhow::Error) -> (u8, String) {
+    let usage = error.chain().any(|cause| cause.is::<Usage>());
+    (if usage { 2 } else { 1 }, one_sentence(error))
+}
+
+/// Where libtorch says that memory ran out: so, in one sentence, and what to do.
+fn out_of_memory(text: &str) -> Option<String> {
+    let said = [("you tried to allocate ", ""), ("CUDA out of memory. Tried to allocate ", "the GPU's ")];
+    let (rest, whose) = said.iter().find_map(|(before, whose)| Some((text.split_once(before)?.1, whose)))?;
+    let amount = rest.split(". ").next().unwrap_or_default();
+    Some(format!(
+        "{whose}memory ran out, when {amount} more were wanted: choose a smaller --batch-size, smaller networks or images, or fewer \
+         of them with --train-limit"
+    ))
+}
+
+/// A panic in one sentence, with its place for whoever mends it: a bug of ours, but for memory that ran out in a call that tch has no
+/// error for.
+pub fn panicked(info: &std::panic::PanicHookInfo) -> String {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or_default();
+    let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+    match out_of_memory(text) {
+        Some(sentence) => format!("error: {sentence}"),
+        None => format!("error: ganvae failed{place}: {}", plain(text)),
+    }
+}
+
+/// What libtorch says, in one line, without the stack trace that it brings.
+fn plain(text: &str) -> String {
+    let ends = ["Exception raised from", "frame #0:"];
+    let first = ends.iter().fold(text, |text, end| text.split(end).next().unwrap_or_default());
+    out_of_memory(text).unwrap_or_else(|| one_line(first))
+}
+
+/// The chain of causes in one line.
+fn one_sentence(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let part = plain(&cause.to_string());
+        // Some errors repeat their cause in their own text.
+        if !parts.iter().any(|p| p.contains(&part)) {
+            parts.push(part);
+        }
+    }
+    parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn memory_that_ran_out_is_said_in_one_sentence() {
+        let error = anyhow::Error::from(Tensor::f_zeros([1 << 45], (Kind::Float, Device::Cpu)).unwrap_err());
+        let said = explain(&error.context("timing the forms of a step"));
+        let want = "timing the forms of a step: memory ran out, when 140737488355328 bytes more were wanted: choose a smaller \
+                    --batch-size, smaller networks or images, or fewer of them with --train-limit";
+        assert_eq!(said, (1, want.to_owned()));
+        let cuda = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.9 GiB is free.";
+        assert!(
+            plain(cuda).starts_with("the GPU's memory ran out, when 2.50 GiB more were wanted: "),
+            "{}",
+            plain(cuda)
+        );
+    }
+
+    #[test]
+    fn libtorchs_stack_traces_stay_out_of_sight() {
+        let error = anyhow::Error::from(Tensor::from(1f32).f_view([2, 2]).unwrap_err());
+        let (code, said) = explain(&error);
+        assert_eq!(code, 1);
+        assert!(
+            said.contains("shape '[2, 2]' is invalid") && !said.contains("frame") && !said.contains("Exception"),
+            "{said}"
+        );
+        assert_eq!(plain("a\n b frame #0: c10::x (0x1 in y)"), "a b");
+    }
+}

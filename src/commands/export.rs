@@ -1,0 +1,59 @@
+//! `ganvae export`: a run's networks as files.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::print;
+use crate::base::usage::usage;
+use crate::export::{self, Format, Verified};
+use crate::run::trained::Trained;
+
+/// `ganvae export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// A run's folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Which files are written of each network; those of an earlier export there that are not go
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT,...",
+        value_delimiter = ',',
+        default_value = "torchscript,safetensors,onnx"
+    )]
+    pub format: Vec<Format>,
+    /// Their folder [default: export/ in the run]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+impl Export {
+    pub(super) fn run(&self) -> Result<u8> {
+        self.out.as_deref().map_or(Ok(()), export::check_folder)?;
+        // The CPU's float32 is what the files are compared with, wherever the run was trained.
+        let trained = Trained::open(&self.run, "cpu")?;
+        let (Some((config, step)), Some(networks)) = (trained.origin(), trained.networks()) else {
+            usage!(
+                "{}: these are exports already; wanted a run's folder, such as runs/0001-vae-digits",
+                self.run.display()
+            );
+        };
+        let origin = config.origin(step)?;
+        let out = self.out.clone().unwrap_or_else(|| self.run.join("export"));
+        for written in export::export(&networks, &origin, &self.format, &out)? {
+            let verified = match &written.verified {
+                Verified::Run(differences) => match differences.iter().copied().fold(0.0, f64::max) {
+                    0.0 => "exact".to_owned(),
+                    largest => format!("off by {largest:.1e} at the most"),
+                },
+                Verified::Bits => "exact".to_owned(),
+                Verified::Tests => "written from the same graph (not run here: ganvae has no ONNX runtime)".to_owned(),
+            };
+            print(&format!("{}  {verified}\n", written.path.display()))?;
+        }
+        Ok(0)
+    }
+}

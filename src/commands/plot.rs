@@ -1,0 +1,100 @@
+//! `ganvae plot`: loss curves, a picture of the latents, training as an animation.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::arguments::{RealImages, Split, TrainedModel};
+use super::latent_plane::{self, Projection};
+use super::print_path;
+use crate::base::usage::usage;
+use crate::config;
+use crate::pictures::animation;
+use crate::pictures::curves::{self, Metrics};
+use crate::run::folder::RunDir;
+
+/// `ganvae plot`.
+#[derive(Debug, Args)]
+pub struct Plot {
+    /// Folders of runs
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// A VAE's latents of held-out images in two dimensions, a colour for each class
+    #[arg(long, conflicts_with = "progress")]
+    pub latent: bool,
+    /// The run's sample pictures one after another, as a .gif
+    #[arg(long)]
+    pub progress: bool,
+    /// A .png or .svg [default: loss.png in the run, or curves.png for several; latent.png; samples/progress.gif]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// --latent: the two dimensions that vary most, or the principal components
+    #[arg(long, value_enum, value_name = "HOW", requires = "latent")]
+    pub projection: Option<Projection>,
+    /// --latent: other images than the run's
+    #[arg(long, value_name = "SPEC", requires = "latent")]
+    pub data: Option<String>,
+    /// --latent: where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    #[arg(long, value_name = "DIR", requires = "latent")]
+    pub data_dir: Option<PathBuf>,
+    /// --latent: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, requires = "latent")]
+    pub device: Option<String>,
+}
+
+impl Plot {
+    pub(super) fn run(&self) -> Result<u8> {
+        if self.latent || self.progress {
+            let [root] = self.runs.as_slice() else {
+                let flag = if self.latent { "latent" } else { "progress" };
+                usage!("--{flag} draws one run at a time, {} were named", self.runs.len());
+            };
+            return if self.latent { self.latents(root) } else { self.animation(root) };
+        }
+        let mut all = Vec::new();
+        for root in &self.runs {
+            let run = RunDir::open(root)?;
+            all.push((name_of(root), Metrics::read(run.root())?));
+        }
+        let out = match (&self.out, self.runs.as_slice()) {
+            (Some(out), _) => out.clone(),
+            (None, [one]) => one.join("loss.png"),
+            (None, _) => PathBuf::from("curves.png"),
+        };
+        curves::draw_runs(&all, &out)?;
+        print_path(&out)
+    }
+
+    fn latents(&self, root: &Path) -> Result<u8> {
+        let device = self.device.clone().unwrap_or_else(|| "auto".into());
+        let of = TrainedModel { run: root.to_owned(), device };
+        let images = RealImages { data: self.data.clone(), data_dir: self.data_dir.clone(), split: Split::Test };
+        let projection = self.projection.unwrap_or(Projection::Active);
+        print_path(&latent_plane::draw(&of, &images, projection, (&name_of(root), self.out.as_deref()))?)
+    }
+
+    fn animation(&self, root: &Path) -> Result<u8> {
+        let run = RunDir::open(root)?;
+        let (model, settings, info) = run.config()?;
+        let out = self.out.clone().unwrap_or_else(|| run.samples().join("progress.gif"));
+        if !animation::is_gif(&out) {
+            usage!("--out {}: training becomes an animation, a .gif", out.display());
+        }
+        let per_epoch = config::resolve(model, &settings)?.steps_per_epoch(info.train_images);
+        if !animation::draw_training(&run.samples(), per_epoch, &out)? {
+            bail!(
+                "{} has fewer than two sample pictures, which make no animation: train on with `ganvae train --resume {}`",
+                run.samples().display(),
+                run.shown()
+            );
+        }
+        print_path(&out)
+    }
+}
+
+/// A run's name: the last part of its path, also of `.` and `runs/x/`.
+fn name_of(root: &Path) -> String {
+    let full = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    full.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned())
+}

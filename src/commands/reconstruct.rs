@@ -1,0 +1,78 @@
+//! `ganvae reconstruct`: images above what a VAE makes of them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use tch::Tensor;
+
+use super::arguments::{RealImages, TrainedModel, check_range};
+use super::print_path;
+use crate::data::dataset::Dataset;
+use crate::data::images::spread;
+use crate::pictures::grid;
+use crate::pictures::image_writer::{Format, ImageWriter};
+use crate::run::trained::{BATCH, default_place};
+
+/// `ganvae reconstruct`.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Reconstruct {
+    /// What is used.
+    #[command(flatten)]
+    pub of: TrainedModel,
+    /// Which images.
+    #[command(flatten)]
+    pub images: RealImages,
+    /// Number of images at the most, evenly spread over the set
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub count: usize,
+    /// A .png for a grid, rows of images above their reconstructions; the reconstructions alone: a .npy, or a folder for a
+    /// picture each [default: in the run's reconstructions/]
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+}
+
+impl Reconstruct {
+    pub(super) fn run(&self) -> Result<u8> {
+        let count = self.count;
+        check_range("count", count, 1..=1_000_000)?;
+        // Of other images than the run's own under another name.
+        let of = self.images.data.as_deref().map_or_else(String::new, |data| {
+            format!("-{}", Path::new(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
+        });
+        let name = format!("reconstruct{of}.png");
+        let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "reconstructions", &name));
+        let format =
+            Format::of(&out, if Format::of(&out, 1, false)? == Format::Grid { 2 * count } else { count }, false)?;
+        let trained = self.of.open_with_encoder()?;
+        let source = self.images.source(&trained)?;
+        let images = self.images.split.of(&source);
+        let chosen: Vec<i64> = spread(images.count, count).into_iter().map(|i| i as i64).collect();
+        let data = Dataset::new(images, trained.device())?;
+        let mut sink = match format {
+            Format::Grid => None,
+            _ => Some(ImageWriter::open(&out, chosen.len(), trained.shape(), None)?),
+        };
+        let mut pairs = Vec::new();
+        for some in chosen.chunks(BATCH as usize) {
+            let x = data.gather(&Tensor::f_from_slice(some)?.f_to_device(trained.device())?)?.x;
+            let (mu, _) = trained.encode(&x)?;
+            let again = trained.decode(&mu)?;
+            match &mut sink {
+                Some(sink) => sink.push(&again)?,
+                None => pairs.push((grid::bytes(&x)?, grid::bytes(&again)?)),
+            }
+        }
+        match sink {
+            Some(sink) => sink.finish()?,
+            None => {
+                let (x, again): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+                let columns = grid::columns_for(2 * chosen.len(), images.height, images.width).min(chosen.len());
+                let all = grid::alternate(&Tensor::f_cat(&x, 0)?, &Tensor::f_cat(&again, 0)?, columns)?;
+                grid::draw(&all, columns)?.save(&out)?;
+            }
+        }
+        print_path(&out)
+    }
+}

@@ -1,0 +1,70 @@
+//! Settings in a config file: TOML whose keys are the names of the flags.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use toml::{Table, Value};
+
+use super::all_settings;
+use crate::base::setting::{AnySetting, Settings, choice_names};
+use crate::base::usage::{nearest, one_line, usage};
+use crate::models::ModelKind;
+
+/// Settings from the text of a config file, and the model that it is of; the table `[run]` that runs write beside them is passed over.
+///
+/// # Errors
+/// Bad TOML, an unknown key (naming the nearest known one) or a value that its setting refuses, with file and line or key.
+pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
+    let file = file.display();
+    let mut table: Table = match toml::from_str(text) {
+        Ok(table) => table,
+        Err(e) => {
+            let line = e.span().map_or(1, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+            usage!("{file}, line {line}: {}", one_line(e.message()))
+        }
+    };
+    table.remove("run");
+    let model = match table.remove("model") {
+        None => None,
+        Some(value) => match value.as_str().map(|name| ModelKind::from_str(name, false)) {
+            Some(Ok(model)) => Some(model),
+            _ => usage!("{file}: model = {}: wanted {}", shown(&value), choice_names::<ModelKind>()),
+        },
+    };
+    if table.contains_key("epochs") && table.contains_key("steps") {
+        usage!("{file}: epochs and steps say the same thing: keep one of the two");
+    }
+    let known: Vec<&'static dyn AnySetting> = all_settings().into_iter().map(|(_, setting)| setting).collect();
+    let mut settings = Settings::default();
+    for (key, value) in &table {
+        let Some(setting) = known.iter().find(|s| s.about().name == key) else {
+            match nearest(&key.replace('_', "-"), known.iter().map(|s| s.about().name)) {
+                Some(name) => usage!("{file}: unknown key '{key}': did you mean '{name}'?"),
+                None => usage!(
+                    "{file}: unknown key '{key}': `ganvae train --help` lists the keys (they are the flags' names)"
+                ),
+            }
+        };
+        if let Err(wanted) = settings.set(*setting, value) {
+            usage!("{file}: {key} = {}: wanted {wanted}", shown(value));
+        }
+    }
+    Ok((model, settings))
+}
+
+/// [`parse`] of a file.
+///
+/// # Errors
+/// As that, and when the file cannot be read.
+pub fn read(file: &Path) -> Result<(Option<ModelKind>, Settings)> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => parse(&text, file),
+        Err(e) => usage!("--config {}: the file cannot be read ({e})", file.display()),
+    }
+}
+
+/// A value in one line.
+fn shown(value: &Value) -> String {
+    one_line(&value.to_string())
+}
