@@ -1,7 +1,7 @@
 // 4x4 convolutions of stride 2, their transpose, and the layout of images in memory.
 //
 // What it gives (AMD EPYC, AVX-512, 2 threads, channels-last, ms a step without and with): conv-vae 27.1 and 24.0, dcgan 190 and 176;
-// of this, `up_columns` alone 25.7 and 24.0, 182 and 176. On an Intel Xeon, together with the other files: 22.0 and 17.9, 161 and 131.
+// of this, `up_columns` alone 25.7 and 24.0, 182 and 176. On an Intel Xeon, together with the other files: 27.4 and 22.5, 172 and 163.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

@@ -22,6 +22,12 @@ inline void activate(at::Tensor& x, double slope) {
   }
 }
 
+// The gradient before an activation of result y, from the gradient after it, by operations that autograd records.
+inline at::Tensor before_activation(const at::Tensor& grad, const at::Tensor& y, double slope) {
+  if (slope == 0) return at::threshold_backward(grad, y, 0);
+  return slope == 1 ? grad : at::leaky_relu_backward(grad, y, slope, /*self_is_result=*/true);
+}
+
 // Keeps what `Saved` reads in the backward pass. Without an activation, y is not kept: the next layer may overwrite it.
 inline void save(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, bool biased, const at::Tensor& y,
                  double slope) {
@@ -48,12 +54,7 @@ struct Saved {
   // From the gradient after the activation, the one before it, and that of the bias (its sum over all but the channels).
   // By libtorch's operations: autograd records them for a second derivative.
   std::pair<at::Tensor, at::Tensor> before_activation(const at::Tensor& grad) const {
-    at::Tensor g = grad;
-    if (slope == 0) {
-      g = at::threshold_backward(grad, y, 0);
-    } else if (slope != 1) {
-      g = at::leaky_relu_backward(grad, y, slope, /*self_is_result=*/true);
-    }
+    const at::Tensor g = ganvae::before_activation(grad, y, slope);
     return {g, !biased ? at::Tensor() : g.dim() == 4 ? g.sum({0, 2, 3}) : g.sum(0)};
   }
 };

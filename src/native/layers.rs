@@ -1,4 +1,4 @@
-//! Layers with kernels of their own: linear, 4×4 convolutions of stride 2, memory layouts, leaky ReLU, affine. All support second
+//! Layers with kernels of their own: linear, 4×4 convolutions of stride 2, batch normalisation, memory layouts, leaky ReLU, affine. All support second
 //! derivatives.
 
 use std::ffi::c_char;
@@ -33,6 +33,17 @@ unsafe extern "C" {
         groups: i64,
         transposed: bool,
         of_input: bool,
+    ) -> *mut c_char;
+    fn gv_norm_relu(
+        out: *mut Handle,
+        x: Handle,
+        w: Handle,
+        b: Handle,
+        mean: Handle,
+        var: Handle,
+        momentum: f64,
+        eps: f64,
+        slope: f64,
     ) -> *mut c_char;
     fn gv_leaky_relu(x: Handle, slope: f64) -> *mut c_char;
     fn gv_affine(out: *mut Handle, x: Handle, scale: f64, shift: f64) -> *mut c_char;
@@ -112,6 +123,27 @@ pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvWalk, of_inpu
     // SAFETY: as in `linear`.
     made("convolution", |out| unsafe {
         gv_conv_gradient(out, handle(g), handle(x), handle(w), stride, padding, groups, transposed, of_input)
+    })
+}
+
+/// Batch normalisation from the batch's own statistics, then x for x > 0, else `slope`·x (1 for no activation), in one kernel, seen by
+/// autograd.
+///
+/// x [B,C,H,W], weight and bias [C]; the running mean and variance [C] follow where they are given.
+///
+/// # Errors
+/// As [`linear`].
+pub fn norm_relu(
+    x: &Tensor,
+    [w, b]: [&Tensor; 2],
+    (mean, var): (Option<&Tensor>, Option<&Tensor>),
+    momentum: f64,
+    eps: f64,
+    slope: f64,
+) -> Result<Tensor> {
+    made("batch normalisation", |out| {
+        // SAFETY: as in `linear`.
+        unsafe { gv_norm_relu(out, handle(x), handle(w), handle(b), maybe(mean), maybe(var), momentum, eps, slope) }
     })
 }
 
@@ -282,6 +314,46 @@ mod tests {
             for (of_input, want) in [(true, &want[0]), (false, &want[1])] {
                 let got = conv_gradient(&y, &x, &w, (2, 1, 1, transposed), of_input).unwrap();
                 assert!(got.allclose(want, 1e-4, 1e-4, false), "{from} to {to}, of the input {of_input}");
+            }
+        }
+    }
+
+    #[test]
+    fn batch_normalisation_with_its_activation_is_libtorchs() {
+        tch::manual_seed(3);
+        for (shape, scale, shift) in [([9, 5, 4, 6], 1.0, 0.0), ([2, 3, 1, 2], 0.1, 50.0), ([40, 17, 8, 8], 3.0, -2.0)]
+        {
+            let c = shape[1];
+            let x = random(&shape) * scale + shift;
+            let (w, b) = (random(&[c]), random(&[c]));
+            for slope in [1.0, 0.0, 0.2] {
+                let running = || (Tensor::ones([c], (Kind::Float, Device::Cpu)) * 0.5, random(&[c]).square());
+                let (m, v) = running();
+                let (m2, v2) = (m.copy(), v.copy());
+                let plain = |t: &[Tensor], m: Option<&Tensor>, v: Option<&Tensor>| {
+                    leak(t[0].batch_norm(Some(&t[1]), Some(&t[2]), m, v, true, 0.1, 1e-5, false), slope)
+                };
+                // The statistics first, once each: every call moves them.
+                tch::no_grad(|| {
+                    let t = [x.shallow_clone(), w.shallow_clone(), b.shallow_clone()];
+                    let _ = norm_relu(&t[0], [&t[1], &t[2]], (Some(&m), Some(&v)), 0.1, 1e-5, slope).unwrap();
+                    let _ = plain(&t, Some(&m2), Some(&v2));
+                });
+                assert!(
+                    m.allclose(&m2, 1e-5, 1e-5, false) && v.allclose(&v2, 1e-4, 1e-5, false),
+                    "{shape:?}: {v} {v2}"
+                );
+                if shift == 0.0 || scale > 1.0 {
+                    same(
+                        &format!("{shape:?}, slope {slope}"),
+                        &[x.copy(), w.copy(), b.copy()],
+                        |t| {
+                            let x = channels_last(&t[0]).unwrap();
+                            norm_relu(&x, [&t[1], &t[2]], (None, None), 0.1, 1e-5, slope).unwrap()
+                        },
+                        |t| plain(t, None, None),
+                    );
+                }
             }
         }
     }

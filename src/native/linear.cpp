@@ -2,7 +2,7 @@
 //
 // What it gives (AMD EPYC, AVX-512, 2 threads, ms a step): BLAS, and oneDNN by size: article VAE 94.2, 73.0; article GAN 107.6, 79.3;
 // small VAE (784-200-50, batch 20) 0.85, 0.56. All by brgemm: 76.3, 79.4, 0.56; all by oneDNN's matmul: 74.5, 77.8, 0.78.
-// On an Intel Xeon, together with the other files: article VAE 58 (libtorch's kernels and BLAS) and 54, small VAE 1.09 and 0.97.
+// On an Intel Xeon: article VAE 62.8 and 60.9, article GAN 69.3 and 69.7, small VAE 1.20 and 1.23: there the choice is tuned.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

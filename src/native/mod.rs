@@ -23,7 +23,7 @@ pub use cuda::{
 };
 pub use layers::{
     ConvWalk, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu, linear, linear_gradient,
-    strided,
+    norm_relu, strided,
 };
 pub use loss::{bernoulli_bound, gaussian_draw};
 pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, fused_adam_on_device, minimise};

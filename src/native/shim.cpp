@@ -3,6 +3,7 @@
 #include "conv.cpp"
 #include "linear.cpp"
 #include "loss.cpp"
+#include "norm.cpp"
 #include "optim.cpp"
 #include "random.cpp"
 #include "script.cpp"

@@ -6,10 +6,10 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::nn::VarStore;
+use tch::nn::{self, VarStore};
 use tch::{Device, Tensor};
 
-use super::graph::{ConvLayer, Op};
+use super::graph::{BN_MOMENTUM, ConvLayer, NORM_EPS, Op};
 use crate::native::{self, MatmulBackend};
 
 /// Order of images in memory inside convolutional networks.
@@ -107,6 +107,32 @@ impl Compute {
         })
     }
 
+    /// x [B,C,...] normalised, by the batch's own statistics where `training`, then an activation as in [`Compute::conv`]. The running
+    /// statistics follow where `follow`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(super) fn batch_norm(
+        self,
+        x: &Tensor,
+        l: &nn::BatchNorm,
+        (training, follow): (bool, bool),
+        slope: f64,
+    ) -> Result<Tensor> {
+        let (mean, var) = follow.then_some((&l.running_mean, &l.running_var)).unzip();
+        if let (true, true, 4, Some(w), Some(b)) = (training, self.own(x), x.dim(), &l.ws, &l.bs)
+            && has_own_norm(self, l)
+        {
+            return native::norm_relu(&self.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, NORM_EPS, slope);
+        }
+        let y = x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?;
+        Ok(match slope {
+            1.0 => y,
+            0.0 => y.f_relu()?,
+            _ => native::leaky_relu(y, slope)?,
+        })
+    }
+
     /// An image whose elements lie in the order of its dimensions; anything else as it is.
     pub(super) fn contiguous_image(self, x: &Tensor) -> Result<Tensor> {
         if self.own(x) && x.dim() == 4 { native::contiguous(x) } else { Ok(x.shallow_clone()) }
@@ -117,6 +143,7 @@ impl Compute {
         let able = match op {
             Op::Linear(_) => true,
             Op::Conv(l) => has_own_kernel(l),
+            Op::BatchNorm(l) => has_own_norm(self, l),
             _ => false,
         };
         able && self.kernels == Kernels::Own && device == Device::Cpu
@@ -152,6 +179,11 @@ impl Compute {
             Layout::ChannelsLast => native::channels_last(x),
         }
     }
+}
+
+/// Whether our own kernels compute a batch normalisation, of the batch's own statistics.
+fn has_own_norm(compute: Compute, l: &nn::BatchNorm) -> bool {
+    compute.layout == Layout::ChannelsLast && l.ws.is_some()
 }
 
 /// Whether our own kernels compute a convolution.

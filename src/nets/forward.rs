@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::compute::Precision;
-use super::graph::{BN_MOMENTUM, Function, Graph, NORM_EPS, Node, Op, Value};
+use super::graph::{Function, Graph, NORM_EPS, Node, Op, Value};
 use crate::native;
 
 /// Where batch normalisation takes its statistics from; no other operation depends on it.
@@ -163,11 +163,7 @@ impl Graph {
         Ok(match &node.op {
             Op::Linear(l) => compute.linear(x, &l.ws, l.bs.as_ref(), call.slope)?,
             Op::Conv(l) => compute.conv(x, l, call.slope)?,
-            Op::BatchNorm(l) => {
-                let (mean, var) = (mode != Mode::Batch).then_some((&l.running_mean, &l.running_var)).unzip();
-                let training = mode != Mode::Eval;
-                x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?
-            }
+            Op::BatchNorm(l) => compute.batch_norm(x, l, (mode != Mode::Eval, mode != Mode::Batch), call.slope)?,
             Op::GroupNorm(l) => x.f_group_norm(l.num_groups, l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?,
             Op::LayerNorm(l) => {
                 x.f_layer_norm(&l.normalized_shape[..], l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?
