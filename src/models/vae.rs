@@ -5,7 +5,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
-use super::losses::likelihood::Likelihood;
+use super::losses::likelihood::{LIKELIHOOD, Likelihood};
 use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, Hyper};
@@ -60,7 +60,8 @@ pub static KL_WARMUP: Setting<f64> =
         .value_name("EPOCHS");
 
 /// What only a VAE has.
-pub static SETTINGS: Group = Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &BETA, &KL_WARMUP] };
+pub static SETTINGS: Group =
+    Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &LIKELIHOOD, &BETA, &KL_WARMUP] };
 
 impl VaeSpec {
     /// What the settings ask for, of images of this shape, `per_epoch` updates an epoch.
@@ -73,7 +74,7 @@ impl VaeSpec {
             latent: s.get(&LATENT)? as i64,
             encoder: NetSpec::from_settings(s, &ENCODER_HIDDEN)?,
             decoder: NetSpec::from_settings(s, &DECODER_HIDDEN)?,
-            likelihood: Likelihood::default(),
+            likelihood: s.get(&LIKELIHOOD)?,
             beta: s.get(&BETA)?,
             kl_warmup_steps: (s.get(&KL_WARMUP)? * per_epoch as f64).round() as u64,
         })

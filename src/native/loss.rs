@@ -88,11 +88,7 @@ fn plain_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Ten
 fn plain_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: Factor) -> Result<(Tensor, Tensor)> {
     let sum = logits.f_binary_cross_entropy_with_logits::<Tensor>(x, None, None, Reduction::Sum)?;
     let recon = sum.f_div_scalar(logits.size()[0])?;
-    let weighted = match beta {
-        Factor::Host(beta) => kl.f_mul_scalar(beta)?,
-        Factor::Device(beta) => kl.f_mul(beta)?,
-    };
-    Ok((recon.f_add(&weighted)?, recon))
+    Ok((recon.f_add(&beta.times(kl)?)?, recon))
 }
 
 #[cfg(test)]

@@ -39,6 +39,19 @@ pub enum Factor<'a> {
     Device(&'a Tensor),
 }
 
+impl Factor<'_> {
+    /// The number times t.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn times(self, t: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Factor::Host(number) => t.f_mul_scalar(number)?,
+            Factor::Device(number) => t.f_mul(number)?,
+        })
+    }
+}
+
 impl From<f64> for Factor<'_> {
     fn from(number: f64) -> Self {
         Factor::Host(number)

@@ -1,20 +1,25 @@
 //! How a decoder's outputs become a distribution over pixels.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use tch::Tensor;
 
+use crate::base::setting::Setting;
 use crate::base::shape::Shape;
 use crate::native::{self, Factor};
 use crate::nets::graph::{Builder, Function, Op, Value};
 
 /// p(x|z).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Likelihood {
     /// Independent Bernoulli pixels with a logit each (Kingma and Welling 2014, arXiv 1312.6114, appendix C.1). Grey pixels count
     /// as probabilities.
-    #[default]
     Bernoulli,
 }
+
+/// p(x|z) of the decoder.
+pub static LIKELIHOOD: Setting<Likelihood> = Setting::choice("likelihood", "Distribution of a pixel given the latents")
+    .default("bernoulli", "Kingma and Welling 2014");
 
 impl Likelihood {
     /// Numbers that a decoder gives for each value of a pixel.
