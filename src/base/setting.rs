@@ -22,7 +22,7 @@ const LARGEST: u64 = 1 << 53;
 
 /// What is known of a setting whatever its type.
 #[derive(Clone, Copy, Debug)]
-pub struct About {
+pub struct SettingInfo {
     /// The flag without its dashes, and the key in a config file.
     pub name: &'static str,
     /// One line of the help.
@@ -43,7 +43,7 @@ pub struct About {
 
 /// A setting of type T.
 pub struct Setting<T: 'static> {
-    about: About,
+    info: SettingInfo,
     wanted: &'static str,
     range: (&'static str, fn(&T) -> bool),
     read: fn(&str) -> Option<T>,
@@ -60,7 +60,7 @@ impl<T> Setting<T> {
         read: fn(&str) -> Option<T>,
         write: fn(&T) -> Value,
     ) -> Self {
-        let about = About {
+        let info = SettingInfo {
             name,
             help,
             value_name: "VALUE",
@@ -70,12 +70,12 @@ impl<T> Setting<T> {
             switch: false,
             in_place_of: None,
         };
-        Setting { about, wanted, range: ("", |_| true), read, write, choices: Vec::new }
+        Setting { info, wanted, range: ("", |_| true), read, write, choices: Vec::new }
     }
 
     /// The value where none is set, and where it comes from.
     pub const fn default(mut self, text: &'static str, reason: &'static str) -> Self {
-        self.about.default = Some((text, reason));
+        self.info.default = Some((text, reason));
         self
     }
 
@@ -87,31 +87,31 @@ impl<T> Setting<T> {
 
     /// What stands for the value in the help.
     pub const fn value_name(mut self, name: &'static str) -> Self {
-        self.about.value_name = name;
+        self.info.value_name = name;
         self
     }
 
     /// A run that goes on may be given another value.
     pub const fn may_change_on_resume(mut self) -> Self {
-        self.about.may_change = true;
+        self.info.may_change = true;
         self
     }
 
     /// It says something about the folder or the length of a run.
     pub const fn of_a_run(mut self) -> Self {
-        self.about.of_a_run = true;
+        self.info.of_a_run = true;
         self
     }
 
     /// It says the same as another setting: the later of the two is used.
     pub const fn in_place_of(mut self, other: &'static str) -> Self {
-        self.about.in_place_of = Some(other);
+        self.info.in_place_of = Some(other);
         self
     }
 
     /// The flag without its dashes.
     pub const fn name(&self) -> &'static str {
-        self.about.name
+        self.info.name
     }
 
     fn checked(&self, text: &str) -> Option<T> {
@@ -146,7 +146,7 @@ impl Setting<bool> {
     pub const fn switch(name: &'static str, help: &'static str) -> Self {
         let on_or_off = || vec![PossibleValue::new("true"), PossibleValue::new("false")];
         let mut setting = Setting::new(name, help, "true or false", |text| text.parse().ok(), |v| Value::Boolean(*v));
-        (setting.choices, setting.about.switch) = (on_or_off, true);
+        (setting.choices, setting.info.switch) = (on_or_off, true);
         setting
     }
 }
@@ -195,7 +195,7 @@ pub fn choice_names<T: ValueEnum>() -> String {
 /// A setting of any type.
 pub trait AnySetting: Sync {
     /// What is known of it whatever its type.
-    fn about(&self) -> &About;
+    fn info(&self) -> &SettingInfo;
 
     /// The values there are; none where it is no choice.
     fn choices(&self) -> Vec<PossibleValue>;
@@ -208,8 +208,8 @@ pub trait AnySetting: Sync {
 }
 
 impl<T> AnySetting for Setting<T> {
-    fn about(&self) -> &About {
-        &self.about
+    fn info(&self) -> &SettingInfo {
+        &self.info
     }
 
     fn choices(&self) -> Vec<PossibleValue> {
@@ -251,7 +251,7 @@ pub struct Group {
 
 /// Values of settings, each of which has been checked by itself.
 #[derive(Clone, Default)]
-pub struct Settings(BTreeMap<&'static str, (&'static About, Value)>);
+pub struct Settings(BTreeMap<&'static str, (&'static SettingInfo, Value)>);
 
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -265,16 +265,16 @@ impl Settings {
     /// # Errors
     /// [`super::usage::Usage`] where there is neither.
     pub fn get<T>(&self, setting: &Setting<T>) -> Result<T> {
-        let default = || setting.about.default.and_then(|(text, _)| setting.checked(text));
+        let default = || setting.info.default.and_then(|(text, _)| setting.checked(text));
         match self.given(setting).or_else(default) {
             Some(value) => Ok(value),
-            None => usage!("--{} has no value: set it, or name a --preset that does", setting.about.name),
+            None => usage!("--{} has no value: set it, or name a --preset that does", setting.info.name),
         }
     }
 
     /// The value that is set.
     pub fn given<T>(&self, setting: &Setting<T>) -> Option<T> {
-        self.value(setting.about.name).and_then(text_of).and_then(|text| setting.checked(&text))
+        self.value(setting.info.name).and_then(text_of).and_then(|text| setting.checked(&text))
     }
 
     /// The value that is set, as TOML.
@@ -284,7 +284,7 @@ impl Settings {
 
     /// Sets a value, which must be one that the setting accepts.
     pub fn with<T>(mut self, setting: &'static Setting<T>, value: T) -> Self {
-        self.put(&setting.about, (setting.write)(&value));
+        self.put(&setting.info, (setting.write)(&value));
         self
     }
 
@@ -298,7 +298,7 @@ impl Settings {
 
     /// Without a value for this setting.
     pub fn without<T>(mut self, setting: &Setting<T>) -> Self {
-        self.0.remove(setting.about.name);
+        self.0.remove(setting.info.name);
         self
     }
 
@@ -308,28 +308,28 @@ impl Settings {
     /// What was wanted in its place.
     pub fn set(&mut self, setting: &'static dyn AnySetting, value: &Value) -> Result<(), String> {
         let checked = setting.check(value)?;
-        self.put(setting.about(), checked);
+        self.put(setting.info(), checked);
         Ok(())
     }
 
-    fn put(&mut self, about: &'static About, value: Value) {
-        if let Some(other) = about.in_place_of {
+    fn put(&mut self, info: &'static SettingInfo, value: Value) {
+        if let Some(other) = info.in_place_of {
             self.0.remove(other);
         }
-        self.0.insert(about.name, (about, value));
+        self.0.insert(info.name, (info, value));
     }
 
     /// What `over` sets, else what these set.
     pub fn overlaid(&self, over: &Settings) -> Settings {
         let mut all = self.clone();
-        for (about, value) in over.0.values() {
-            all.put(about, value.clone());
+        for (info, value) in over.0.values() {
+            all.put(info, value.clone());
         }
         all
     }
 
     /// Every value that is set, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static About, &Value)> {
-        self.0.values().map(|(about, value)| (*about, value))
+    pub fn iter(&self) -> impl Iterator<Item = (&'static SettingInfo, &Value)> {
+        self.0.values().map(|(info, value)| (*info, value))
     }
 }

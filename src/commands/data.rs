@@ -42,7 +42,7 @@ impl Data {
         for (setting, text) in shapes {
             let Some(text) = text else { continue };
             if let Err(wanted) = settings.set(setting, &Value::String(text.clone())) {
-                usage!("--{} {text}: wanted {wanted}", setting.about().name);
+                usage!("--{} {text}: wanted {wanted}", setting.info().name);
             }
         }
         let source = data::open(&settings)?;

@@ -13,7 +13,7 @@ use crate::nets::Precision;
 
 /// Whether the training step runs as one launch on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CudaGraph {
+pub enum GraphCapture {
     /// It is captured once and replayed.
     Auto,
     /// Operation by operation.
@@ -33,7 +33,7 @@ pub static PRECISION: Setting<Precision> = Setting::choice(
 .value_name("BITS");
 
 /// How steps run on a GPU.
-pub static CUDA_GRAPH: Setting<CudaGraph> = Setting::choice(
+pub static CUDA_GRAPH: Setting<GraphCapture> = Setting::choice(
     "cuda-graph",
     "CUDA: capture the training step once and replay it by one launch, or run it operation by operation",
 )

@@ -38,8 +38,8 @@ pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
     let known: Vec<&'static dyn AnySetting> = all_settings().into_iter().map(|(_, setting)| setting).collect();
     let mut settings = Settings::default();
     for (key, value) in &table {
-        let Some(setting) = known.iter().find(|s| s.about().name == key) else {
-            match nearest(&key.replace('_', "-"), known.iter().map(|s| s.about().name)) {
+        let Some(setting) = known.iter().find(|s| s.info().name == key) else {
+            match nearest(&key.replace('_', "-"), known.iter().map(|s| s.info().name)) {
                 Some(name) => usage!("{file}: unknown key '{key}': did you mean '{name}'?"),
                 None => usage!(
                     "{file}: unknown key '{key}': `ganvae train --help` lists the keys (they are the flags' names)"

@@ -13,17 +13,17 @@ use crate::base::setting::{AnySetting, Settings};
 pub struct Flags<const OF_A_RUN: bool>(pub Settings);
 
 fn argument(heading: &'static str, setting: &'static dyn AnySetting) -> Arg {
-    let about = setting.about();
-    let mut arg = Arg::new(about.name).long(about.name).help(about.help);
-    arg = arg.help_heading(heading).value_name(about.value_name);
-    if let Some((value, reason)) = about.default {
-        arg = arg.help(format!("{} [default: {value}]", about.help));
-        arg = arg.long_help(format!("{}\n\n[default: {value}, {reason}]", about.help));
+    let info = setting.info();
+    let mut arg = Arg::new(info.name).long(info.name).help(info.help);
+    arg = arg.help_heading(heading).value_name(info.value_name);
+    if let Some((value, reason)) = info.default {
+        arg = arg.help(format!("{} [default: {value}]", info.help));
+        arg = arg.long_help(format!("{}\n\n[default: {value}, {reason}]", info.help));
     }
-    if let Some(other) = about.in_place_of {
+    if let Some(other) = info.in_place_of {
         arg = arg.conflicts_with(other);
     }
-    if about.switch {
+    if info.switch {
         arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
     }
     match setting.choices() {
@@ -35,7 +35,7 @@ fn argument(heading: &'static str, setting: &'static dyn AnySetting) -> Arg {
 impl<const OF_A_RUN: bool> Args for Flags<OF_A_RUN> {
     fn augment_args(command: Command) -> Command {
         all_settings().into_iter().fold(command, |command, (heading, setting)| {
-            command.arg(argument(heading, setting).hide(setting.about().of_a_run && !OF_A_RUN))
+            command.arg(argument(heading, setting).hide(setting.info().of_a_run && !OF_A_RUN))
         })
     }
 
@@ -49,9 +49,9 @@ impl<const OF_A_RUN: bool> FromArgMatches for Flags<OF_A_RUN> {
         let mut settings = Settings::default();
         let refused = |sentence: String| Error::raw(ErrorKind::ValueValidation, sentence);
         for (_, setting) in all_settings() {
-            let name = setting.about().name;
+            let name = setting.info().name;
             let Some(text) = matches.get_one::<String>(name) else { continue };
-            if setting.about().of_a_run && !OF_A_RUN {
+            if setting.info().of_a_run && !OF_A_RUN {
                 return Err(refused(format!("--{name} is a setting of a run, and none is made here: leave it out")));
             }
             let set = settings.set(setting, &Value::String(text.clone()));

@@ -25,7 +25,7 @@ use crate::models::tuning::{Plan, TUNE};
 use crate::models::{Model, ModelKind, tuning};
 use crate::native;
 use crate::nets::Shape;
-use device::CudaGraph;
+use device::GraphCapture;
 use training::OnDivergence;
 
 /// How long to train.
@@ -88,7 +88,7 @@ fn all_settings() -> Vec<(&'static str, &'static dyn AnySetting)> {
     // The settings that only one model has stand side by side.
     for group in (0..lists[0].len()).flat_map(|i| lists.iter().filter_map(move |list| list.get(i))) {
         for setting in group.settings {
-            if !all.iter().any(|(_, known)| known.about().name == setting.about().name) {
+            if !all.iter().any(|(_, known)| known.info().name == setting.info().name) {
                 all.push((group.heading, *setting));
             }
         }
@@ -154,11 +154,11 @@ impl Config {
     /// Every setting that has a value, set or by default, in the order of the help.
     fn values(&self) -> Vec<(&'static str, Value)> {
         let value = |setting: &'static dyn AnySetting| {
-            let about = setting.about();
-            let replaced = about.in_place_of.is_some_and(|other| self.settings.value(other).is_some());
-            let default = about.default.filter(|_| !replaced).map(|(text, _)| Value::String(text.into()));
-            let value = self.settings.value(about.name).cloned().or(default)?;
-            Some((about.name, setting.check(&value).ok()?))
+            let info = setting.info();
+            let replaced = info.in_place_of.is_some_and(|other| self.settings.value(other).is_some());
+            let default = info.default.filter(|_| !replaced).map(|(text, _)| Value::String(text.into()));
+            let value = self.settings.value(info.name).cloned().or(default)?;
+            Some((info.name, setting.check(&value).ok()?))
         };
         settings_of(self.model).filter_map(|(_, setting)| value(setting)).collect()
     }
@@ -169,8 +169,8 @@ impl Config {
     /// When the current folder is gone.
     pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
         let free: Vec<_> = settings_of(self.model)
-            .filter(|(_, setting)| setting.about().may_change || setting.about().name == TUNE.name())
-            .map(|(_, setting)| setting.about().name)
+            .filter(|(_, setting)| setting.info().may_change || setting.info().name == TUNE.name())
+            .map(|(_, setting)| setting.info().name)
             .collect();
         let model = ("model".to_owned(), format!("\"{}\"", self.model));
         let fixed = self.kept()?.values().into_iter().filter(|(name, _)| !free.contains(name));
@@ -215,8 +215,8 @@ fn differences(
 pub fn refuse_changes(run: &Config, given: &Settings) -> Result<()> {
     let asked: BTreeMap<_, _> = given
         .iter()
-        .filter(|(about, _)| !about.may_change)
-        .map(|(about, value)| (about.name.to_owned(), value.to_string()))
+        .filter(|(info, _)| !info.may_change)
+        .map(|(info, value)| (info.name.to_owned(), value.to_string()))
         .collect();
     let before = run.values().into_iter().map(|(name, value)| (name.to_owned(), value.to_string()));
     let before = before.filter(|(name, _)| asked.contains_key(name)).collect();
@@ -264,7 +264,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         seed: s.get(&training::SEED)?,
         lr: s.get(&LR)?,
         plan: Plan::from_settings(&s)?,
-        cuda_graph: s.get(&device::CUDA_GRAPH)? == CudaGraph::Auto,
+        cuda_graph: s.get(&device::CUDA_GRAPH)? == GraphCapture::Auto,
         log_every: s.get(&training::LOG_EVERY)?,
         checkpoint_every: s.given(&training::CHECKPOINT_EVERY),
         sample_every: s.get(&training::SAMPLE_EVERY)?,
@@ -280,11 +280,11 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
 
 /// Refuses a setting of the other kind of model: it would do nothing, silently.
 fn refuse_foreign(model: ModelKind, given: &Settings) -> Result<()> {
-    let has = |of: ModelKind, name: &str| settings_of(of).any(|(_, setting)| setting.about().name == name);
-    let Some((about, _)) = given.iter().find(|(about, _)| !has(model, about.name)) else { return Ok(()) };
-    let other = ModelKind::value_variants().iter().find(|other| has(**other, about.name));
+    let has = |of: ModelKind, name: &str| settings_of(of).any(|(_, setting)| setting.info().name == name);
+    let Some((info, _)) = given.iter().find(|(info, _)| !has(model, info.name)) else { return Ok(()) };
+    let other = ModelKind::value_variants().iter().find(|other| has(**other, info.name));
     let other = other.map_or_else(|| "another model".to_owned(), |other| other.to_string().to_uppercase());
-    usage!("--{} is a setting of a {other}, and this is a {model}: leave it out", about.name)
+    usage!("--{} is a setting of a {other}, and this is a {model}: leave it out", info.name)
 }
 
 #[cfg(test)]

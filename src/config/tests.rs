@@ -81,7 +81,7 @@ fn an_architecture_brings_its_preset_and_may_not_contradict_one() {
 fn every_default_is_a_value_of_its_setting() {
     let mut seen = 0;
     for (_, setting) in all_settings() {
-        let about = setting.about();
+        let about = setting.info();
         if let Some((text, _)) = about.default {
             assert!(setting.check(&Value::String(text.into())).is_ok(), "{}: {text}", about.name);
             seen += 1;

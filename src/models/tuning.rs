@@ -228,12 +228,12 @@ pub struct Chosen {
     /// What to compute with.
     pub tuning: Tuning,
     /// Why.
-    pub origin: Origin,
+    pub source: TuningSource,
 }
 
 /// How a choice came about.
 #[derive(Clone, Copy, Debug)]
-pub enum Origin {
+pub enum TuningSource {
     /// Nothing was measured: as asked for, or the usual.
     Unmeasured,
     /// A run began with it and goes on with it.
@@ -251,12 +251,12 @@ pub enum Origin {
 
 impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self.origin {
-            Origin::Measured { ms, of, seconds } => {
+        match self.source {
+            TuningSource::Measured { ms, of, seconds } => {
                 write!(f, "tuned {} ({ms:.3} ms a step, the best of {of} in {seconds:.1} s)", self.tuning)
             }
-            Origin::Stored => write!(f, "as the run began: {}", self.tuning),
-            Origin::Unmeasured => write!(f, "not tuned: {}", self.tuning),
+            TuningSource::Stored => write!(f, "as the run began: {}", self.tuning),
+            TuningSource::Unmeasured => write!(f, "not tuned: {}", self.tuning),
         }
     }
 }
@@ -286,7 +286,7 @@ pub fn choose(
 ) -> Result<Chosen> {
     let device = batch.x.device();
     let first = plan.first(device);
-    let unmeasured = Chosen { tuning: first, origin: Origin::Unmeasured };
+    let unmeasured = Chosen { tuning: first, source: TuningSource::Unmeasured };
     let open = plan.neighbours(first, device, convolutions);
     if !plan.measure || steps < SHORT || open.is_empty() {
         return Ok(unmeasured);
@@ -335,7 +335,7 @@ pub fn choose(
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    Ok(Chosen { tuning: best, origin: Origin::Measured { ms: best_ms, of: measured, seconds } })
+    Ok(Chosen { tuning: best, source: TuningSource::Measured { ms: best_ms, of: measured, seconds } })
 }
 
 /// `best` with the one key in which `change` differs from `first`.
@@ -533,11 +533,11 @@ mod tests {
         let chosen = run(&plan, 1_000_000);
         assert_eq!(chosen.tuning.compute.kernels, Kernels::Libtorch, "{chosen}");
         assert_eq!(chosen.tuning.compute.layout, Layout::ChannelsLast, "what is no faster stays");
-        let Origin::Measured { ms, of: 4, .. } = chosen.origin else { panic!("{chosen}") };
+        let TuningSource::Measured { ms, of: 4, .. } = chosen.source else { panic!("{chosen}") };
         assert!((14.0..30.0).contains(&ms), "{chosen}");
         for (plan, steps) in [(plan, 50), (plan, 300), (Plan { measure: false, ..plan }, 1_000_000)] {
             let chosen = run(&plan, steps);
-            assert!(matches!(chosen.origin, Origin::Unmeasured), "{chosen}");
+            assert!(matches!(chosen.source, TuningSource::Unmeasured), "{chosen}");
             assert_eq!(chosen.tuning, plan.first(Device::Cpu));
         }
     }

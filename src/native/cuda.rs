@@ -342,7 +342,7 @@ impl Cuda {
     ///
     /// # Errors
     /// Those of `work`; CUDA's, for work that cannot be captured. The process should then end: the device is of no more use to it.
-    pub fn capture(self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    pub fn capture(self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         let mut graph = null_mut();
         // SAFETY: as in `devices`.
         check("capturing", unsafe { (self.0.capture_begin)(&mut graph) })?;
@@ -353,14 +353,14 @@ impl Cuda {
         }
         // SAFETY: `graph` is the one whose capture has begun; it is freed once, by the value made here.
         check("capturing", unsafe { (self.0.capture_end)(graph) })?;
-        Ok(Graph { cuda: self, graph, _this_thread: PhantomData })
+        Ok(CudaGraph { cuda: self, graph, _this_thread: PhantomData })
     }
 
     /// [`Cuda::capture`] of a training step; the error says how to do without.
     ///
     /// # Errors
     /// As [`Cuda::capture`].
-    pub fn capture_step(self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    pub fn capture_step(self, step: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         self.capture(step)
             .context("the step could not be captured as a CUDA graph: --cuda-graph off runs it operation by operation")
     }
@@ -395,14 +395,14 @@ impl Drop for Event {
 
 /// Captured work.
 #[derive(Debug)]
-pub struct Graph {
+pub struct CudaGraph {
     cuda: Cuda,
     graph: *mut c_void,
     /// Its stream is one thread's.
     _this_thread: PhantomData<*mut ()>,
 }
 
-impl Graph {
+impl CudaGraph {
     /// Runs the work, by one launch; random numbers are those of the generator's seed of now.
     ///
     /// # Errors
@@ -413,7 +413,7 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
         // SAFETY: the graph is live, and this is its only owner.
         unsafe { (self.cuda.0.free_graph)(self.graph) }

@@ -18,7 +18,7 @@ use tch::{Device, Tensor};
 
 pub use context::{Math, autocast, cpu_capability, cudnn_version, math, operations_of, set_math};
 pub use cuda::{
-    Cuda, CudaDevice, Event, Graph, WARM_UP, cuda, cuda_half_built, libtorch_folder, load, load_driver,
+    Cuda, CudaDevice, CudaGraph, Event, WARM_UP, cuda, cuda_half_built, libtorch_folder, load, load_driver,
     load_libtorch_cuda, resolve_cuda_half,
 };
 pub use layers::{

@@ -10,7 +10,7 @@ use crate::config::{Budget, Config};
 use crate::data;
 use crate::data::dataset::Dataset;
 use crate::models::Model;
-use crate::models::tuning::{self, Chosen, Origin, Plan, Tuning};
+use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
 use crate::native;
 use crate::nets::{ARCH, Arch, Compute};
 
@@ -73,9 +73,10 @@ impl Setup {
         let total = steps_of(config.budget, per_epoch);
         let fresh = || config.build(shape, per_epoch, device);
         let chosen = match stored {
-            Some(Tuning { threads, compute }) => {
-                Chosen { tuning: Tuning { threads, compute: Compute { precision, ..compute } }, origin: Origin::Stored }
-            }
+            Some(Tuning { threads, compute }) => Chosen {
+                tuning: Tuning { threads, compute: Compute { precision, ..compute } },
+                source: TuningSource::Stored,
+            },
             None => {
                 let batch = train.range(0, config.batch_size)?;
                 let convolutions = config.settings.get(&ARCH)? == Arch::Conv;

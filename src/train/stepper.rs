@@ -134,7 +134,7 @@ enum Capture {
     /// After so many more steps of whole batches, which are steps of the training like any other.
     After(u32),
     /// Done: steps of whole batches replay it.
-    Done(native::Graph),
+    Done(native::CudaGraph),
 }
 
 impl Stepper {

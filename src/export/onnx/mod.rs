@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use crate::base::atomic_file::AtomicFile;
 use crate::nets::graph::{ConvLayer, Function, Graph, NORM_EPS, Node, Op, Port, Value};
 use proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, Stream,
+    AttributeProto, DimensionProto, GraphProto, ModelProto, ModelStream, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
     data_type,
 };
@@ -60,7 +60,7 @@ fn metadata(about: &[(&str, String)]) -> Result<Vec<StringStringEntryProto>> {
 
 fn save(model: &ModelProto, built: &Built, path: &Path) -> Result<()> {
     let headers: Vec<_> = built.constants.iter().map(|c| c.header()).collect::<Result<_>>()?;
-    let stream = Stream { model, graph: &built.graph, constants: &headers };
+    let stream = ModelStream { model, graph: &built.graph, constants: &headers };
     ensure!(
         stream.len() <= MOST_BYTES,
         "the {} is too large for ONNX: {} would have {} bytes, and the format allows {MOST_BYTES}; use the TorchScript export \

@@ -190,7 +190,7 @@ fn frame(field: u8, length: usize, out: &mut Vec<u8>) -> io::Result<()> {
 
 /// A model whose constants are not in memory all at once: the messages would hold a second copy of them, and their encoding
 /// a third.
-pub(super) struct Stream<'a> {
+pub(super) struct ModelStream<'a> {
     /// Everything around the graph, which is not in it.
     pub model: &'a ModelProto,
     /// The graph without constants.
@@ -199,7 +199,7 @@ pub(super) struct Stream<'a> {
     pub constants: &'a [(TensorProto, usize)],
 }
 
-impl Stream<'_> {
+impl ModelStream<'_> {
     fn constant_len((header, bytes): &(TensorProto, usize)) -> usize {
         header.encoded_len() + framed(*bytes)
     }
