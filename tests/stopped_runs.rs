@@ -13,15 +13,15 @@ use common::{ganvae, say, sentence, text};
 use serde_json::{Map, Value};
 
 /// A handler's frame on the stack of a thread that computes breaks what kernels of oneDNN keep there (src/signals.rs), so no
-/// thread may have one: every thread blocks both signals, the process has no handler for them, and one thread waits for them.
+/// thread may have one: every thread blocks the signals, the process has no handler for them, and one thread waits for them.
 #[test]
 fn no_thread_that_computes_is_interrupted_by_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let mut run = Running::start(d, &with(SMALL_VAE, &["--out", "r", "--epochs", "100000", "--log-every", "1"]));
     run.until_it_trains();
-    // Bits of signals 2 and 15, which count from 1.
-    let both = (1u64 << 1) | (1 << 14);
+    // Bits of signals 1, 2 and 15, which count from 1.
+    let all = 1 | (1u64 << 1) | (1 << 14);
     let mut threads = 0;
     for task in fs::read_dir(format!("/proc/{}/task", run.child.id())).unwrap() {
         let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
@@ -29,10 +29,10 @@ fn no_thread_that_computes_is_interrupted_by_a_signal() {
             let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
             u64::from_str_radix(line.trim(), 16).unwrap()
         };
-        assert_eq!(bits("SigCgt:") & both, 0, "{status}");
+        assert_eq!(bits("SigCgt:") & all, 0, "{status}");
         // The system lets them through to the one that waits.
         if !status.starts_with("Name:\tsignals\n") {
-            assert_eq!(bits("SigBlk:") & both, both, "{status}");
+            assert_eq!(bits("SigBlk:") & all, all, "{status}");
             threads += 1;
         }
     }
@@ -53,6 +53,30 @@ fn a_signal_before_training_ends_the_program_as_any_other() {
     let (status, said) = run.ends_within(10);
     assert_eq!(status.signal(), Some(15), "{said}");
     assert!(!dir.path().join("r").exists());
+}
+
+/// A terminal that closes sends SIGHUP, and its shell sends it again: a checkpoint is written. Under nohup, training goes on.
+#[test]
+fn a_closed_terminal_stops_a_run_after_a_checkpoint_and_nohup_keeps_it_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let args = with(SMALL_VAE, &["--epochs", "100000", "--log-every", "1", "--checkpoint-every", "0"]);
+    let mut run = Running::start(d, &with(&args, &["--out", "r"]));
+    run.until_it_trains();
+    run.signal("HUP");
+    run.signal("HUP");
+    let (status, said) = run.ends_within(30);
+    assert_eq!(status.code(), Some(129), "{said}");
+    assert_whole(&of_step(&d.join("r"), newest(&d.join("r"))));
+
+    let mut kept = Running::start_ignoring_hangups(d, &with(&args, &["--out", "n"]));
+    kept.until_it_trains();
+    kept.signal("HUP");
+    sleep(Duration::from_millis(300));
+    assert!(kept.child.try_wait().unwrap().is_none(), "it goes on: {}", kept.said());
+    kept.signal("TERM");
+    let (status, said) = kept.ends_within(30);
+    assert_eq!(status.code(), Some(143), "{said}");
 }
 
 #[test]
@@ -123,12 +147,12 @@ fn a_run_stopped_by_signals_again_and_again_is_the_uninterrupted_one() {
             let words = || fs::read_to_string(&log).unwrap_or_default().contains("held-out images");
             assert!(child.watch("headline", words), "{}", child.said());
             sleep(Duration::from_millis(3 * i));
-            child.signal(["INT", "TERM"][i as usize % 2]);
+            child.signal(["INT", "TERM", "HUP"][i as usize % 3]);
             let (status, said) = child.ends_within(30);
             if status.success() {
                 break;
             }
-            assert_eq!(status.code(), Some([130, 143][i as usize % 2]), "{said}");
+            assert_eq!(status.code(), Some([130, 143, 129][i as usize % 3]), "{said}");
             stops += 1;
         }
         assert!(stops >= 2, "{stops} stops");

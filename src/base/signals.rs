@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM, taken by a thread of their own, so that no handler ever runs on a thread that computes.
+//! SIGINT, SIGTERM and SIGHUP, taken by a thread of their own, so that no handler ever runs on a thread that computes.
 //!
 //! The frame of a handler goes below the stack pointer of the thread that it interrupts. Kernels that oneDNN generates for a
 //! product with a transposed factor keep numbers there, beyond the 128 bytes that the ABI keeps clear of it: seen with libtorch 2.11
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::{Context, Result};
-use libc::{SIG_BLOCK, SIG_UNBLOCK, SIGINT, SIGTERM, c_int, sigset_t};
+use libc::{SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGHUP, SIGINT, SIGTERM, c_int, sigset_t};
 
 /// Nothing listens: a signal ends the process as if it had not been taken.
 const ASIDE: i32 = -1;
@@ -18,7 +18,7 @@ const LISTENING: i32 = 0;
 /// One of the above, or the signal that was noted.
 static STATE: AtomicI32 = AtomicI32::new(ASIDE);
 
-/// Takes both signals for this thread and all threads that it starts from now on: call it before there are any others.
+/// Takes the signals for this thread and all threads that it starts from now on: call it before there are any others.
 ///
 /// # Errors
 /// The system's.
@@ -31,23 +31,28 @@ pub fn hold() -> Result<()> {
     })
     .clone()
     .map_err(anyhow::Error::msg)
-    .context("SIGINT and SIGTERM could not be taken")
+    .context("SIGINT, SIGTERM and SIGHUP could not be taken")
 }
 
-fn both() -> sigset_t {
-    // SAFETY: a set of signals is plain numbers, which the calls fill in; the pointers are to that set.
+/// The signals that are taken: not SIGHUP where the process was started to ignore it, as by nohup.
+fn taken() -> sigset_t {
+    // SAFETY: both values are plain numbers, which the calls fill in; the pointers are to those values.
     unsafe {
-        let mut set = std::mem::zeroed();
+        let (mut set, mut hup): (sigset_t, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, SIGINT);
         libc::sigaddset(&mut set, SIGTERM);
+        libc::sigaction(SIGHUP, std::ptr::null(), &mut hup);
+        if hup.sa_sigaction != SIG_IGN {
+            libc::sigaddset(&mut set, SIGHUP);
+        }
         set
     }
 }
 
 fn mask(how: c_int) -> std::io::Result<()> {
     // SAFETY: the set outlives the call, which may be told nothing of the one before.
-    match unsafe { libc::pthread_sigmask(how, &both(), std::ptr::null_mut()) } {
+    match unsafe { libc::pthread_sigmask(how, &taken(), std::ptr::null_mut()) } {
         0 => Ok(()),
         code => Err(std::io::Error::from_raw_os_error(code)),
     }
@@ -58,7 +63,7 @@ fn take() {
     loop {
         let mut signal = 0;
         // SAFETY: both pointers outlive the call; the set is blocked on this thread, as on all.
-        if unsafe { libc::sigwait(&both(), &mut signal) } != 0 {
+        if unsafe { libc::sigwait(&taken(), &mut signal) } != 0 {
             continue;
         }
         match STATE.compare_exchange(LISTENING, signal, Ordering::Relaxed, Ordering::Relaxed) {
@@ -69,6 +74,8 @@ fn take() {
                 // SAFETY: the call takes a number, and does not return.
                 unsafe { libc::raise(signal) };
             }
+            // A terminal that closes sends it twice: from the kernel, and from the shell.
+            Err(_) if signal == SIGHUP => {}
             // SAFETY: ends the process without running anything of it: a second signal means at once.
             Err(_) => unsafe { libc::_exit(128 + signal) },
         }

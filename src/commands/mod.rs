@@ -61,7 +61,7 @@ enum Command {
     Doctor(doctor::Doctor),
 }
 
-/// Runs one command and gives the exit code: 0 done, 130 or 143 after a signal.
+/// Runs one command and gives the exit code: 0 done, 130, 143 or 129 after a signal.
 ///
 /// # Errors
 /// One sentence for the user; [`crate::base::usage::Usage`] among the causes means exit code 2.

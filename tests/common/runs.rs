@@ -27,10 +27,19 @@ pub struct Running {
 
 impl Running {
     pub fn start(dir: &Path, args: &[&str]) -> Self {
+        Running::spawn(dir, command(BIN, dir).args(args))
+    }
+
+    /// As `nohup` starts a program.
+    pub fn start_ignoring_hangups(dir: &Path, args: &[&str]) -> Self {
+        Running::spawn(dir, command("sh", dir).args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", BIN]).args(args))
+    }
+
+    fn spawn(dir: &Path, command: &mut Command) -> Self {
         // A log for each process: what one said is not taken for what the next says.
         let log = (0..).map(|i| dir.join(format!("stderr-{i}"))).find(|p| !p.exists()).unwrap();
         let stderr = fs::File::create(&log).unwrap();
-        let child = command(BIN, dir).args(args).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
         Running { child, log }
     }
 
