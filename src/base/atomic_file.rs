@@ -112,17 +112,24 @@ pub fn replace_folder(part: &Path, out: &Path) -> io::Result<()> {
     if !out.exists() {
         return fs::rename(part, out);
     }
-    let [from, to] = [part, out].map(|path| CString::new(path.as_os_str().as_bytes()));
-    let (from, to) = (from?, to?);
-    let here = libc::AT_FDCWD;
-    // SAFETY: both names outlive the call.
-    let exchanged = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_EXCHANGE) } == 0;
-    if exchanged {
+    if exchange(part, out)? {
         return fs::remove_dir_all(part);
     }
-    // Some network file systems cannot exchange two names.
-    fs::remove_dir_all(out)?;
-    fs::rename(part, out)
+    let old = part.with_extension("old");
+    fs::rename(out, &old)?;
+    fs::rename(part, out)?;
+    fs::remove_dir_all(old)
+}
+
+/// Exchanges the names of two folders in one step; false where that cannot be done, as of mount points and on some network file systems.
+///
+/// # Errors
+/// When a name holds a zero byte.
+pub fn exchange(a: &Path, b: &Path) -> io::Result<bool> {
+    let [a, b] = [a, b].map(|path| CString::new(path.as_os_str().as_bytes()));
+    let (a, b, here) = (a?, b?, libc::AT_FDCWD);
+    // SAFETY: both names outlive the call.
+    Ok(unsafe { libc::renameat2(here, a.as_ptr(), here, b.as_ptr(), libc::RENAME_EXCHANGE) } == 0)
 }
 
 /// Waits until a file or folder is on the disk.

@@ -29,7 +29,7 @@ const BATCHES: [i64; 3] = [1, 7, 64];
 /// Largest difference from the live network that is rounding: relative to the largest output, or absolute below 1. Usual are 1e-7
 /// to 1e-6; batch normalisation by small running variances has been seen to make 6e-5 of them.
 const TOLERANCE: f64 = 1e-4;
-/// Where files are until all of them have been compared.
+/// Where files are until all of them have been verified, where there is no room for that beside the folder.
 const PART: &str = ".export.part";
 
 /// What a network can be written as.
@@ -50,6 +50,10 @@ impl Format {
             Format::Safetensors => "safetensors",
             Format::Onnx => "onnx",
         }
+    }
+
+    fn file(self, network: &str) -> String {
+        format!("{network}.{}", self.extension())
     }
 
     fn key(self) -> &'static str {
@@ -96,9 +100,9 @@ pub enum Verified {
     Tests,
 }
 
-/// Writes every network in every format into the folder `dir`, beside an `export.json`; what an earlier export left there and this
-/// one does not write is removed, so that the folder is always of one model. Nothing is there under its name before all of it has
-/// been verified.
+/// Writes every network in every format into the folder `dir`, with an `export.json`. The folder is always of one model, also when
+/// the process is killed: all files are written beside it and verified, then the two folders exchange their names. Files of an earlier
+/// export go; other files in the folder stay.
 ///
 /// # Errors
 /// When another process exports there; when a file cannot be written, or differs by more than rounding: then the folder is as
@@ -109,9 +113,14 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
     formats.dedup();
     fs::create_dir_all(dir).with_context(|| format!("the folder {} could not be made", dir.display()))?;
     let _lock = lock(dir)?;
-    let part = dir.join(PART);
-    remove(&part)?;
-    fs::create_dir(&part).with_context(|| format!("the folder {} could not be made", part.display()))?;
+    let (within, beside) = (dir.join(PART), beside(dir));
+    for left in [&within, &beside] {
+        give_back(left, dir)?;
+    }
+    let part = if fs::create_dir(&beside).is_ok() { beside } else { within };
+    fs::create_dir_all(&part).with_context(|| format!("the folder {} could not be made", part.display()))?;
+    // It will be the folder, and no other process may take it before this is done.
+    let _lock_part = lock(&part)?;
     let write = || -> Result<Vec<Written>> {
         let (mut all, mut described) = (Vec::new(), Map::new());
         for network in networks {
@@ -133,11 +142,37 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
         atomic_file::write(&file, text.as_bytes())?;
         Ok(all)
     };
-    let moved = write().and_then(|all| move_in(&part, dir, all));
-    let cleared = remove(&part);
-    let all = moved?;
-    cleared?;
-    Ok(all)
+    let put = write().and_then(|all| put(&part, dir, all));
+    if put.is_err() {
+        // The error that came first is told, whatever becomes of the rest.
+        let _ = remove(&part);
+    }
+    put
+}
+
+/// A name beside the folder, on the same disk for most.
+fn beside(dir: &Path) -> PathBuf {
+    let name = dir.file_name().map_or_else(|| "export".into(), |name| name.to_string_lossy());
+    dir.with_file_name(format!(".{name}.part"))
+}
+
+/// Every file that an export may write.
+fn own_files() -> Vec<String> {
+    let files = NETWORKS.iter().flat_map(|name| Format::value_variants().iter().map(move |f| f.file(name)));
+    files.chain([ABOUT.to_owned()]).collect()
+}
+
+/// Moves what no export wrote from `part`, the folder that was or what a killed export left, to `dir`; removes the rest.
+fn give_back(part: &Path, dir: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(part) else { return Ok(()) };
+    let own = own_files();
+    for entry in entries.flatten() {
+        let (name, to) = (entry.file_name(), dir.join(entry.file_name()));
+        if name != PART && !own.iter().any(|own| name == own.as_str()) && !to.exists() {
+            fs::rename(entry.path(), &to).with_context(|| format!("{} could not be kept", to.display()))?;
+        }
+    }
+    remove(part)
 }
 
 /// Takes a folder for this process, while the file lives.
@@ -172,27 +207,39 @@ pub fn check_folder(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the files of `part` into `dir`, the description after what it describes; then removes what it does not describe.
+/// Puts the files of `part` into `dir`.
+fn put(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
+    atomic_file::sync(part).with_context(|| format!("{} could not be synced", part.display()))?;
+    if part.parent() == Some(dir) || !atomic_file::exchange(part, dir)? {
+        return move_in(part, dir, all);
+    }
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    atomic_file::sync(parent).with_context(|| format!("{} could not be synced", parent.display()))?;
+    give_back(part, dir)?;
+    let place = |written: Written| Written { path: dir.join(written.path.file_name().unwrap_or_default()), ..written };
+    Ok(all.into_iter().map(place).collect())
+}
+
+/// [`put`] file by file, where two folders cannot exchange their names. Until all are there, there is no description.
 fn move_in(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
     let place = |from: &Path| -> Result<PathBuf> {
         let to = dir.join(from.file_name().unwrap_or_default());
         fs::rename(from, &to).with_context(|| format!("{} could not be put into place", to.display()))?;
         Ok(to)
     };
+    remove(&dir.join(ABOUT))?;
     let mut placed = Vec::new();
     for written in all {
         placed.push(Written { path: place(&written.path)?, ..written });
     }
     place(&part.join(ABOUT))?;
-    for name in NETWORKS {
-        for format in Format::value_variants() {
-            let file = dir.join(format!("{name}.{}", format.extension()));
-            if placed.iter().all(|written| written.path != file) {
-                remove(&file)?;
-            }
+    for file in own_files().into_iter().map(|name| dir.join(name)) {
+        if !file.ends_with(ABOUT) && placed.iter().all(|written| written.path != file) {
+            remove(&file)?;
         }
     }
     atomic_file::sync(dir).with_context(|| format!("{} could not be synced", dir.display()))?;
+    remove(part)?;
     Ok(placed)
 }
 
@@ -208,7 +255,7 @@ fn remove(path: &Path) -> Result<()> {
 
 /// Writes one file and verifies it.
 fn write_one(graph: &Graph, origin: &Origin, format: Format, dir: &Path) -> Result<Written> {
-    let path = dir.join(format!("{}.{}", graph.name(), format.extension()));
+    let path = dir.join(format.file(graph.name()));
     let failed = || format!("{} could not be written", path.display());
     let reread = || format!("{} was written, but could not be read back", path.display());
     let verified = match format {
@@ -231,8 +278,7 @@ fn write_one(graph: &Graph, origin: &Origin, format: Format, dir: &Path) -> Resu
             onnx::write(graph, &about, &path).with_context(failed).map(|()| Verified::Tests)
         }
     };
-    let verified =
-        verified.with_context(|| format!("the export {}.{} was thrown away", graph.name(), format.extension()))?;
+    let verified = verified.with_context(|| format!("the export {} was thrown away", format.file(graph.name())))?;
     Ok(Written { path, format, verified })
 }
 

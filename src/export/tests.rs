@@ -154,6 +154,35 @@ fn a_folder_with_other_files_is_refused_and_ones_own_is_not() {
     export(&vae.exported(), &origin(), &formats, &own).unwrap();
 }
 
+/// What a person keeps in the folder stays: over an export, after one that was killed before or after the folders changed places, and
+/// where they cannot.
+#[test]
+fn files_of_ones_own_stay_in_the_folder() {
+    let (dir, vae) = (tempfile::tempdir().unwrap(), vae());
+    let out = dir.path().join("out");
+    let write = || export(&vae.exported(), &origin(), &[Format::Onnx], &out).unwrap();
+    let kept = ["decoder.onnx", "encoder.onnx", ABOUT, "mine", "notes.txt"];
+    write();
+    fs::create_dir(out.join("mine")).unwrap();
+    fs::write(out.join("notes.txt"), "a").unwrap();
+    write();
+    assert_eq!(files(&out), kept);
+    // Killed after the folders changed places: what is not an export's is still in the old one.
+    for left in [beside(&out), out.join(PART)] {
+        fs::create_dir(&left).unwrap();
+        fs::rename(out.join("notes.txt"), left.join("notes.txt")).unwrap();
+        fs::write(left.join("encoder.pt"), "old").unwrap();
+        write();
+        assert_eq!(files(&out), kept, "{}", left.display());
+        assert_eq!(files(dir.path()), ["out"]);
+    }
+    // Where no folder can be made beside it.
+    fs::write(beside(&out), "").unwrap();
+    let all = export(&vae.exported(), &origin(), &[Format::Safetensors], &out).unwrap();
+    assert!(all.iter().all(|written| written.path.is_file()));
+    assert_eq!(files(&out), ["decoder.safetensors", "encoder.safetensors", ABOUT, "mine", "notes.txt"]);
+}
+
 #[test]
 fn weights_that_are_not_the_live_ones_are_noticed() {
     let (dir, vae) = (tempfile::tempdir().unwrap(), vae());
