@@ -153,7 +153,7 @@ impl Target for StateFile {
     }
 
     fn read(&mut self) -> Result<()> {
-        let (dir, state) = checkpoint::newest_whole(&self.checkpoints)?.expect("there is a checkpoint");
+        let (dir, state) = checkpoint::newest_intact(&self.checkpoints)?.expect("there is a checkpoint");
         assert_eq!(dir, self.folder.dir);
         assert!(state.files.contains_key("model.safetensors") && state.files.contains_key("optimizer.safetensors"));
         Ok(())

@@ -20,7 +20,7 @@ use ganvae::models::{ModelKind, Part, Visit};
 use ganvae::native;
 use ganvae::nets::BASE_WIDTH;
 use ganvae::train::setup::Setup;
-use ganvae::train::stepper::{At, Meter, Stepper, Way};
+use ganvae::train::stepper::{AverageMeter, ExecutionMode, StepPosition, Stepper};
 use tch::{Device, Kind, Tensor};
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -71,32 +71,28 @@ fn gan() -> Config {
 }
 
 struct Run {
+    config: Config,
     setup: Setup,
     stepper: Stepper,
-    meter: Meter,
-    seed: u64,
+    meter: AverageMeter,
 }
 
 impl Run {
-    fn new(config: &Config, way: Way) -> Self {
+    fn new(config: &Config, mode: ExecutionMode) -> Self {
         let setup = Setup::new(config, None).unwrap();
-        let meter = Meter::new(setup.model.measured(), Device::Cpu);
-        Run {
-            stepper: Stepper::new(way, Device::Cpu, config.seed, config.batch_size).unwrap(),
-            setup,
-            meter,
-            seed: config.seed,
-        }
+        let meter = AverageMeter::new(setup.model.measured(), Device::Cpu);
+        let stepper = Stepper::new(mode, &setup, config).unwrap();
+        Run { config: config.clone(), setup, stepper, meter }
     }
 
     fn step(&mut self, step: u64) {
-        let at = At {
-            noise: seed_for(self.seed, 0, Stream::Noise, step),
-            step,
-            epoch: step / self.setup.per_epoch,
-            within: step % self.setup.per_epoch,
-        };
-        self.stepper.step(&mut self.setup, &mut self.meter, at, &StepTimer::off()).unwrap();
+        let position = StepPosition::new(self.config.seed, step, self.setup.per_epoch);
+        self.stepper.step(&mut self.setup, &mut self.meter, position, &StepTimer::off()).unwrap();
+    }
+
+    /// Another process goes on with the run: only the model and the meter are the same.
+    fn restart(&mut self) {
+        self.stepper = Stepper::new(ExecutionMode::Device, &self.setup, &self.config).unwrap();
     }
 
     /// Weights, moments, averages and counters, and the means of the step's values.
@@ -126,7 +122,7 @@ const EXACT: u64 = 6;
 fn numbers_on_the_device_give_the_same_training() {
     let _alone = alone();
     for config in [vae(), gan()] {
-        let (mut host, mut there) = (Run::new(&config, Way::Host), Run::new(&config, Way::Device));
+        let (mut host, mut there) = (Run::new(&config, ExecutionMode::Host), Run::new(&config, ExecutionMode::Device));
         assert_eq!(host.setup.per_epoch, 4);
         // Two players amplify the rounding of one step in the next, their moments the most.
         let later = if config.model == ModelKind::Vae { (1e-5, 1e-4) } else { (5e-2, f64::INFINITY) };
@@ -153,11 +149,11 @@ fn numbers_on_the_device_give_the_same_training() {
 fn numbers_on_the_device_follow_a_resumed_run() {
     let _alone = alone();
     for config in [vae(), gan()] {
-        let mut whole = Run::new(&config, Way::Device);
+        let mut whole = Run::new(&config, ExecutionMode::Device);
         (0..11).for_each(|step| whole.step(step));
-        let mut parts = Run::new(&config, Way::Device);
+        let mut parts = Run::new(&config, ExecutionMode::Device);
         (0..6).for_each(|step| parts.step(step));
-        parts.stepper = Stepper::new(Way::Device, Device::Cpu, config.seed, config.batch_size).unwrap();
+        parts.restart();
         (6..11).for_each(|step| parts.step(step));
         assert_eq!(difference(&parts.state(), &whole.state()).0, 0.0);
     }
@@ -213,7 +209,7 @@ const READS: &[&str] = &[
 fn a_step_that_may_be_captured_reads_nothing_back() {
     let _alone = alone();
     for config in [vae(), gan()] {
-        let mut run = Run::new(&config, Way::Device);
+        let mut run = Run::new(&config, ExecutionMode::Device);
         run.step(0);
         let ops = native::operations_of(|| {
             run.step(1);

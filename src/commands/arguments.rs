@@ -11,7 +11,7 @@ use crate::base::usage::usage;
 use crate::data::images::{Images, Source};
 use crate::run::trained::Trained;
 
-/// A trained model, and where it computes.
+/// A trained model and its device.
 #[derive(Debug, Args)]
 pub struct TrainedModel {
     /// A run's folder, or exported modules: the folder with decoder.pt or generator.pt, or such a file
@@ -23,18 +23,10 @@ pub struct TrainedModel {
 }
 
 impl TrainedModel {
-    /// Opens it.
-    ///
-    /// # Errors
-    /// As [`Trained::open`].
     pub fn open(&self) -> Result<Trained> {
         Trained::open(&self.run, &self.device)
     }
 
-    /// Opens it where it has an encoder.
-    ///
-    /// # Errors
-    /// As [`Trained::open`] and [`Trained::check_encoder`].
     pub fn open_with_encoder(&self) -> Result<Trained> {
         let trained = self.open()?;
         trained.check_encoder()?;
@@ -52,43 +44,37 @@ pub struct RealImages {
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// The images that were trained on, or the held-out ones
-    #[arg(long, value_enum, default_value_t = Split::Test)]
-    pub split: Split,
+    #[arg(long, value_enum, default_value_t = SplitChoice::Test)]
+    pub split: SplitChoice,
 }
 
 impl RealImages {
-    /// The set that they are of, in the shape that the model takes.
-    ///
-    /// # Errors
-    /// As [`Trained::source`].
+    /// The data set, in the shape of the model's images.
     pub fn source(&self, trained: &Trained) -> Result<Source> {
         trained.source(self.data.as_deref(), self.data_dir.as_deref())
     }
 }
 
 /// Which half of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Split {
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SplitChoice {
     /// The images that are trained on.
     Train,
     /// The held-out images.
     Test,
 }
 
-impl Split {
-    /// These images of a set.
+impl SplitChoice {
+    /// The images of this half.
     pub fn of(self, source: &Source) -> &Images {
         match self {
-            Split::Train => &source.train,
-            Split::Test => &source.test,
+            SplitChoice::Train => &source.train,
+            SplitChoice::Test => &source.test,
         }
     }
 }
 
-/// Refuses a value of `--flag` outside `range`.
-///
-/// # Errors
-/// [`crate::base::usage::Usage`].
+/// Refuses a value of `--flag` outside `range`, with a [`crate::base::usage::Usage`] error.
 pub fn check_range<T: Display + PartialOrd>(flag: &str, value: T, range: RangeInclusive<T>) -> Result<()> {
     if !range.contains(&value) {
         usage!("--{flag} {value}: wanted a number from {} to {}", range.start(), range.end());

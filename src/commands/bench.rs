@@ -1,173 +1,179 @@
-//! `ganvae bench`: timing of the real training step, and of what it cannot do without.
+//! `ganvae bench`: times the real training step, and the lower limit of its products and convolutions.
 
 mod gpu;
 mod limit;
 
-use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::arguments::check_range;
 use super::print;
 use crate::base::progress::say;
-use crate::base::seed::{Stream, epoch_order, seed_for};
 use crate::base::setting::choice_name;
 use crate::base::timer::{PHASES, Phase, StepTimer};
 use crate::config::flags::Flags;
 use crate::config::training::STEPS;
 use crate::config::{self, Config, device};
 use crate::models::ModelKind;
-use crate::models::StepContext;
-use crate::models::noise::Noise;
 use crate::nets::cost::Work;
 use crate::nets::{Layout, Precision};
-use crate::train::setup::{Prefetched, Setup};
+use crate::train::setup::Setup;
+use crate::train::stepper::{AverageMeter, ExecutionMode, StepPosition, Stepper};
 
-/// `ganvae bench`.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
-pub struct Bench {
+pub(super) struct Bench {
     /// What to train
     #[arg(value_enum)]
-    pub model: ModelKind,
+    model: ModelKind,
     /// Seconds of steps that are timed
     #[arg(long, value_name = "S", default_value_t = 5.0)]
-    pub seconds: f64,
+    seconds: f64,
     /// One JSON object in place of the table
     #[arg(long)]
-    pub json: bool,
-    /// What is set by flags.
+    json: bool,
     #[command(flatten)]
-    pub flags: Flags<false>,
+    flags: Flags<false>,
 }
 
 impl Bench {
     pub(super) fn run(&self) -> Result<u8> {
         check_range("seconds", self.seconds, 0.1..=3600.0)?;
-        let report = self.time()?;
+        let report = self.measure()?;
         print(&if self.json { format!("{}\n", report.json()) } else { report.table() })?;
         Ok(0)
     }
 
     /// Trains for `seconds` without a run folder and times it.
-    fn time(&self) -> Result<Report> {
-        // Long enough that tuning pays.
+    fn measure(&self) -> Result<BenchReport> {
+        // Enough steps that tuning is worth its time.
         let config = config::resolve(self.model, &self.flags.0.clone().with(&STEPS, 1 << 53))?;
         let mut setup = Setup::new(&config, None)?;
         say(&setup.chosen.to_string());
-        let timed = match setup.device {
+        let timing = match setup.device {
             Device::Cuda(index) => gpu::time(&mut setup, &config, index, self.seconds)?,
             _ => time(&mut setup, &config, self.seconds)?,
         };
-        let batch = config.batch_size.min(setup.train.len());
-        let work = setup.model.work(batch as i64);
-        let kind = match timed.gpu.as_ref().map(|gpu| gpu.precision) {
+        let batch_size = config.batch_size.min(setup.train.len());
+        let work = setup.model.work(batch_size as i64);
+        let kind = match timing.gpu.as_ref().map(|gpu| gpu.precision) {
             Some(Precision::Bf16) => Kind::BFloat16,
             _ => Kind::Float,
         };
-        Ok(Report {
+        Ok(BenchReport {
             model: self.model,
             preset: config.preset(),
             device: device::name(setup.device),
             tuning: setup.chosen.tuning.to_string(),
-            batch_size: batch,
-            steps: timed.steps,
-            seconds: timed.seconds,
-            phases_ms: timed.phases_ms,
-            step_ms: timed.step_ms,
+            batch_size,
             limit_ms: limit::limit_ms(&work, (kind, setup.device)).context("timing the products alone")?,
             gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
-            peak_rss_mb: timed.peak_rss_mb,
-            gpu: timed.gpu,
+            timing,
         })
     }
 }
 
-/// What was measured.
-#[derive(Clone, Debug)]
-pub struct Report {
+/// What is printed.
+struct BenchReport {
     model: ModelKind,
     preset: String,
     device: String,
     tuning: String,
     batch_size: usize,
+    limit_ms: f64,
+    gflop: f64,
+    timing: StepTiming,
+}
+
+/// Timing of the steps.
+struct StepTiming {
     steps: u64,
     seconds: f64,
     /// Milliseconds of a step in each of [`PHASES`].
     phases_ms: [f64; 4],
     /// Median and ninth decile of single steps.
     step_ms: (f64, f64),
-    limit_ms: f64,
-    gflop: f64,
     peak_rss_mb: Option<f64>,
-    gpu: Option<Gpu>,
+    gpu: Option<GpuFigures>,
 }
 
-/// What is said of a GPU beside.
-#[derive(Clone, Debug)]
-struct Gpu {
+/// Further figures of a GPU.
+struct GpuFigures {
     name: String,
     precision: Precision,
     layout: Layout,
     /// Whether a step is one launch.
     captured: bool,
-    /// Most memory that libtorch took from the driver.
+    /// Peak of the memory that libtorch took from the driver.
     peak_mb: f64,
     /// Share of the time in which the device waited for the next step.
     gap: f64,
 }
 
-/// Steps that were timed.
-struct Timed {
-    steps: u64,
-    seconds: f64,
-    phases_ms: [f64; 4],
-    step_ms: (f64, f64),
-    peak_rss_mb: Option<f64>,
-    gpu: Option<Gpu>,
+/// Training steps on full batches of one order of the images: all do the same work.
+struct Steps<'a> {
+    // First: a captured graph must be dropped before the tensors that it reads.
+    stepper: Stepper,
+    setup: &'a mut Setup,
+    meter: AverageMeter,
+    seed: u64,
+    full_batches: u64,
+    done: u64,
 }
 
-/// Steps on the CPU, by its own clock.
-fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<Timed> {
-    let indices = Tensor::f_from_slice(&epoch_order(config.seed, 0, setup.train.len()))?;
-    // Whole batches only: all steps do the same work.
-    let whole = (setup.train.len() / config.batch_size).max(1) as u64;
-    let mut step = 0;
-    let mut prefetched = Prefetched::default();
-    let mut one = |timer: &StepTimer| -> Result<Tensor> {
-        // Stacking the values and freeing the step before this one is the networks' doing.
-        timer.lap(Phase::Forward);
-        let (batch, _) = setup.batch(&mut prefetched, (0, &indices), step % whole, config.batch_size)?;
-        timer.lap(Phase::Data);
-        setup.model.schedule(step)?;
-        let noise = Noise::new(seed_for(config.seed, 0, Stream::Noise, step), setup.device);
-        let values = setup.model.step(&batch, StepContext { noise: &noise, timer, on_device: false });
-        step += 1;
-        values
-    };
-    let warm = Instant::now();
-    while warm.elapsed().as_secs_f64() < seconds.min(1.0) {
-        black_box(&one(&StepTimer::off())?);
+impl<'a> Steps<'a> {
+    fn new(setup: &'a mut Setup, config: &Config) -> Result<Self> {
+        Ok(Steps {
+            stepper: Stepper::new(ExecutionMode::new(setup.device, config.cuda_graph), setup, config)?,
+            meter: AverageMeter::new(setup.model.measured(), setup.device),
+            seed: config.seed,
+            full_batches: (setup.train.len() / config.batch_size).max(1) as u64,
+            done: 0,
+            setup,
+        })
+    }
+
+    fn next(&mut self, timer: &StepTimer) -> Result<()> {
+        let position = StepPosition::new(self.seed, self.done, self.full_batches);
+        self.stepper.step(self.setup, &mut self.meter, StepPosition { epoch: 0, ..position }, timer)?;
+        self.done += 1;
+        Ok(())
+    }
+}
+
+/// Milliseconds of a step in each of [`PHASES`], of `steps` steps.
+fn phases_ms(timer: &StepTimer, steps: u64) -> [f64; 4] {
+    PHASES.map(|(phase, _)| timer.seconds(phase) / steps as f64 * 1e3)
+}
+
+/// Trains on the CPU for `seconds` after a warm-up and times it with the host's clock.
+fn time(setup: &mut Setup, config: &Config, seconds: f64) -> Result<StepTiming> {
+    let mut steps = Steps::new(setup, config)?;
+    let warm_up = Instant::now();
+    while warm_up.elapsed().as_secs_f64() < seconds.min(1.0) {
+        steps.next(&StepTimer::off())?;
     }
     let (mut times, timer, began) = (Vec::new(), StepTimer::on(), Instant::now());
     let mut last = 0.0;
     while last < seconds {
-        black_box(&one(&timer)?);
+        steps.next(&timer)?;
+        // Adding up the values and freeing the tensors of the step count as the networks' time.
+        timer.lap(Phase::Forward);
         let now = began.elapsed().as_secs_f64();
         times.push((now - last) * 1e3);
         last = now;
     }
     let steps = times.len() as u64;
-    Ok(Timed {
+    Ok(StepTiming {
         steps,
         seconds: last,
-        phases_ms: PHASES.map(|(phase, _)| timer.seconds(phase) / steps as f64 * 1e3),
+        phases_ms: phases_ms(&timer, steps),
         step_ms: spread(times),
-        // Before the limit: its tensors are not the training's.
+        // Before the limit is timed, which has tensors of its own.
         peak_rss_mb: peak_rss_mb(),
         gpu: None,
     })
@@ -179,45 +185,44 @@ fn spread(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[times.len() * 9 / 10])
 }
 
-impl Report {
+impl BenchReport {
     fn steps_per_s(&self) -> f64 {
-        self.steps as f64 / self.seconds
+        self.timing.steps as f64 / self.timing.seconds
     }
 
     /// One object, as the README describes it.
-    pub fn json(&self) -> Value {
-        let mut ms = serde_json::Map::new();
-        for ((_, name), value) in PHASES.iter().zip(self.phases_ms) {
-            ms.insert((*name).into(), json!(round(value)));
-        }
-        ms.insert("step".into(), json!(round(1e3 / self.steps_per_s())));
-        ms.insert("step_median".into(), json!(round(self.step_ms.0)));
-        ms.insert("step_p90".into(), json!(round(self.step_ms.1)));
+    fn json(&self) -> Value {
+        let (timing, gpu) = (&self.timing, self.timing.gpu.as_ref());
+        let phases = PHASES.iter().map(|(_, name)| *name).zip(timing.phases_ms);
+        let (median, p90) = timing.step_ms;
+        let steps = [("step", 1e3 / self.steps_per_s()), ("step_median", median), ("step_p90", p90)];
+        let ms = phases.chain(steps).map(|(name, ms)| (name.to_owned(), json!(round(ms))));
         json!({
             "model": self.model.to_string(),
             "preset": self.preset,
             "device": self.device,
             "tuning": self.tuning,
             "batch_size": self.batch_size,
-            "steps": self.steps,
+            "steps": timing.steps,
             "steps_per_s": round(self.steps_per_s()),
             "images_per_s": round(self.steps_per_s() * self.batch_size as f64),
-            "peak_rss_mb": self.peak_rss_mb.map(f64::round),
-            "peak_gpu_mb": self.gpu.as_ref().map(|gpu| gpu.peak_mb.round()),
-            "gpu": self.gpu.as_ref().map(|gpu| gpu.name.clone()),
-            "precision": choice_name(&self.gpu.as_ref().map_or(Precision::Fp32, |gpu| gpu.precision)),
-            "captured": self.gpu.as_ref().map(|gpu| gpu.captured),
-            "launch_gap": self.gpu.as_ref().map(|gpu| round(gpu.gap)),
+            "peak_rss_mb": timing.peak_rss_mb.map(f64::round),
+            "peak_gpu_mb": gpu.map(|gpu| gpu.peak_mb.round()),
+            "gpu": gpu.map(|gpu| &gpu.name),
+            "precision": choice_name(&gpu.map_or(Precision::Fp32, |gpu| gpu.precision)),
+            "captured": gpu.map(|gpu| gpu.captured),
+            "launch_gap": gpu.map(|gpu| round(gpu.gap)),
             "limit_ms": round(self.limit_ms),
             "gflop": round(self.gflop),
-            "ms": ms,
+            "ms": ms.collect::<serde_json::Map<_, _>>(),
         })
     }
 
     /// A table for people.
-    pub fn table(&self) -> String {
-        let step = 1e3 / self.steps_per_s();
-        let tuning = match &self.gpu {
+    fn table(&self) -> String {
+        let BenchReport { model, preset, device, batch_size, limit_ms, gflop, timing, .. } = self;
+        let (rate, step) = (self.steps_per_s(), 1e3 / self.steps_per_s());
+        let how = match &timing.gpu {
             None => self.tuning.clone(),
             Some(gpu) => {
                 let how = if gpu.captured { "one launch a step" } else { "operation by operation" };
@@ -225,47 +230,39 @@ impl Report {
             }
         };
         let mut text = format!(
-            "{} {}, batch {}, {} ({})\n{:.2} steps/s, {:.0} images/s over {} steps\n\n             ms a step   share\n",
-            self.preset,
-            self.model,
-            self.batch_size,
-            self.device,
-            tuning,
-            self.steps_per_s(),
-            self.steps_per_s() * self.batch_size as f64,
-            self.steps
+            "{preset} {model}, batch {batch_size}, {device} ({how})\n{rate:.2} steps/s, {:.0} images/s over {} steps\n\n             \
+             ms a step   share\n",
+            rate * *batch_size as f64,
+            timing.steps
         );
-        for ((_, name), ms) in PHASES.iter().zip(self.phases_ms) {
-            text.push_str(&format!("{name:<10} {ms:>11.3} {:>6.1} %\n", ms / step * 100.0));
+        for ((_, name), ms) in PHASES.iter().zip(timing.phases_ms) {
+            text += &format!("{name:<10} {ms:>11.3} {:>6.1} %\n", ms / step * 100.0);
         }
-        text.push_str(&format!("step       {step:>11.3}   median {:.3}, p90 {:.3}\n", self.step_ms.0, self.step_ms.1));
-        text.push_str(&format!(
-            "limit      {:>11.3}   products and convolutions alone ({:.2} GFLOP, {:.0} GFLOP/s); the step takes {:.2} of it\n",
-            self.limit_ms,
-            self.gflop,
-            self.gflop / self.limit_ms * 1e3,
-            step / self.limit_ms
-        ));
-        if let Some(gpu) = &self.gpu {
-            text.push_str(&format!("waiting    {:>11.3}   between steps, {:.1} %\n", gpu.gap * step, gpu.gap * 100.0));
-            text.push_str(
-                "parts of a step are those of steps that run operation by operation, waiting after each part\n",
-            );
-            text.push_str(&format!("GPU memory {:>11.0} MB\n", gpu.peak_mb));
+        let (median, p90) = timing.step_ms;
+        text += &format!("step       {step:>11.3}   median {median:.3}, p90 {p90:.3}\n");
+        text += &format!(
+            "limit      {limit_ms:>11.3}   products and convolutions alone ({gflop:.2} GFLOP, {:.0} GFLOP/s); the step takes {:.2} of it\n",
+            gflop / limit_ms * 1e3,
+            step / limit_ms
+        );
+        if let Some(gpu) = &timing.gpu {
+            text += &format!("waiting    {:>11.3}   between steps, {:.1} %\n", gpu.gap * step, gpu.gap * 100.0);
+            text += "parts of a step are those of steps that run operation by operation, waiting after each part\n";
+            text += &format!("GPU memory {:>11.0} MB\n", gpu.peak_mb);
         }
-        if let Some(mb) = self.peak_rss_mb {
-            text.push_str(&format!("peak memory {mb:>10.0} MB\n"));
+        if let Some(mb) = timing.peak_rss_mb {
+            text += &format!("peak memory {mb:>10.0} MB\n");
         }
         text
     }
 }
 
-/// To a millionth: a step of a GPU may be a tenth of a millisecond.
+/// Rounds to a millionth: a step on a GPU may take a tenth of a millisecond.
 fn round(v: f64) -> f64 {
     (v * 1e6).round() / 1e6
 }
 
-/// The most memory that the process has held, MB; none where the system does not say.
+/// Peak resident memory of the process, MB; none on a system without /proc.
 fn peak_rss_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! `ganvae data`: what a data set holds.
+//! `ganvae data`: describes a data set.
 
 use std::path::PathBuf;
 
@@ -11,24 +11,23 @@ use crate::base::setting::{AnySetting, Settings};
 use crate::base::usage::usage;
 use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE, describe};
 
-/// `ganvae data`.
 #[derive(Debug, Args)]
-pub struct Data {
+pub(super) struct Data {
     /// digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries
     #[arg(value_name = "SPEC")]
-    pub spec: String,
+    spec: String,
     /// Where the preview goes
     #[arg(long, value_name = "FILE.png")]
-    pub out: Option<PathBuf>,
+    out: Option<PathBuf>,
     /// Where named sets are kept [default: $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
     /// Resize pictures of a folder: HEIGHTxWIDTH, or one number for both
     #[arg(long, value_name = "HxW")]
-    pub image_size: Option<String>,
+    image_size: Option<String>,
     /// Force pictures of a folder to grey (1) or colour (3)
     #[arg(long, value_name = "1|3")]
-    pub channels: Option<String>,
+    channels: Option<String>,
 }
 
 impl Data {

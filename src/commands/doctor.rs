@@ -1,31 +1,29 @@
-//! `ganvae doctor`: what this ganvae stands on, found and missing: libtorch, CUDA, the processor, the data folder.
+//! `ganvae doctor`: what is found and what is missing: libtorch, CUDA, the processor, the data folder.
 
-use std::fmt::Write;
-
-use anyhow::{Result, anyhow};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{print, self_check};
 use crate::base::setting::Settings;
+use crate::base::usage::{Usage, one_line};
 use crate::config::device;
 use crate::data;
 use crate::native;
 
-/// `ganvae doctor`.
 #[derive(Debug, Args)]
-pub struct Doctor {
+pub(super) struct Doctor {
     /// auto, cpu, cuda or cuda:N: exit with 1 if it could not be used
     #[arg(long)]
-    pub device: Option<String>,
+    device: Option<String>,
     /// Also train small networks there and compare with the CPU, and captured steps with others; about a minute
     #[arg(long, requires = "device")]
-    pub check: bool,
+    check: bool,
     /// With --check: a tenth of the steps
     #[arg(long, requires = "check")]
-    pub quick: bool,
+    quick: bool,
     /// With --check: one JSON object for each thing that was looked at, and nothing else
     #[arg(long, requires = "check")]
-    pub json: bool,
+    json: bool,
 }
 
 impl Doctor {
@@ -37,23 +35,23 @@ impl Doctor {
         let (Some(device), true) = (&self.device, self.check && report.works) else {
             return Ok(u8::from(!report.works));
         };
-        let well = self_check::examine(device, self.quick, |check| {
-            print(&if self.json { format!("{}\n", check.json()) } else { check.line() })
+        let passed = self_check::check_device(device, self.quick, |result| {
+            print(&if self.json { format!("{}\n", result.json()) } else { result.line() })
         })?;
-        Ok(u8::from(!well))
+        Ok(u8::from(!passed))
     }
 }
 
-/// What was found.
+/// The result of [`examine`].
 #[derive(Debug)]
-pub struct Report {
+pub struct DoctorReport {
     /// A page for people; ends with what to do for each thing that is missing.
     pub text: String,
-    /// Whether the device that was asked about can be used; also when none was.
+    /// Whether the device that was asked about can be used; true when none was.
     pub works: bool,
 }
 
-/// A page under way: a line for each thing, and what to do.
+/// The report while it is written.
 #[derive(Default)]
 struct Page {
     lines: String,
@@ -61,18 +59,17 @@ struct Page {
 }
 
 impl Page {
-    fn line(&mut self, name: &str, text: impl AsRef<str>) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.lines, "{name:<11}{}", text.as_ref());
+    fn line(&mut self, name: &str, text: &str) {
+        self.lines += &format!("{name:<11}{text}\n");
     }
 
-    /// What was found, or that it is missing, with what to do.
-    fn found(&mut self, name: &str, what: Result<String>) {
-        match what {
-            Ok(text) => self.line(name, text),
+    /// A line for what was found; for what is missing, also what to do.
+    fn result(&mut self, name: &str, found: Result<String>) {
+        match found {
+            Ok(text) => self.line(name, &text),
             Err(why) => {
-                let why = crate::base::usage::one_line(&format!("{why:#}"));
                 self.line(name, "MISSING, see below");
+                let why = one_line(&format!("{why:#}"));
                 if !self.todo.contains(&why) {
                     self.todo.push(why);
                 }
@@ -81,62 +78,53 @@ impl Page {
     }
 }
 
-/// Looks at everything; `asked` is the value of `--device`.
+/// Examines everything; `asked` is the value of `--device`.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`] for a device's name that is none.
-pub fn examine(asked: Option<&str>) -> Result<Report> {
+/// [`Usage`] for an unknown device name.
+pub fn examine(asked: Option<&str>) -> Result<DoctorReport> {
     let mut page = Page::default();
     page.line("ganvae", env!("CARGO_PKG_VERSION"));
     let folder = native::libtorch_folder();
-    page.line("libtorch", format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
-    page.line("threads", format!("{} of {} cores", tch::get_num_threads(), cores()));
+    page.line("libtorch", &format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    page.line("threads", &format!("{} of {cores} cores", tch::get_num_threads()));
     let kernels = native::cpu_capability().unwrap_or_else(|_| "unknown".into());
-    page.line("processor", format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
-    page.found("data", data_folder());
+    page.line("processor", &format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
+    page.result("data", data_folder());
     page.lines.push('\n');
-    let cuda = |page: &mut Page| {
-        page.found("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
-        page.found("driver", driver());
-        page.found("half", half());
-    };
     let name = asked.unwrap_or("cuda");
     if name != "cpu" {
-        cuda(&mut page);
+        page.result("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
+        page.result("driver", driver());
+        page.result("half", cuda_half());
     }
-    // What is missing is said part by part above; the verdict is that of a training run.
-    let opened = device::open(&device::on(name));
-    if opened.as_ref().is_err_and(|e| e.is::<crate::base::usage::Usage>()) {
-        opened?;
-        return Err(anyhow!("a device's name was refused without a reason"));
-    }
+    let opened = match device::open(&device::on(name)) {
+        Err(e) if e.is::<Usage>() => return Err(e),
+        opened => opened,
+    };
     if name != "cpu" {
         devices(&mut page);
-        page.found("math", math());
+        page.result("math", math());
     }
     let works = opened.is_ok();
-    if let Err(why) = &opened
-        && page.todo.is_empty()
-    {
-        page.todo.push(crate::base::usage::one_line(&format!("{why:#}")));
-    }
-    let mut text = page.lines;
-    text.push_str(&match &opened {
-        Ok(device) => format!("\n--device {name} works: it is {}\n", device::name(*device)),
-        Err(_) => format!("\n--device {name} would fail\n"),
-    });
+    let verdict = match opened {
+        Ok(device) => format!("works: it is {}", device::name(device)),
+        Err(why) => {
+            if page.todo.is_empty() {
+                page.todo.push(one_line(&format!("{why:#}")));
+            }
+            "would fail".to_owned()
+        }
+    };
+    let mut text = format!("{}\n--device {name} {verdict}\n", page.lines);
     for todo in &page.todo {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "  - {todo}");
+        text += &format!("  - {todo}\n");
     }
-    Ok(Report { text, works: works || asked.is_none() })
+    Ok(DoctorReport { text, works: works || asked.is_none() })
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Those that make a difference to training.
+/// The instruction sets that matter for training.
 fn instruction_sets() -> String {
     #[cfg(target_arch = "x86_64")]
     let sets = {
@@ -169,49 +157,42 @@ fn driver() -> Result<String> {
         Ok([(major, minor), (of, runtime)]) => {
             Ok(format!("serves CUDA {major}.{minor}, this libtorch is of {of}.{runtime}; {version}"))
         }
-        // That its libraries load is all that can be said; what else is missing has a line of its own.
+        // What is missing has a line of its own.
         Err(_) => Ok(format!("loads; {version}")),
     }
 }
 
-fn half() -> Result<String> {
-    if native::cuda_half_built() {
-        return Ok("ganvae's own CUDA half is built in".into());
-    }
-    Err(anyhow!(
+fn cuda_half() -> Result<String> {
+    ensure!(
+        native::cuda_half_built(),
         "this ganvae was built without its CUDA half, because CUDA's headers were missing: run scripts/setup --full and cargo build \
          --release again"
-    ))
+    );
+    Ok("ganvae's own CUDA half is built in".into())
 }
 
-/// Every device, with its memory.
+/// A line for each device.
 fn devices(page: &mut Page) {
-    // Without CUDA, the lines above have said why.
+    // Without CUDA, the lines above say why.
     let Ok(cuda) = native::cuda() else { return };
-    match cuda.devices() {
-        Ok(count) => {
-            for index in 0..count {
-                let text = cuda.describe(index).map(|d| {
-                    let (major, minor) = d.capability;
-                    let gb = d.total_bytes as f64 / 1e9;
-                    format!(
-                        "{}, {gb:.1} GB, compute capability {major}.{minor}, {} multiprocessors",
-                        d.name, d.multiprocessors
-                    )
-                });
-                page.found(&format!("cuda:{index}"), text);
-            }
-        }
+    let count = match cuda.devices() {
+        Ok(count) => count,
         Err(why) => {
-            page.found(
-                "devices",
-                Err(why.context("no CUDA device can be used: check nvidia-smi and CUDA_VISIBLE_DEVICES")),
-            );
+            let why = why.context("no CUDA device can be used: check nvidia-smi and CUDA_VISIBLE_DEVICES");
+            return page.result("devices", Err(why));
         }
+    };
+    for index in 0..count {
+        let text = cuda.describe(index).map(|d| {
+            let ((major, minor), gb) = (d.capability, d.total_bytes as f64 / 1e9);
+            let (name, processors) = (d.name, d.multiprocessors);
+            format!("{name}, {gb:.1} GB, compute capability {major}.{minor}, {processors} multiprocessors")
+        });
+        page.result(&format!("cuda:{index}"), text);
     }
 }
 
-/// As a run without flags computes.
+/// The settings of arithmetic in a run without flags.
 fn math() -> Result<String> {
     let m = native::math()?;
     let yes = |on: bool| if on { "on" } else { "off" };

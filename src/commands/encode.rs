@@ -1,6 +1,5 @@
-//! `ganvae encode`: the latents of a set's images as arrays.
+//! `ganvae encode`: writes the latents of images as arrays.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -15,21 +14,19 @@ use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 use crate::pictures::image_writer::flat;
 use crate::pictures::npy::NpyWriter;
+use crate::run::folder::ignore_missing;
 use crate::run::trained::{BATCH, Trained, default_place};
 
-/// `ganvae encode`.
 #[derive(Debug, Args)]
-pub struct Encode {
-    /// What is used.
+pub(super) struct Encode {
     #[command(flatten)]
-    pub of: TrainedModel,
-    /// Which images.
+    of: TrainedModel,
     #[command(flatten)]
-    pub images: RealImages,
+    images: RealImages,
     /// The means of the latents, [N,Z]; beside them X.logvar.npy and, where there are classes, X.labels.npy [default:
     /// latents.npy in the run]
     #[arg(long, value_name = "X.npy")]
-    pub out: Option<PathBuf>,
+    out: Option<PathBuf>,
 }
 
 impl Encode {
@@ -46,28 +43,23 @@ impl Encode {
         let mut mus = NpyWriter::<f32>::create(&files[0], &[n, z])?;
         let mut logvars = NpyWriter::<f32>::create(&files[1], &[n, z])?;
         each_posterior(&trained, images, |mu, logvar| {
-            // sync: on their way to files.
+            // sync: the numbers are written to files.
             mus.push(&Vec::<f32>::try_from(&flat(mu)?)?)?;
             logvars.push(&Vec::<f32>::try_from(&flat(logvar)?)?)
         })?;
+        let labels_file = out.with_extension("labels.npy");
         if !images.labels.is_empty() {
-            let file = out.with_extension("labels.npy");
-            let mut labels = NpyWriter::<i64>::create(&file, &[n])?;
+            let mut labels = NpyWriter::<i64>::create(&labels_file, &[n])?;
             labels.push(&images.labels.iter().map(|l| i64::from(*l)).collect::<Vec<_>>())?;
             labels.finish()?;
-            files.push(file);
+            files.push(labels_file.clone());
         }
         logvars.finish()?;
         mus.finish()?;
         if images.labels.is_empty() {
-            // Those of an earlier set would be taken for these images'.
-            let stale = out.with_extension("labels.npy");
-            match std::fs::remove_file(&stale) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    Err(e).with_context(|| format!("{}, of other images, could not be removed", stale.display()))?;
-                }
-                _ => {}
-            }
+            // Labels of an earlier data set do not belong to these images.
+            ignore_missing(std::fs::remove_file(&labels_file))
+                .with_context(|| format!("{}, of other images, could not be removed", labels_file.display()))?;
         }
         let lines: Vec<_> = files.iter().map(|f| format!("{}\n", f.display())).collect();
         print(&lines.concat())?;
@@ -75,7 +67,7 @@ impl Encode {
     }
 }
 
-/// Gives `take` mu and logvar [B,Z] of all images, in order.
+/// Calls `take` with mu and logvar [B,Z] of all images, in order.
 pub(super) fn each_posterior(
     trained: &Trained,
     images: &Images,

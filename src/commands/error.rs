@@ -1,14 +1,34 @@
-//! Errors as people read them: one sentence and an exit code.
+//! Errors as users see them: one sentence and an exit code.
 
 use crate::base::usage::{Usage, one_line};
 
-/// The exit code and the one-sentence text of an error.
+/// The exit code of an error, and its chain of causes as one sentence.
 pub fn explain(error: &anyhow::Error) -> (u8, String) {
     let usage = error.chain().any(|cause| cause.is::<Usage>());
-    (if usage { 2 } else { 1 }, one_sentence(error))
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let part = plain(&cause.to_string());
+        // Some errors repeat their cause in their own text.
+        if !parts.iter().any(|p| p.contains(&part)) {
+            parts.push(part);
+        }
+    }
+    (if usage { 2 } else { 1 }, parts.join(": "))
 }
 
-/// Where libtorch says that memory ran out: so, in one sentence, and what to do.
+/// A panic in one sentence, with its source location: a bug in ganvae, except where memory ran out in a call for which tch has no error.
+pub fn panicked(info: &std::panic::PanicHookInfo) -> String {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or_default();
+    if let Some(sentence) = out_of_memory(text) {
+        return format!("error: {sentence}");
+    }
+    let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+    format!("error: ganvae failed{place}: {}", plain(text))
+}
+
+/// Where libtorch says that memory ran out: this in one sentence, and what to do.
 fn out_of_memory(text: &str) -> Option<String> {
     let said = [("you tried to allocate ", ""), ("CUDA out of memory. Tried to allocate ", "the GPU's ")];
     let (rest, whose) = said.iter().find_map(|(before, whose)| Some((text.split_once(before)?.1, whose)))?;
@@ -19,37 +39,11 @@ fn out_of_memory(text: &str) -> Option<String> {
     ))
 }
 
-/// A panic in one sentence, with its place for whoever mends it: a bug of ours, but for memory that ran out in a call that tch has no
-/// error for.
-pub fn panicked(info: &std::panic::PanicHookInfo) -> String {
-    let payload = info.payload();
-    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-    let text = text.unwrap_or_default();
-    let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
-    match out_of_memory(text) {
-        Some(sentence) => format!("error: {sentence}"),
-        None => format!("error: ganvae failed{place}: {}", plain(text)),
-    }
-}
-
-/// What libtorch says, in one line, without the stack trace that it brings.
+/// An error message of libtorch in one line, without its stack trace.
 fn plain(text: &str) -> String {
     let ends = ["Exception raised from", "frame #0:"];
     let first = ends.iter().fold(text, |text, end| text.split(end).next().unwrap_or_default());
     out_of_memory(text).unwrap_or_else(|| one_line(first))
-}
-
-/// The chain of causes in one line.
-fn one_sentence(error: &anyhow::Error) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for cause in error.chain() {
-        let part = plain(&cause.to_string());
-        // Some errors repeat their cause in their own text.
-        if !parts.iter().any(|p| p.contains(&part)) {
-            parts.push(part);
-        }
-    }
-    parts.join(": ")
 }
 
 #[cfg(test)]

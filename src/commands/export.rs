@@ -1,4 +1,4 @@
-//! `ganvae export`: a run's networks as files.
+//! `ganvae export`: writes a run's networks as files.
 
 use std::path::PathBuf;
 
@@ -10,12 +10,11 @@ use crate::base::usage::usage;
 use crate::export::{self, Format, Verified};
 use crate::run::trained::Trained;
 
-/// `ganvae export`.
 #[derive(Debug, Args)]
-pub struct Export {
+pub(super) struct Export {
     /// A run's folder
     #[arg(value_name = "RUN")]
-    pub run: PathBuf,
+    run: PathBuf,
     /// Which files are written of each network; those of an earlier export there that are not go
     #[arg(
         long,
@@ -24,22 +23,20 @@ pub struct Export {
         value_delimiter = ',',
         default_value = "torchscript,safetensors,onnx"
     )]
-    pub format: Vec<Format>,
+    format: Vec<Format>,
     /// Their folder [default: export/ in the run]
     #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    out: Option<PathBuf>,
 }
 
 impl Export {
     pub(super) fn run(&self) -> Result<u8> {
         self.out.as_deref().map_or(Ok(()), export::check_folder)?;
-        // The CPU's float32 is what the files are compared with, wherever the run was trained.
+        // The files are compared with float32 on the CPU.
         let trained = Trained::open(&self.run, "cpu")?;
         let (Some((config, step)), Some(networks)) = (trained.origin(), trained.networks()) else {
-            usage!(
-                "{}: these are exports already; wanted a run's folder, such as runs/0001-vae-digits",
-                self.run.display()
-            );
+            let run = self.run.display();
+            usage!("{run}: these are exports already; wanted a run's folder, such as runs/0001-vae-digits");
         };
         let origin = config.origin(step)?;
         let out = self.out.clone().unwrap_or_else(|| self.run.join("export"));

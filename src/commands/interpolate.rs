@@ -1,4 +1,4 @@
-//! `ganvae interpolate`: paths from one latent to another.
+//! `ganvae interpolate`: draws paths from one latent to another.
 
 use std::path::PathBuf;
 
@@ -7,59 +7,50 @@ use clap::{Args, ValueEnum};
 use tch::Tensor;
 
 use super::arguments::{TrainedModel, check_range};
-use super::latent_paths::{LatentPaths, planned, vectors};
+use super::latent_paths::{LatentPaths, PathOutput, vectors};
 use super::print_path;
 use crate::base::seed::{Rng, Stream, seed_for};
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
-use crate::run::trained::default_place;
 
-/// The way between two latents.
+/// The path between two latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PathKind {
-    /// On the arc between the two: every image on the way is as likely as its ends.
+pub(super) enum PathKind {
+    /// On the arc between the two: every image of the path is as likely as its ends.
     Spherical,
     /// On the straight line between the two.
     Linear,
 }
 
-/// `ganvae interpolate`.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
-pub struct Interpolate {
-    /// What is used.
+pub(super) struct Interpolate {
     #[command(flatten)]
-    pub of: TrainedModel,
+    of: TrainedModel,
     /// Number of paths, each a row of the grid
     #[arg(long, value_name = "N", default_value_t = 8)]
-    pub rows: i64,
-    /// Images of a path, both ends included [default: 10; 30 for an animation]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<i64>,
-    /// The way between two ends
+    rows: i64,
+    /// The path between two ends
     #[arg(long, value_enum, default_value_t = PathKind::Spherical)]
-    pub mode: PathKind,
+    mode: PathKind,
     /// Row r goes from image 2r to image 2r + 1 of `ganvae sample` with this seed
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    seed: u64,
     /// VAE: from one held-out image of this set to another of a different class; --seed chooses which
     #[arg(long, value_name = "SPEC")]
-    pub data: Option<String>,
+    data: Option<String>,
     /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "data")]
-    pub data_dir: Option<PathBuf>,
-    /// A .png for one grid, a .gif for an animation there and back, a .npy for the numbers (row by row), or a folder
-    /// for a picture each [default: in the run's samples/]
-    #[arg(long, value_name = "PATH")]
-    pub out: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    output: PathOutput,
 }
 
 impl Interpolate {
     pub(super) fn run(&self) -> Result<u8> {
         check_range("rows", self.rows, 1..=1000)?;
         let name = format!("interpolation-{}.png", self.seed);
-        let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "samples", &name));
-        let (format, steps) = planned(&out, self.rows, self.steps)?;
+        let (out, format, steps) = self.output.resolve(&self.of.run, &name, self.rows)?;
         let trained = self.of.open()?;
         let z = match &self.data {
             None => trained.prior(self.seed, 0, 2 * self.rows)?,
@@ -72,16 +63,16 @@ impl Interpolate {
             }
         };
         let ends = vectors(&z)?;
-        let at = |row: usize, step: usize| {
+        let latent = |row: usize, step: usize| {
             between(&ends[2 * row], &ends[2 * row + 1], step as f64 / (steps - 1) as f64, self.mode)
         };
-        let paths = LatentPaths { trained: &trained, rows: self.rows as usize, steps: steps as usize, at: &at };
-        paths.show(&out, format)?;
+        let paths = LatentPaths { trained: &trained, rows: self.rows as usize, steps: steps as usize, latent: &latent };
+        paths.draw(&out, format)?;
         print_path(&out)
     }
 }
 
-/// For each row the numbers of two images, of different classes where there are classes; the seed chooses.
+/// For each row the indices of two images, of different classes where there are labels; the seed chooses.
 fn pairs(images: &Images, rows: usize, seed: u64) -> Vec<i64> {
     let mut rng = Rng::new(seed_for(seed, 0, Stream::Samples, 0) as u64);
     let mut below = |n: usize| rng.below(n as u64) as usize;
@@ -100,11 +91,11 @@ fn pairs(images: &Images, rows: usize, seed: u64) -> Vec<i64> {
     pairs
 }
 
-/// The point at `t` in [0,1] on the way from `a` to `b`, the ends exactly.
+/// The point at `t` in [0,1] on the path from `a` to `b`, exact at the ends.
 ///
-/// Spherical: White 2016 (arXiv 1609.04468, section 2.1). Differs: the direction turns evenly and the length grows evenly, where
-/// the paper's formula, the same for ends of one length, shoots far out between nearly opposite ends of two lengths.
-pub fn between(a: &[f32], b: &[f32], t: f64, mode: PathKind) -> Vec<f32> {
+/// Spherical: White 2016 (arXiv 1609.04468, section 2.1). Differs: the angle and the length are interpolated linearly. For ends of one
+/// length this is the paper's formula, which leaves the range of the lengths between nearly opposite ends of two lengths.
+fn between(a: &[f32], b: &[f32], t: f64, mode: PathKind) -> Vec<f32> {
     if t <= 0.0 || t >= 1.0 {
         return if t <= 0.0 { a.to_vec() } else { b.to_vec() };
     }
@@ -120,24 +111,23 @@ pub fn between(a: &[f32], b: &[f32], t: f64, mode: PathKind) -> Vec<f32> {
     }
 }
 
-/// The direction at `t` on the great circle from direction `a` to `b`; none where they are parallel, or opposite in one
-/// dimension, which has no circle.
+/// The direction at `t` on the great circle from direction `a` to `b`; none where they are parallel, or opposite in one dimension.
 fn arc(a: &[f64], b: &[f64], t: f64) -> Option<Vec<f64>> {
     let along: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-    // What of b is across a. Its length is the angle's sine, good to the last digit where the cosine says nothing.
+    // The part of b at right angles to a. Its length is the sine of the angle, exact where the cosine is imprecise.
     let across: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - along * a).collect();
     let sine = length(&across);
     let across = match sine > 1e-9 {
         true => scaled(&across, 1.0 / sine),
         false if along > 0.0 => return None,
-        false => any_across(a)?,
+        false => perpendicular(a)?,
     };
     let angle = sine.atan2(along) * t;
     Some(a.iter().zip(&across).map(|(a, c)| angle.cos() * a + angle.sin() * c).collect())
 }
 
-/// A direction at right angles to `a`, always the same one: of the axis that `a` points along least.
-fn any_across(a: &[f64]) -> Option<Vec<f64>> {
+/// A direction at right angles to `a`, always the same one: from the axis of a's smallest component.
+fn perpendicular(a: &[f64]) -> Option<Vec<f64>> {
     let least = (0..a.len()).min_by(|i, j| a[*i].abs().total_cmp(&a[*j].abs()))?;
     let across: Vec<f64> = (0..a.len()).map(|i| f64::from(u8::from(i == least)) - a[least] * a[i]).collect();
     let len = length(&across);

@@ -1,61 +1,67 @@
 //! Rows of images along paths through the latent space, as a grid, an animation, an array or files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use clap::Args;
 use tch::Tensor;
 
 use super::arguments::check_range;
 use crate::pictures::animation::{is_gif, write_gif};
 use crate::pictures::grid;
 use crate::pictures::image_writer::{Format, ImageWriter, flat};
-use crate::run::trained::{BATCH, Trained};
+use crate::run::trained::{BATCH, Trained, default_place};
 
-/// Steps of a path in a still picture, and in an animation, where they are moments.
+/// Default images of a path in a still picture, and in an animation.
 const STEPS: (i64, i64) = (10, 30);
-/// Hundredths of a second that a frame is shown, and one at either end of its paths.
-const SHOWN: (u16, u16) = (8, 50);
+/// Hundredths of a second that a frame is shown, and the first and the last frame of the paths.
+const DELAY: (u16, u16) = (8, 50);
 
-/// The output's kind, and the steps of a path.
-///
-/// # Errors
-/// [`crate::base::usage::Usage`] for a number out of range or another kind of file.
-pub fn planned(out: &Path, rows: i64, steps: Option<i64>) -> Result<(Format, i64)> {
-    let steps = steps.unwrap_or(if is_gif(out) { STEPS.1 } else { STEPS.0 });
-    check_range("steps", steps, 2..=1000)?;
-    Ok((Format::of(out, (rows * steps) as usize, true)?, steps))
+#[derive(Debug, Args)]
+pub struct PathOutput {
+    /// Images of a path, both ends included [default: 10; 30 for an animation]
+    #[arg(long, value_name = "N")]
+    steps: Option<i64>,
+    /// A .png for one grid, a .gif for an animation there and back, a .npy for the numbers (row by row), or a folder
+    /// for a picture each [default: in the run's samples/]
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
 }
 
-/// Rows of a latent [N,Z] on the CPU.
-///
-/// # Errors
-/// libtorch's.
+impl PathOutput {
+    /// The file, its format, and the images of a path, for `rows` paths; `name` is the default file in the samples of `run`.
+    pub fn resolve(&self, run: &Path, name: &str, rows: i64) -> Result<(PathBuf, Format, i64)> {
+        let out = self.out.clone().unwrap_or_else(|| default_place(run, "samples", name));
+        let steps = self.steps.unwrap_or(if is_gif(&out) { STEPS.1 } else { STEPS.0 });
+        check_range("steps", steps, 2..=1000)?;
+        let format = Format::of(&out, (rows * steps) as usize, true)?;
+        Ok((out, format, steps))
+    }
+}
+
+/// Rows of latents z [N,Z] on the CPU.
 pub fn vectors(z: &Tensor) -> Result<Vec<Vec<f32>>> {
-    // sync: paths are laid on the CPU, in double precision.
+    // sync: paths are computed on the CPU, in double precision.
     let all = Vec::<f32>::try_from(&flat(z)?)?;
     Ok(all.chunks_exact(z.size()[1] as usize).map(<[f32]>::to_vec).collect())
 }
 
-/// Rows of `steps` images each: a latent for every place.
+/// Rows of `steps` images each.
 pub struct LatentPaths<'a> {
-    /// Whose images.
     pub trained: &'a Trained,
     /// Number of paths.
     pub rows: usize,
     /// Images of a path.
     pub steps: usize,
     /// The latent of a row and a step.
-    pub at: &'a dyn Fn(usize, usize) -> Vec<f32>,
+    pub latent: &'a dyn Fn(usize, usize) -> Vec<f32>,
 }
 
 impl LatentPaths<'_> {
     /// Draws them into `out`.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn show(&self, out: &Path, format: Format) -> Result<()> {
+    pub fn draw(&self, out: &Path, format: Format) -> Result<()> {
         if format == Format::Gif {
-            // Few enough, as `planned` saw to it, and each is decoded once for both ways.
+            // Few enough, as `PathOutput::resolve` checks; each is decoded once for both directions.
             let mut images = Vec::new();
             self.each(|batch| {
                 images.push(grid::bytes(batch)?);
@@ -68,35 +74,35 @@ impl LatentPaths<'_> {
         sink.finish()
     }
 
-    /// Gives `take` all images, row by row, in batches [B,C,H,W].
+    /// Calls `take` with all images, row by row, in batches [B,C,H,W].
     fn each(&self, mut take: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
         let (count, batch) = (self.rows * self.steps, BATCH as usize);
         for from in (0..count).step_by(batch) {
             let places = from..count.min(from + batch);
-            let z: Vec<f32> = places.flat_map(|i| (self.at)(i / self.steps, i % self.steps)).collect();
+            let z: Vec<f32> = places.flat_map(|i| (self.latent)(i / self.steps, i % self.steps)).collect();
             take(&self.trained.decode(&Tensor::f_from_slice(&z)?.f_view([-1, self.trained.latent()])?)?)?;
         }
         Ok(())
     }
 
-    /// Writes all rows side by side at one step after the other: images [R·S,C,H,W].
+    /// Writes an animation of the images [R·S,C,H,W]: a frame for each step, with all rows side by side.
     fn animate(&self, images: &Tensor, out: &Path) -> Result<()> {
         let (rows, steps) = (self.rows as i64, self.steps as i64);
         let size = images.size();
         let square = grid::columns_for(self.rows, size[2] as usize, size[3] as usize);
-        // Without a gap at the end where a number of columns near it leaves none.
+        // The next number of columns that fills the last row, if there is one below twice as many.
         let columns = (square..2 * square).find(|c| self.rows.is_multiple_of(*c)).unwrap_or(square);
         let frame = |step: usize| {
             let index: Vec<i64> = (0..rows).map(|row| row * steps + step as i64).collect();
             let picture = grid::draw(&images.f_index_select(0, &Tensor::f_from_slice(&index)?)?, columns)?;
             let end = step == 0 || step + 1 == self.steps;
-            Ok((picture, if end { SHOWN.1 } else { SHOWN.0 }))
+            Ok((picture, if end { DELAY.1 } else { DELAY.0 }))
         };
         write_gif(out, there_and_back(self.steps).into_iter().map(frame))
     }
 }
 
-/// Steps to the other end and back, so that an animation which repeats never jumps: 0, 1, 2, 1 of three.
+/// Steps to the other end and back, so that a repeated animation never jumps: 0, 1, 2, 1 for three.
 fn there_and_back(steps: usize) -> Vec<usize> {
     (0..steps).chain((1..steps.saturating_sub(1)).rev()).collect()
 }

@@ -1,4 +1,4 @@
-//! A VAE's latents in two dimensions, as a picture.
+//! A scatter plot of a VAE's latents in two dimensions.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,19 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
-use super::arguments::{RealImages, Split, TrainedModel};
+use super::arguments::{RealImages, SplitChoice, TrainedModel};
 use super::encode::each_posterior;
 use crate::base::usage::usage;
 use crate::pictures::curves::thousands;
 use crate::pictures::latent_scatter::LatentScatter;
 use crate::run::trained::default_place;
 
-/// Points in a picture of latents at the most: MNIST's held-out images, all of them.
+/// Most points in a plot: the number of MNIST's held-out images.
 const MOST_POINTS: usize = 10_000;
 /// Variance of mu over the data above which a dimension counts as active: Burda et al. 2016 (arXiv 1509.00519, section 5.2).
 const ACTIVE: f64 = 0.01;
 
-/// How many dimensions become two.
+/// How the latent is reduced to two dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Projection {
     /// The two dimensions in which mu varies most.
@@ -27,11 +27,7 @@ pub enum Projection {
     Pca,
 }
 
-/// Draws the latents of real images in two dimensions, a colour for each class, as .png or .svg; gives its place.
-///
-/// # Errors
-/// As [`crate::run::trained::Trained::open`] and [`crate::run::trained::Trained::source`]; [`crate::base::usage::Usage`] for a latent
-/// of one dimension.
+/// Draws the latents of real images in two dimensions, a colour for each class, as .png or .svg; gives its path.
 pub fn draw(
     of: &TrainedModel,
     images: &RealImages,
@@ -55,8 +51,8 @@ pub fn draw(
     })?;
     let plane = plane(&Tensor::f_cat(&mus, 0)?, projection)?;
     let which = match images.split {
-        Split::Train => "training",
-        Split::Test => "held-out",
+        SplitChoice::Train => "training",
+        SplitChoice::Test => "held-out",
     };
     let scatter = LatentScatter {
         title: format!("{title}: latents of {} {which} images of {}", thousands(shown.count), source.name),
@@ -76,9 +72,9 @@ pub fn draw(
 struct Plane {
     points: Vec<(f64, f64)>,
     labels: (String, String),
-    /// Where the prior's mean lies.
+    /// The prior's mean.
     prior: (f64, f64),
-    /// Dimensions of the latent in which mu varies at all.
+    /// Number of active dimensions of the latent.
     active: usize,
 }
 
@@ -102,7 +98,7 @@ fn plane(mu: &Tensor, projection: Projection) -> Result<Plane> {
             let (values, vectors) = covariance.f_linalg_eigh("L")?;
             let (values, z) = (doubles(&values)?, variances.len() as i64);
             let axes = vectors.f_index_select(1, &Tensor::f_from_slice(&[z - 1, z - 2])?)?; // [Z,2]
-            // An axis has no sign of its own: its largest part points upwards.
+            // The sign of an axis is arbitrary: the largest component is made positive.
             let largest = axes.f_abs()?.f_argmax(0, true)?; // [1,2]
             let axes = &axes * axes.f_gather(0, &largest, false)?.f_sign()?;
             let total: f64 = values.iter().sum();
@@ -115,10 +111,8 @@ fn plane(mu: &Tensor, projection: Projection) -> Result<Plane> {
         }
     };
     let points: Vec<_> = doubles(&xy)?.chunks_exact(2).map(|p| (p[0], p[1])).collect();
-    ensure!(
-        points.iter().all(|p| p.0.is_finite() && p.1.is_finite()),
-        "the latents are not finite: the run has diverged"
-    );
+    let finite = points.iter().all(|p| p.0.is_finite() && p.1.is_finite());
+    ensure!(finite, "the latents are not finite: the run has diverged");
     Ok(Plane { points, labels, prior, active })
 }
 

@@ -7,7 +7,7 @@ pub mod doctor;
 mod encode;
 mod error;
 mod export;
-pub mod interpolate;
+mod interpolate;
 mod latent_paths;
 mod latent_plane;
 mod plot;
@@ -29,7 +29,7 @@ pub use error::{explain, panicked};
 #[derive(Debug, Parser)]
 #[command(name = "ganvae", version, propagate_version = true, arg_required_else_help = true, args_override_self = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     command: Command,
 }

@@ -1,11 +1,11 @@
-//! `ganvae plot`: loss curves, a picture of the latents, training as an animation.
+//! `ganvae plot`: draws loss curves, a scatter plot of the latents, or the training animation.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::arguments::{RealImages, Split, TrainedModel};
+use super::arguments::{RealImages, SplitChoice, TrainedModel};
 use super::latent_plane::{self, Projection};
 use super::print_path;
 use crate::base::usage::usage;
@@ -14,33 +14,32 @@ use crate::pictures::animation;
 use crate::pictures::curves::{self, Metrics};
 use crate::run::folder::RunDir;
 
-/// `ganvae plot`.
 #[derive(Debug, Args)]
-pub struct Plot {
+pub(super) struct Plot {
     /// Folders of runs
     #[arg(value_name = "RUN", required = true)]
-    pub runs: Vec<PathBuf>,
+    runs: Vec<PathBuf>,
     /// A VAE's latents of held-out images in two dimensions, a colour for each class
     #[arg(long, conflicts_with = "progress")]
-    pub latent: bool,
+    latent: bool,
     /// The run's sample pictures one after another, as a .gif
     #[arg(long)]
-    pub progress: bool,
+    progress: bool,
     /// A .png or .svg [default: loss.png in the run, or curves.png for several; latent.png; samples/progress.gif]
     #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
+    out: Option<PathBuf>,
     /// --latent: the two dimensions that vary most, or the principal components
     #[arg(long, value_enum, value_name = "HOW", requires = "latent")]
-    pub projection: Option<Projection>,
+    projection: Option<Projection>,
     /// --latent: other images than the run's
     #[arg(long, value_name = "SPEC", requires = "latent")]
-    pub data: Option<String>,
+    data: Option<String>,
     /// --latent: where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "latent")]
-    pub data_dir: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
     /// --latent: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, requires = "latent")]
-    pub device: Option<String>,
+    device: Option<String>,
 }
 
 impl Plot {
@@ -69,7 +68,7 @@ impl Plot {
     fn latents(&self, root: &Path) -> Result<u8> {
         let device = self.device.clone().unwrap_or_else(|| "auto".into());
         let of = TrainedModel { run: root.to_owned(), device };
-        let images = RealImages { data: self.data.clone(), data_dir: self.data_dir.clone(), split: Split::Test };
+        let images = RealImages { data: self.data.clone(), data_dir: self.data_dir.clone(), split: SplitChoice::Test };
         let projection = self.projection.unwrap_or(Projection::Active);
         print_path(&latent_plane::draw(&of, &images, projection, (&name_of(root), self.out.as_deref()))?)
     }
@@ -86,7 +85,7 @@ impl Plot {
             bail!(
                 "{} has fewer than two sample pictures, which make no animation: train on with `ganvae train --resume {}`",
                 run.samples().display(),
-                run.shown()
+                run.shell_quoted()
             );
         }
         print_path(&out)

@@ -1,4 +1,4 @@
-//! `ganvae reconstruct`: images above what a VAE makes of them.
+//! `ganvae reconstruct`: draws images above a VAE's reconstructions.
 
 use std::path::{Path, PathBuf};
 
@@ -14,37 +14,34 @@ use crate::pictures::grid;
 use crate::pictures::image_writer::{Format, ImageWriter};
 use crate::run::trained::{BATCH, default_place};
 
-/// `ganvae reconstruct`.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
-pub struct Reconstruct {
-    /// What is used.
+pub(super) struct Reconstruct {
     #[command(flatten)]
-    pub of: TrainedModel,
-    /// Which images.
+    of: TrainedModel,
     #[command(flatten)]
-    pub images: RealImages,
+    images: RealImages,
     /// Number of images at the most, evenly spread over the set
     #[arg(long, value_name = "N", default_value_t = 32)]
-    pub count: usize,
+    count: usize,
     /// A .png for a grid, rows of images above their reconstructions; the reconstructions alone: a .npy, or a folder for a
     /// picture each [default: in the run's reconstructions/]
     #[arg(long, value_name = "PATH")]
-    pub out: Option<PathBuf>,
+    out: Option<PathBuf>,
 }
 
 impl Reconstruct {
     pub(super) fn run(&self) -> Result<u8> {
         let count = self.count;
         check_range("count", count, 1..=1_000_000)?;
-        // Of other images than the run's own under another name.
+        // Images other than the run's own go into a file of another name.
         let of = self.images.data.as_deref().map_or_else(String::new, |data| {
             format!("-{}", Path::new(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
         });
         let name = format!("reconstruct{of}.png");
         let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "reconstructions", &name));
-        let format =
-            Format::of(&out, if Format::of(&out, 1, false)? == Format::Grid { 2 * count } else { count }, false)?;
+        let tiles = if Format::of(&out, 1, false)? == Format::Grid { 2 * count } else { count };
+        let format = Format::of(&out, tiles, false)?;
         let trained = self.of.open_with_encoder()?;
         let source = self.images.source(&trained)?;
         let images = self.images.split.of(&source);

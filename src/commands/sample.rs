@@ -1,4 +1,4 @@
-//! `ganvae sample`: new images of a trained model.
+//! `ganvae sample`: draws new images from a trained model.
 
 use std::path::PathBuf;
 
@@ -11,28 +11,26 @@ use super::print_path;
 use crate::pictures::image_writer::{Format, ImageWriter};
 use crate::run::trained::{BATCH, default_place};
 
-/// Bounds of `--truncation`. Below the first all images are one; beyond the second a normal number lies once in 10^23.
+/// Range of `--truncation`. Below it all images are alike; a normal number exceeds 10 with a probability of 1e-23.
 const TRUNCATION: std::ops::RangeInclusive<f64> = 0.01..=10.0;
 
-/// `ganvae sample`.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
-pub struct Sample {
-    /// What is used.
+pub(super) struct Sample {
     #[command(flatten)]
-    pub of: TrainedModel,
+    of: TrainedModel,
     /// Number of images
     #[arg(long, value_name = "N", default_value_t = 64)]
-    pub count: i64,
+    count: i64,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    seed: u64,
     /// Keep each number of z within -T and T: less varied, cleaner images the smaller T is (0.01 to 10)
     #[arg(long, value_name = "T")]
-    pub truncation: Option<f64>,
+    truncation: Option<f64>,
     /// A .png for one grid, a .npy for the numbers, or a folder for a picture each [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
-    pub out: Option<PathBuf>,
+    out: Option<PathBuf>,
 }
 
 impl Sample {
@@ -61,13 +59,13 @@ impl Sample {
 /// Standard normal numbers z mapped to those of the normal distribution truncated to [−T, T], T = `bound`: Brock et al. 2019
 /// (arXiv 1809.11096, section 3.1).
 ///
-/// Differs: the paper draws anew what falls outside; here F_T⁻¹(Φ(z)), F_T the truncated distribution's function, gives each z
-/// its place, so that one seed shows the same images at every T, less and less varied as T falls.
+/// Differs: the paper samples again what falls outside; here z becomes F_T⁻¹(Φ(z)), F_T the truncated distribution's cumulative
+/// distribution function, so that one seed gives similar images at every T, less varied as T falls.
 ///
 /// # Errors
 /// libtorch's.
 pub fn truncated(z: &Tensor, bound: f64) -> Result<Tensor> {
-    // In the lower tail, where double precision has the most to give; the upper one is its mirror.
+    // In the lower tail, where double precision is the most exact; the upper tail is symmetric.
     let tail = Tensor::from(-bound).f_special_ndtr()?.f_to_device(z.device())?;
     let below = z.f_to_kind(Kind::Double)?.f_abs()?.f_neg()?.f_special_ndtr()?; // Φ(−|z|)
     let place = &tail + below * (tail.f_neg()? * 2.0 + 1.0); // Φ(−T) + Φ(−|z|)·(1 − 2Φ(−T))

@@ -1,8 +1,8 @@
 //! Checkpoints: all state of a run in a folder that is either complete or not there.
 //!
 //! `checkpoints/step-00000469/` holds model.safetensors (weights, buffers, averages), optimizer.safetensors (moments,
-//! counters), state.json (where the run stands, and the checksums of the other two) and state.sha256 (its own). It is written
-//! under another name, synced, then renamed; `checkpoints/latest` names the newest, `checkpoints/best` the best.
+//! counters), state.json (the position of the run, and the checksums of the other two) and state.sha256 (its own checksum). It is
+//! written under a temporary name, synced, then renamed. `checkpoints/latest` names the newest, `checkpoints/best` the best.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,12 +20,13 @@ use crate::base::progress;
 use crate::base::small_file;
 use crate::base::weights_file;
 use crate::models::{Part, Visit};
+use crate::run::folder::ignore_missing;
 
 /// Version of the layout described above.
 const FORMAT: u32 = 2;
 
-/// Where a run stood when a checkpoint was written: `state.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The position of a run when a checkpoint was written: `state.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Version of the layout.
     pub format: u32,
@@ -79,20 +80,7 @@ pub struct FileSum {
 impl State {
     /// The state of a run of this model after `step` updates, all other fields empty; [`save`] adds the files.
     pub fn new(model: String, step: u64) -> Self {
-        State {
-            format: FORMAT,
-            model,
-            step,
-            wall_s: 0.0,
-            meter_images: 0,
-            metrics_bytes: 0,
-            settings: BTreeMap::new(),
-            tuning: BTreeMap::new(),
-            epoch_due: false,
-            rollbacks: 0,
-            best: None,
-            files: BTreeMap::new(),
-        }
+        State { format: FORMAT, model, step, ..State::default() }
     }
 
     /// Refuses a checkpoint of another kind of model than the run says it is.
@@ -100,13 +88,8 @@ impl State {
     /// # Errors
     /// When they differ.
     pub fn check_model(&self, model: impl std::fmt::Display) -> Result<()> {
-        let wanted = model.to_string();
-        ensure!(
-            self.model == wanted,
-            "the checkpoint of step {} is of a {}, the run of a {wanted}",
-            self.step,
-            self.model
-        );
+        let State { model: found, step, .. } = self;
+        ensure!(*found == model.to_string(), "the checkpoint of step {step} is of a {found}, the run of a {model}");
         Ok(())
     }
 }
@@ -133,15 +116,14 @@ pub fn save(
 ) -> Result<PathBuf> {
     let name = folder_name(state.step);
     let (part, target) = (folder.join(format!(".{name}.part")), folder.join(&name));
-    let mut gather = Gather::default();
-    visit(&mut gather)?;
+    let parts = [(Part::Model, gather(Part::Model, visit)?), (Part::Optimizer, gather(Part::Optimizer, visit)?)];
     let write = || -> Result<()> {
-        remove_dir(&part)?;
-        // Not with the folders above it: they are there, or the run has been removed.
+        ignore_missing(fs::remove_dir_all(&part))?;
+        // Without the parent folders: they exist, or the run has been removed.
         fs::create_dir(&part)?;
-        for (kind, tensors) in [(Part::Model, gather.model), (Part::Optimizer, gather.optimizer)] {
+        for (kind, tensors) in parts {
             let file = part.join(file_name(kind));
-            weights_file::write(&file, tensors)?;
+            weights_file::write(&file, tensors.into_iter().collect())?;
             state.files.insert(file_name(kind).to_owned(), sum(&file)?);
         }
         let text = serde_json::to_vec_pretty(&state)?;
@@ -155,7 +137,7 @@ pub fn save(
     write()
         .inspect_err(|_| drop(fs::remove_dir_all(&part)))
         .with_context(|| format!("the checkpoint {} could not be written", target.display()))?;
-    // A later one was damaged and skipped when the run was resumed: the run goes another way now.
+    // Later checkpoints were damaged and skipped when the run was resumed: it trains those steps again.
     for (_, old) in list(folder)?.iter().filter(|(step, _)| *step > state.step) {
         remove_old(old)?;
     }
@@ -163,15 +145,15 @@ pub fn save(
     Ok(target)
 }
 
-/// The work after a checkpoint: updates `latest` and `best`, removes all checkpoints but the `keep` newest and the best, and removes
-/// unfinished writes. A resumed run does it again, since a kill may have come between.
+/// Updates `latest` and `best`, removes all checkpoints but the `keep` newest and the best, and removes unfinished writes. A resumed
+/// run does it again, since the process may have been killed before.
 ///
 /// # Errors
 /// When the disk refuses.
 pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
     let best = state.best.map(|best| best.step);
-    point(folder, "latest", Some(state.step))?;
-    point(folder, "best", best)?;
+    write_pointer(folder, "latest", Some(state.step))?;
+    write_pointer(folder, "best", best)?;
     sync(folder).with_context(|| format!("{} could not be synced", folder.display()))?;
     let past = list(folder)?.into_iter().filter(|(step, _)| *step <= state.step);
     for (step, old) in past.rev().skip(keep.max(1)) {
@@ -180,8 +162,7 @@ pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
         }
     }
     for entry in fs::read_dir(folder)?.flatten() {
-        let name = entry.file_name();
-        if name.to_string_lossy().starts_with(".step-") {
+        if entry.file_name().to_string_lossy().starts_with(".step-") {
             remove_old(&entry.path())?;
         }
     }
@@ -189,7 +170,8 @@ pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
 }
 
 fn remove_old(dir: &Path) -> Result<()> {
-    remove_dir(dir).with_context(|| format!("the old checkpoint {} could not be removed", dir.display()))
+    ignore_missing(fs::remove_dir_all(dir))
+        .with_context(|| format!("the old checkpoint {} could not be removed", dir.display()))
 }
 
 const STATE: &str = "state.json";
@@ -200,21 +182,16 @@ fn folder_name(step: u64) -> String {
 }
 
 /// Writes the name of the checkpoint of `step` into the file `name`; removes the file where there is no such checkpoint.
-fn point(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
+fn write_pointer(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
     let file = folder.join(name);
-    let Some(step) = step else {
-        return match fs::remove_file(&file) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("{} could not be removed", file.display()))
-            }
-            _ => Ok(()),
-        };
+    let Some(target) = step.map(folder_name) else {
+        return ignore_missing(fs::remove_file(&file))
+            .with_context(|| format!("{} could not be removed", file.display()));
     };
-    let wanted = folder_name(step);
-    if fs::read(&file).is_ok_and(|found| found == wanted.as_bytes()) {
-        return Ok(());
+    if !fs::read(&file).is_ok_and(|found| found == target.as_bytes()) {
+        atomic_file::write(&file, target.as_bytes())?;
     }
-    Ok(atomic_file::write(&file, wanted.as_bytes())?)
+    Ok(())
 }
 
 /// Checkpoints below `folder` by the number in their name, oldest first: folders called `step-` and digits, no others.
@@ -232,8 +209,8 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let digits = name.strip_prefix("step-").filter(|d| d.len() >= 8 && d.bytes().all(|b| b.is_ascii_digit()));
-        if let (Some(step), true) = (digits.and_then(|d| d.parse().ok()), path.is_dir()) {
+        let step = name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
+        if let Some(step) = step.filter(|step| folder_name(*step) == name && path.is_dir()) {
             found.push((step, path));
         }
     }
@@ -246,11 +223,8 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 ///
 /// # Errors
 /// When none of them is whole.
-pub fn newest_whole(folder: &Path) -> Result<Option<(PathBuf, State)>> {
+pub fn newest_intact(folder: &Path) -> Result<Option<(PathBuf, State)>> {
     let all = list(folder)?;
-    if all.is_empty() {
-        return Ok(None);
-    }
     let mut last_error = None;
     for (_, dir) in all.iter().rev() {
         match verify(dir) {
@@ -264,12 +238,8 @@ pub fn newest_whole(folder: &Path) -> Result<Option<(PathBuf, State)>> {
             }
         }
     }
-    bail!(
-        "no whole checkpoint is left in {} ({} damaged){}",
-        folder.display(),
-        all.len(),
-        last_error.map_or_else(String::new, |e| format!(": {e:#}"))
-    )
+    let Some(e) = last_error else { return Ok(None) };
+    bail!("no whole checkpoint is left in {} ({} damaged): {e:#}", folder.display(), all.len())
 }
 
 /// Reads state.json and checks the files it lists.
@@ -319,22 +289,17 @@ fn head(sum: &str) -> &str {
 /// # Errors
 /// When names, shapes or types differ: the sentence lists the differences, and nothing has been copied then.
 pub fn load(dir: &Path, parts: &[Part], visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>) -> Result<()> {
-    let mut gather = Gather::default();
-    visit(&mut gather)?;
     let mut pending = Vec::new();
     for part in parts {
-        let live = match part {
-            Part::Model => &gather.model,
-            Part::Optimizer => &gather.optimizer,
-        };
+        let live = gather(*part, visit)?;
         let file = dir.join(file_name(*part));
         let bytes = fs::read(&file).with_context(|| format!("{} could not be read", file.display()))?;
         let stored = SafeTensors::deserialize(&bytes)
             .map_err(|e| anyhow::anyhow!("{} is not a whole safetensors file: {e}", file.display()))?;
-        let differences = compare(live, &stored);
+        let differences = compare(&live, &stored);
         ensure!(differences.is_empty(), "{} does not fit this model: {}", file.display(), differences.join("; "));
         for (name, t) in live {
-            pending.push((t.shallow_clone(), weights_file::tensor_of(&stored.tensor(name)?)?));
+            pending.push((t, weights_file::tensor_of(&stored.tensor(&name)?)?));
         }
     }
     tch::no_grad(|| {
@@ -345,7 +310,8 @@ pub fn load(dir: &Path, parts: &[Part], visit: &mut dyn FnMut(&mut dyn Visit) ->
     })
 }
 
-fn compare(live: &[(String, Tensor)], stored: &SafeTensors) -> Vec<String> {
+/// What differs between a model's state and a file, at most eight differences.
+fn compare(live: &BTreeMap<String, Tensor>, stored: &SafeTensors) -> Vec<String> {
     let mut differences = Vec::new();
     for (name, t) in live {
         match stored.tensor(name) {
@@ -360,11 +326,8 @@ fn compare(live: &[(String, Tensor)], stored: &SafeTensors) -> Vec<String> {
             }
         }
     }
-    for name in stored.names() {
-        if !live.iter().any(|(n, _)| n == name) {
-            differences.push(format!("{name} is not in this model"));
-        }
-    }
+    let unknown = stored.names().into_iter().filter(|name| !live.contains_key(*name));
+    differences.extend(unknown.map(|name| format!("{name} is not in this model")));
     let more = differences.len().saturating_sub(8);
     differences.truncate(8);
     if more > 0 {
@@ -373,22 +336,28 @@ fn compare(live: &[(String, Tensor)], stored: &SafeTensors) -> Vec<String> {
     differences
 }
 
-/// Collects what is visited, by file.
-#[derive(Default)]
+/// The tensors of this part of the state that `visit` shows, by name; they share the memory of the originals.
+///
+/// # Errors
+/// When two tensors have one name.
+pub fn gather(part: Part, visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>) -> Result<BTreeMap<String, Tensor>> {
+    let mut gather = Gather { part, tensors: BTreeMap::new() };
+    visit(&mut gather)?;
+    Ok(gather.tensors)
+}
+
 struct Gather {
-    model: Vec<(String, Tensor)>,
-    optimizer: Vec<(String, Tensor)>,
+    part: Part,
+    tensors: BTreeMap<String, Tensor>,
 }
 
 impl Visit for Gather {
     fn tensor(&mut self, part: Part, name: &str, t: &Tensor) -> Result<()> {
-        let list = match part {
-            Part::Model => &mut self.model,
-            Part::Optimizer => &mut self.optimizer,
-        };
         ensure!(!name.contains("__"), "the variable name {name} has '__' in it: two layers share one path");
-        ensure!(list.iter().all(|(n, _)| n != name), "two pieces of state are called {name}");
-        list.push((name.to_owned(), t.shallow_clone()));
+        if part == self.part {
+            let other = self.tensors.insert(name.to_owned(), t.shallow_clone());
+            ensure!(other.is_none(), "two pieces of state are called {name}");
+        }
         Ok(())
     }
 }
@@ -396,13 +365,6 @@ impl Visit for Gather {
 fn sum(file: &Path) -> Result<FileSum> {
     let (bytes, sha256) = hash::sha256_file(file)?;
     Ok(FileSum { bytes, sha256 })
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

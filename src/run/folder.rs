@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::base::atomic_file;
 use crate::base::progress::say;
 use crate::base::setting::Settings;
 use crate::base::small_file;
-use crate::base::usage::usage;
+use crate::base::usage::{one_line, usage};
 use crate::config::file;
 use crate::models::ModelKind;
 use crate::models::tuning::Tuning;
@@ -24,7 +24,7 @@ pub struct RunDir {
     root: PathBuf,
 }
 
-/// The lock on a run's folder: held while the value lives.
+/// The lock on a run's folder, held until the value is dropped.
 #[derive(Debug)]
 pub struct Lock {
     root: PathBuf,
@@ -48,7 +48,7 @@ impl Lock {
 
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
-/// Where config.toml is while it is written.
+/// The temporary name of config.toml while it is written.
 const CONFIG_PART: &str = "config.toml.part";
 
 /// The `[run]` table of config.toml: what a run was made with.
@@ -81,7 +81,7 @@ impl RunInfo {
     /// `[run.tuning]` by key, each value as in the file.
     ///
     /// # Errors
-    /// TOML's, on none of these types.
+    /// Those of TOML.
     pub fn tuning_by_key(&self) -> Result<BTreeMap<String, String>> {
         let table = toml::Table::try_from(self.tuning).context("writing [run.tuning] as TOML")?;
         Ok(table.into_iter().map(|(key, value)| (key, value.to_string())).collect())
@@ -100,15 +100,13 @@ impl RunInfo {
     ) -> Result<()> {
         let mut before = before.clone();
         before.extend(threads.map(|n| ("threads".to_owned(), n.to_string())));
-        let differences: Vec<String> = self
-            .tuning_by_key()?
-            .into_iter()
-            .filter(|(key, now)| before.get(key) != Some(now))
-            .map(|(key, now)| {
-                let before = before.get(&key).map_or("not there", String::as_str);
-                format!("{key} is {before} in the checkpoint and {now} in the file")
-            })
-            .collect();
+        let mut differences = Vec::new();
+        for (key, now) in self.tuning_by_key()? {
+            let before = before.get(&key).map_or("not there", String::as_str);
+            if before != now {
+                differences.push(format!("{key} is {before} in the checkpoint and {now} in the file"));
+            }
+        }
         if !differences.is_empty() {
             usage!(
                 "[run.tuning] in {} is not what the run began with: {}; put it back, or train a new run with --config",
@@ -120,12 +118,12 @@ impl RunInfo {
     }
 }
 
-/// Refuses the run at `root` when another version of ganvae than one like this made it: its noise and settings would mean
-/// something else here. Versions that differ in the last number only are alike.
+/// Refuses a run that a version of ganvae with another major or minor number made: its noise and settings differ from those of
+/// this version.
 fn check_version(root: &Path, made_by: &str) -> Result<()> {
-    let alike = |version: &str| version.rsplit_once('.').map(|(most, _)| most.to_owned());
+    let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
     let own = env!("CARGO_PKG_VERSION");
-    if alike(made_by) != alike(own) {
+    if minor(made_by) != minor(own) {
         usage!(
             "{} was made by ganvae {made_by}, whose noise and settings differ from those of this one, {own}: go on with it with \
              ganvae {made_by}, or train anew",
@@ -185,10 +183,7 @@ impl RunDir {
             }
             // As on some network file systems.
             Err(TryLockError::Error(e)) => {
-                say(&format!(
-                    "warning: {} cannot be locked ({e}): see to it that no other ganvae uses it",
-                    path.display()
-                ));
+                say(&format!("warning: {} cannot be locked ({e}): let no other ganvae use the run", path.display()));
             }
         }
         let folder = fs::metadata(&self.root).with_context(|| format!("{} could not be read", self.root.display()))?;
@@ -215,50 +210,35 @@ impl RunDir {
     /// When the file cannot be read or is not what a run writes; [`crate::base::usage::Usage`] when another version wrote it.
     pub fn config(&self) -> Result<(ModelKind, Settings, RunInfo)> {
         #[derive(Deserialize)]
-        struct File {
-            run: RunInfo,
-        }
-        #[derive(Deserialize)]
-        struct MadeBy {
-            run: Version,
+        struct RunTable<T> {
+            run: T,
         }
         #[derive(Deserialize)]
         struct Version {
             ganvae: String,
         }
-        let file = self.path(CONFIG);
-        let text = small_file::read_text(&file)?;
-        // First of all: the settings of another version may have other names. A broken file is told of below.
-        if let Ok(MadeBy { run }) = toml::from_str(&text) {
-            check_version(&self.root, &run.ganvae)?;
+        let path = self.path(CONFIG);
+        let text = small_file::read_text(&path)?;
+        let file = path.display();
+        // First: the settings of another version may have other names. A damaged file fails below.
+        if let Ok(RunTable { run: Version { ganvae } }) = toml::from_str(&text) {
+            check_version(&self.root, &ganvae)?;
         }
-        let (model, settings) = file::parse(&text, &file)?;
-        let model = model.with_context(|| format!("{} does not say which model it is of", file.display()))?;
-        match toml::from_str::<File>(&text) {
-            Ok(File { run }) => {
-                let sides = 1..=65_536;
-                if !(1..=1024).contains(&run.tuning.threads) {
-                    bail!(
-                        "{} says threads = {} in [run.tuning]: wanted 1 to 1024; it was edited",
-                        file.display(),
-                        run.tuning.threads
-                    );
-                }
-                if ![1, 3].contains(&run.channels) || !sides.contains(&run.height) || !sides.contains(&run.width) {
-                    bail!(
-                        "{} says images of {}x{}x{} in [run]: wanted 1 or 3 channels and sides from 1 to 65536; it was edited",
-                        file.display(),
-                        run.channels,
-                        run.height,
-                        run.width
-                    );
-                }
-                Ok((model, settings, run))
-            }
-            Err(e) => {
-                bail!("{} has no whole [run] table: {}", file.display(), crate::base::usage::one_line(e.message()))
-            }
+        let (model, settings) = file::parse(&text, &path)?;
+        let model = model.with_context(|| format!("{file} does not say which model it is of"))?;
+        let RunTable::<RunInfo> { run } =
+            toml::from_str(&text).map_err(|e| anyhow!("{file} has no whole [run] table: {}", one_line(e.message())))?;
+        let RunInfo { channels, height, width, tuning: Tuning { threads, .. }, .. } = run;
+        if !(1..=1024).contains(&threads) {
+            bail!("{file} says threads = {threads} in [run.tuning]: wanted 1 to 1024; it was edited");
         }
+        if ![1, 3].contains(&channels) || [height, width].iter().any(|side| !(1..=65_536).contains(side)) {
+            bail!(
+                "{file} says images of {channels}x{height}x{width} in [run]: wanted 1 or 3 channels and sides from 1 to 65536; it \
+                 was edited"
+            );
+        }
+        Ok((model, settings, run))
     }
 
     /// Writes config.toml: the resolved settings, then what the run was made with.
@@ -276,8 +256,8 @@ impl RunDir {
         &self.root
     }
 
-    /// The folder as it may be pasted into a shell.
-    pub fn shown(&self) -> String {
+    /// The folder, quoted for a shell where necessary.
+    pub fn shell_quoted(&self) -> String {
         let text = self.root.display().to_string();
         let plain = |c: char| c.is_alphanumeric() || "_./-+=:,@".contains(c);
         if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
@@ -314,13 +294,11 @@ pub fn check_free(out: &Path) -> Result<()> {
     }
     match fs::read_dir(out) {
         Ok(entries) => {
-            // What a process leaves that was killed before its run began.
-            let left = |name: std::ffi::OsString| name == LOCK || name == CONFIG_PART;
-            if entries.flatten().any(|entry| !left(entry.file_name())) {
+            // A process that was killed before its run began leaves these two.
+            if entries.flatten().any(|entry| ![LOCK, CONFIG_PART].iter().any(|name| entry.file_name() == *name)) {
+                let out = out.display();
                 usage!(
-                    "--out {}: the folder is not empty; name another, or go on with `ganvae train --resume {}`",
-                    out.display(),
-                    out.display()
+                    "--out {out}: the folder is not empty; name another, or go on with `ganvae train --resume {out}`"
                 );
             }
             Ok(())
@@ -330,8 +308,20 @@ pub fn check_free(out: &Path) -> Result<()> {
     }
 }
 
-fn make_folder(path: &Path) -> Result<()> {
+/// Makes a folder and its parents where they are missing.
+///
+/// # Errors
+/// When it cannot be made; names it.
+pub fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("the folder {} could not be made", path.display()))
+}
+
+/// The result of a removal; success where there was nothing to remove.
+///
+/// # Errors
+/// All others.
+pub fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 /// `runs/0007-vae-mnist`: one above the highest number there; two processes at once get two numbers.

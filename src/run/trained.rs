@@ -12,7 +12,7 @@ use crate::base::shape::Shape;
 use crate::base::usage::usage;
 use crate::config::device;
 use crate::config::{self, Config};
-use crate::data::images::Source;
+use crate::data::images::{Images, Source};
 use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE};
 use crate::models::noise::Noise;
 use crate::models::tuning::{THREADS, Tuning};
@@ -22,8 +22,8 @@ use crate::nets::graph::Graph;
 use crate::run::checkpoint;
 use crate::run::folder::RunDir;
 
-/// Latents decoded and images encoded at a time, always as many: large counts need no more memory than small ones, and the
-/// bits of an image do not depend on how many others were asked for (products round differently at other sizes).
+/// Batch size of decoding and encoding, always the same: large counts need no more memory than small ones, and the bits of an image
+/// do not depend on the count (matrix products round differently at other sizes).
 pub const BATCH: i64 = 64;
 
 /// A trained model in evaluation mode; the [crate's example](crate#from-a-program-of-your-own) opens one.
@@ -32,13 +32,13 @@ pub struct Trained {
     device: Device,
     latent: i64,
     shape: Shape,
-    networks: Networks,
+    backend: Backend,
 }
 
-enum Networks {
-    /// Of a run: its model, its configuration, and the updates that the model has seen.
-    Live(Box<dyn Model>, Box<Config>, u64),
-    /// Of an export.
+enum Backend {
+    /// The model of a run, its configuration, and the updates that the model has had.
+    Run(Box<dyn Model>, Box<Config>, u64),
+    /// Exported modules.
     Modules { decoder: Option<Box<Module>>, encoder: Option<Box<Module>> },
 }
 
@@ -46,13 +46,13 @@ enum Networks {
 struct Module {
     path: PathBuf,
     module: CModule,
-    about: About,
+    info: ModuleInfo,
 }
 
-/// What an exported module says of itself.
+/// The description in an exported module.
 #[derive(Debug, Deserialize)]
-struct About {
-    /// What it was exported of: modules side by side must agree in it.
+struct ModuleInfo {
+    /// The origin: modules of one export agree in model, data and step.
     #[serde(default)]
     model: String,
     #[serde(default)]
@@ -60,13 +60,13 @@ struct About {
     #[serde(default)]
     step: u64,
     network: String,
-    input: PortAbout,
-    outputs: Vec<PortAbout>,
+    input: PortInfo,
+    outputs: Vec<PortInfo>,
 }
 
 #[derive(Debug, Deserialize)]
-struct PortAbout {
-    /// Without the first, which is "B".
+struct PortInfo {
+    /// Without the batch dimension, which comes first as "B".
     #[serde(rename = "shape", deserialize_with = "after_batch")]
     dims: Vec<i64>,
 }
@@ -84,16 +84,16 @@ impl Trained {
     /// [`crate::base::usage::Usage`] when `path` is none of these; when a run has no whole checkpoint, or a module cannot be read.
     pub fn open(path: impl AsRef<Path>, device: &str) -> Result<Self> {
         let (path, over) = (path.as_ref(), device::on(device));
-        let modules = ["decoder.pt", "generator.pt", "encoder.pt"].map(|name| path.join(name));
         if is_run(path) {
             return Trained::open_run(path, &over);
         }
-        if path.is_file() && path.extension().is_some_and(|e| e == "pt") {
-            let partner = partner(path).filter(|p| p.is_file());
-            return Trained::open_modules(path, [path.to_owned()].into_iter().chain(partner), &over);
-        }
-        if modules.iter().any(|m| m.is_file()) {
-            return Trained::open_modules(path, modules.into_iter().filter(|m| m.is_file()), &over);
+        let candidates: Vec<PathBuf> = match path.is_file() && path.extension().is_some_and(|e| e == "pt") {
+            true => [path.to_owned()].into_iter().chain(partner(path)).collect(),
+            false => ["decoder.pt", "generator.pt", "encoder.pt"].map(|name| path.join(name)).into(),
+        };
+        let files: Vec<PathBuf> = candidates.into_iter().filter(|file| file.is_file()).collect();
+        if !files.is_empty() {
+            return Trained::open_modules(path, &files, &over);
         }
         usage!(
             "{}: {}; wanted a run's folder, such as runs/0001-vae-digits, or exported modules: a folder that holds decoder.pt or \
@@ -108,8 +108,12 @@ impl Trained {
         let (kind, settings, info) = run.config()?;
         let config = config::resolve(kind, &settings.overlaid(over))?;
         let device = device::open(&config.settings)?;
-        let (dir, state) = checkpoint::newest_whole(&run.checkpoints())?.with_context(|| {
-            format!("{} has no checkpoint yet: go on with `ganvae train --resume {}`", root.display(), run.shown())
+        let (dir, state) = checkpoint::newest_intact(&run.checkpoints())?.with_context(|| {
+            format!(
+                "{} has no checkpoint yet: go on with `ganvae train --resume {}`",
+                root.display(),
+                run.shell_quoted()
+            )
         })?;
         state.check_model(kind)?;
         let shape = Shape { channels: info.channels, height: info.height, width: info.width };
@@ -122,54 +126,38 @@ impl Trained {
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
         let (root, latent) = (root.to_owned(), model.latent());
-        Ok(Trained { root, device, latent, shape, networks: Networks::Live(model, Box::new(config), state.step) })
+        Ok(Trained { root, device, latent, shape, backend: Backend::Run(model, Box::new(config), state.step) })
     }
 
-    fn open_modules(root: &Path, files: impl Iterator<Item = PathBuf>, over: &Settings) -> Result<Self> {
+    fn open_modules(root: &Path, files: &[PathBuf], over: &Settings) -> Result<Self> {
         let device = device::open(over)?;
-        // Its optimizer would compile other forms of the same graph after a few calls, whose results round differently.
+        // TorchScript's optimizer would compile the graph differently after a few calls, and those results round differently.
         tch::jit::f_set_graph_executor_optimize(false)?;
-        let (mut decoder, mut encoder) = (None, None);
-        let mut dims: Option<(PathBuf, (i64, Shape))> = None;
-        for file in files {
-            let module = Module::load(&file, device)?;
-            let found = module.dims()?;
-            if let Some((other, dims)) = &dims
-                && *dims != found
-            {
+        let modules = files.iter().map(|file| Module::load(file, device)).collect::<Result<Vec<_>>>()?;
+        let (latent, shape) = modules[0].dims()?;
+        let first = files[0].display();
+        let (mut decoder, mut encoder) = (None::<Box<Module>>, None::<Box<Module>>);
+        for module in modules {
+            let (file, (z, x)) = (module.path.clone(), module.dims()?);
+            let file = file.display();
+            if (z, x) != (latent, shape) {
                 bail!(
-                    "{} does not fit {}: latents of {} and images of {} in the one, {} and {} in the other: put modules of one \
-                     export side by side",
-                    file.display(),
-                    other.display(),
-                    found.0,
-                    found.1,
-                    dims.0,
-                    dims.1
+                    "{file} does not fit {first}: latents of {z} and images of {x} in the one, {latent} and {shape} in the other: put \
+                     modules of one export side by side"
                 );
             }
-            dims = Some((file.clone(), found));
-            let place = if module.about.network == "encoder" { &mut encoder } else { &mut decoder };
-            if let Some(other) = place.replace(Box::new(module)) {
-                let other = other.path.display();
-                bail!("{other} and {} both make images of latents: name the one that is meant", file.display());
+            let slot = if module.info.network == "encoder" { &mut encoder } else { &mut decoder };
+            if let Some(other) = slot.replace(Box::new(module)) {
+                bail!("{} and {file} both make images of latents: name the one that is meant", other.path.display());
             }
         }
         if let (Some(a), Some(b)) = (&encoder, &decoder)
-            && (&a.about.model, &a.about.data, a.about.step) != (&b.about.model, &b.about.data, b.about.step)
+            && a.origin() != b.origin()
         {
-            let of = |m: &Module| format!("of a {} on {} after {} steps", m.about.model, m.about.data, m.about.step);
-            bail!(
-                "{} is {} and {} {}: put modules of one export side by side",
-                a.path.display(),
-                of(a),
-                b.path.display(),
-                of(b)
-            );
+            let (a, b, of_a, of_b) = (a.path.display(), b.path.display(), a.origin(), b.origin());
+            bail!("{a} is {of_a} and {b} {of_b}: put modules of one export side by side");
         }
-        let Some((_, (latent, shape))) = dims else { bail!("{} holds no exported modules", root.display()) };
-        let networks = Networks::Modules { decoder, encoder };
-        Ok(Trained { root: root.to_owned(), device, latent, shape, networks })
+        Ok(Trained { root: root.to_owned(), device, latent, shape, backend: Backend::Modules { decoder, encoder } })
     }
 
     /// Z: width of the latent vector.
@@ -182,43 +170,40 @@ impl Trained {
         self.shape
     }
 
-    /// Where the model computes.
+    /// The device that the model is on.
     pub fn device(&self) -> Device {
         self.device
     }
 
     /// The configuration of a run and the updates that the model has seen; none for exported modules.
     pub fn origin(&self) -> Option<(&Config, u64)> {
-        match &self.networks {
-            Networks::Live(_, config, step) => Some((config, *step)),
-            Networks::Modules { .. } => None,
+        match &self.backend {
+            Backend::Run(_, config, step) => Some((config, *step)),
+            Backend::Modules { .. } => None,
         }
     }
 
     /// The networks of a run's model; none of exported modules, which are networks already.
     pub fn networks(&self) -> Option<Vec<&Graph>> {
-        match &self.networks {
-            Networks::Live(model, ..) => Some(model.exported()),
-            Networks::Modules { .. } => None,
+        match &self.backend {
+            Backend::Run(model, ..) => Some(model.exported()),
+            Backend::Modules { .. } => None,
         }
     }
 
-    /// Latents number `from` to `from + count` of the prior N(0, I): z [count,Z] on the model's device. They are a function of
-    /// the seed and the number alone.
+    /// Latents `from` to `from + count` of the prior N(0, I): z [count,Z] on the model's device, a function of the seed and the index
+    /// alone.
     ///
     /// # Errors
-    /// libtorch's, when memory ends.
+    /// libtorch's, when memory runs out.
     pub fn prior(&self, seed: u64, from: i64, count: i64) -> Result<Tensor> {
-        let mut parts = Vec::new();
-        for batch in from / BATCH..(from + count).div_euclid(BATCH) + 1 {
-            let (first, last) = (from.max(batch * BATCH), (from + count).min((batch + 1) * BATCH));
-            if first < last {
-                let seed = seed_for(seed, 0, Stream::Samples, batch as u64);
-                let z = Noise::new(seed, self.device).normal("z", &[BATCH, self.latent])?;
-                parts.push(z.f_narrow(0, first - batch * BATCH, last - first)?);
-            }
-        }
-        Ok(Tensor::f_cat(&parts, 0)?)
+        let first = from / BATCH;
+        let batches = (first..=(from + count - 1) / BATCH).map(|batch| {
+            let seed = seed_for(seed, 0, Stream::Samples, batch as u64);
+            Noise::new(seed, self.device).normal("z", &[BATCH, self.latent])
+        });
+        let z = Tensor::f_cat(&batches.collect::<Result<Vec<_>>>()?, 0)?;
+        Ok(z.f_narrow(0, from - first * BATCH, count)?)
     }
 
     /// Images of latents: z [N,Z] -> [N,C,H,W] in [0,1] on the model's device.
@@ -228,13 +213,13 @@ impl Trained {
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         let size = z.size();
         ensure!(size.len() == 2 && size[1] == self.latent, "latents of [N,{}] are wanted, found {size:?}", self.latent);
-        let mut images = self.in_batches(z, |z| match &self.networks {
-            Networks::Live(model, ..) => Ok(vec![model.decode(z)?]),
-            Networks::Modules { decoder: Some(decoder), .. } => decoder.call(z),
-            Networks::Modules { decoder: None, .. } => usage!(
-                "{} is an encoder alone, which makes no images: name the folder that holds decoder.pt too",
-                self.root.display()
-            ),
+        let mut images = self.in_batches(z, |z| match &self.backend {
+            Backend::Run(model, ..) => Ok(vec![model.decode(z)?]),
+            Backend::Modules { decoder: Some(decoder), .. } => decoder.call(z),
+            Backend::Modules { decoder: None, .. } => {
+                let root = self.root.display();
+                usage!("{root} is an encoder alone, which makes no images: name the folder that holds decoder.pt too")
+            }
         })?;
         images.pop().context("a decoder gives images")
     }
@@ -251,30 +236,30 @@ impl Trained {
             self.shape.dims().map(|n| n.to_string()).join(",")
         );
         self.check_encoder()?;
-        let mut both = self.in_batches(x, |x| match &self.networks {
-            Networks::Live(model, ..) => model.encode(x)?.map(|(mu, logvar)| vec![mu, logvar]).context("no encoder"),
-            Networks::Modules { encoder, .. } => encoder.as_ref().context("no encoder")?.call(x),
+        let mut both = self.in_batches(x, |x| match &self.backend {
+            Backend::Run(model, ..) => model.encode(x)?.map(|(mu, logvar)| vec![mu, logvar]).context("no encoder"),
+            Backend::Modules { encoder, .. } => encoder.as_ref().context("no encoder")?.call(x),
         })?;
         let (logvar, mu) = (both.pop(), both.pop());
         mu.zip(logvar).context("an encoder gives mu and logvar")
     }
 
-    /// Whether [`Trained::encode`] can work.
+    /// Refuses a model without an encoder.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] that says why not.
+    /// [`crate::base::usage::Usage`], which says why there is none.
     pub fn check_encoder(&self) -> Result<()> {
         let root = self.root.display();
-        match &self.networks {
-            Networks::Live(_, config, _) if config.model == ModelKind::Gan => {
+        match &self.backend {
+            Backend::Run(_, config, _) if config.model == ModelKind::Gan => {
                 usage!("{root} is a GAN, which has no encoder: images become latents only by a VAE")
             }
-            Networks::Modules { encoder: None, decoder } => match decoder {
-                Some(module) if module.about.network == "generator" => {
-                    usage!("{root} is a GAN's generator, which has no encoder: images become latents only by a VAE")
-                }
-                _ => usage!("{root} has no encoder.pt beside its decoder, and images become latents only by one"),
-            },
+            Backend::Modules { encoder: None, decoder: Some(module) } if module.info.network == "generator" => {
+                usage!("{root} is a GAN's generator, which has no encoder: images become latents only by a VAE")
+            }
+            Backend::Modules { encoder: None, .. } => {
+                usage!("{root} has no encoder.pt beside its decoder, and images become latents only by one")
+            }
             _ => Ok(()),
         }
     }
@@ -293,8 +278,7 @@ impl Trained {
         Ok(Tensor::f_cat(&parts, 0)?)
     }
 
-    /// The images that `spec` names, or those that the run was trained on; pictures of a folder are brought to the model's
-    /// shape.
+    /// The images that `spec` names, or those that the run was trained on; pictures of a folder are converted to the shape of the model.
     ///
     /// # Errors
     /// Those of [`data::open`]; [`crate::base::usage::Usage`] when the images have another shape, or nothing says which they are.
@@ -316,15 +300,13 @@ impl Trained {
         };
         settings = settings.with_some(&DATA_DIR, data_dir.map(Path::to_owned));
         let source = data::open(&settings)?;
-        let found = [source.train.channels, source.train.height, source.train.width].map(|n| n as i64);
-        if found != self.shape.dims() {
+        let Images { channels, height, width, .. } = source.train;
+        let found = Shape { channels: channels as i64, height: height as i64, width: width as i64 };
+        if found != self.shape {
             usage!(
-                "--data {} has images of {}x{}x{}, and {} takes {}: name images of that shape, or a folder of pictures, which are \
-                 brought to it",
+                "--data {} has images of {found}, and {} takes {}: name images of that shape, or a folder of pictures, which are \
+                 converted to it",
                 source.name,
-                found[0],
-                found[1],
-                found[2],
                 self.root.display(),
                 self.shape
             );
@@ -332,85 +314,76 @@ impl Trained {
         Ok(source)
     }
 
-    /// Gives `work` the rows of a batch [N,...] 64 at a time, the last ones filled up, and joins what it makes of them.
-    fn in_batches(&self, rows: &Tensor, work: impl Fn(&Tensor) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
+    /// Calls `network` on the rows of a batch [N,...] 64 at a time, the last ones padded with zeros, and concatenates its outputs.
+    fn in_batches(&self, rows: &Tensor, network: impl Fn(&Tensor) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
         let rows = rows.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
         let count = rows.size()[0];
         ensure!(count > 0, "a batch of at least one is wanted, found none");
         let mut parts: Vec<Vec<Tensor>> = Vec::new();
         for from in (0..count).step_by(BATCH as usize) {
-            let here = BATCH.min(count - from);
-            let mut batch = rows.f_narrow(0, from, here)?;
-            if here < BATCH {
-                let mut size = rows.size();
-                size[0] = BATCH - here;
-                batch = Tensor::f_cat(&[batch, rows.f_new_zeros(&size, (Kind::Float, self.device))?], 0)?;
-            }
-            for (i, out) in work(&batch.f_contiguous()?)?.into_iter().enumerate() {
-                if i == parts.len() {
-                    parts.push(Vec::new());
-                }
-                parts[i].push(out.f_narrow(0, 0, here)?);
+            let len = BATCH.min(count - from);
+            let mut size = rows.size();
+            size[0] = BATCH - len;
+            let padding = rows.f_new_zeros(&size, (Kind::Float, self.device))?;
+            let outputs = network(&Tensor::f_cat(&[rows.f_narrow(0, from, len)?, padding], 0)?.f_contiguous()?)?;
+            parts.resize_with(outputs.len(), Vec::new);
+            for (part, output) in parts.iter_mut().zip(outputs) {
+                part.push(output.f_narrow(0, 0, len)?);
             }
         }
-        parts.iter().map(|p| Ok(Tensor::f_cat(p, 0)?)).collect()
+        parts.iter().map(|part| Ok(Tensor::f_cat(part, 0)?)).collect()
     }
 }
 
 impl Module {
     fn load(path: &Path, device: Device) -> Result<Self> {
-        let unreadable = || format!("{} is no TorchScript module that can be read", path.display());
+        let file = path.display();
+        let unreadable = || format!("{file} is no TorchScript module that can be read");
         let text = native::script_description(path).with_context(unreadable)?.with_context(|| {
-            format!(
-                "{} does not say what it is, as modules that `ganvae export` writes do: export the run again",
-                path.display()
-            )
+            format!("{file} does not say what it is, as modules that `ganvae export` writes do: export the run again")
         })?;
-        let about: About = serde_json::from_str(&text).with_context(|| {
-            format!("{} has a description that cannot be read: export the run again", path.display())
-        })?;
+        let info: ModuleInfo = serde_json::from_str(&text)
+            .with_context(|| format!("{file} has a description that cannot be read: export the run again"))?;
         let module = CModule::load_on_device(path, device).with_context(unreadable)?;
-        Ok(Module { path: path.to_owned(), module, about })
+        Ok(Module { path: path.to_owned(), module, info })
+    }
+
+    /// What it was exported from.
+    fn origin(&self) -> String {
+        let ModuleInfo { model, data, step, .. } = &self.info;
+        format!("of a {model} on {data} after {step} steps")
     }
 
     /// Z and the shape of the images.
     fn dims(&self) -> Result<(i64, Shape)> {
-        let (input, outputs) = (&self.about.input.dims, &self.about.outputs);
-        let (z, x) = match (self.about.network.as_str(), outputs.as_slice()) {
+        let (file, input) = (self.path.display(), &self.info.input.dims);
+        let (z, x) = match (self.info.network.as_str(), self.info.outputs.as_slice()) {
             ("encoder", [mu, _]) => (&mu.dims, input),
             ("decoder" | "generator", [x]) => (input, &x.dims),
-            ("discriminator", _) => usage!(
-                "{} is a discriminator, which makes no images: name the generator.pt beside it",
-                self.path.display()
-            ),
-            (other, _) => bail!("{} is a {other}, wanted a decoder, a generator or an encoder", self.path.display()),
+            ("discriminator", _) => {
+                usage!("{file} is a discriminator, which makes no images: name the generator.pt beside it")
+            }
+            (other, _) => bail!("{file} is a {other}, wanted a decoder, a generator or an encoder"),
         };
-        match (z.as_slice(), x.as_slice()) {
-            (&[latent], &[channels, height, width]) => Ok((latent, Shape { channels, height, width })),
-            _ => bail!(
-                "{} takes latents of {z:?} and images of {x:?}, wanted [Z] and [C,H,W]: export the run again",
-                self.path.display()
-            ),
-        }
+        let (&[latent], &[channels, height, width]) = (z.as_slice(), x.as_slice()) else {
+            bail!("{file} takes latents of {z:?} and images of {x:?}, wanted [Z] and [C,H,W]: export the run again");
+        };
+        Ok((latent, Shape { channels, height, width }))
     }
 
-    /// [B,...] -> the outputs, each [B,...] of the shape that the module says.
+    /// [B,...] -> the outputs, each [B,...] of the shape in the module's description.
     fn call(&self, input: &Tensor) -> Result<Vec<Tensor>> {
         let failed = || format!("{} failed on a batch of {:?}", self.path.display(), input.size());
-        let out =
-            tch::no_grad(|| self.module.forward_is(&[IValue::Tensor(input.shallow_clone())])).with_context(failed)?;
-        let out = match out {
-            IValue::Tensor(t) => vec![t],
-            IValue::Tuple(all) => all
-                .into_iter()
-                .map(|v| if let IValue::Tensor(t) = v { Ok(t) } else { bail!("it gave something that is no tensor") })
-                .collect::<Result<_>>()
-                .with_context(failed)?,
-            _ => bail!("{}: it gave something that is no tensor", failed()),
+        let run = || self.module.forward_is(&[IValue::Tensor(input.shallow_clone())]);
+        let values = match tch::no_grad(run).with_context(failed)? {
+            IValue::Tuple(values) => values,
+            value => vec![value],
         };
-        let want: Vec<Vec<i64>> =
-            self.about.outputs.iter().map(|o| [&input.size()[..1], &o.dims[..]].concat()).collect();
-        let found: Vec<Vec<i64>> = out.iter().map(Tensor::size).collect();
+        let tensor = |value| if let IValue::Tensor(t) = value { Some(t) } else { None };
+        let out: Option<Vec<Tensor>> = values.into_iter().map(tensor).collect();
+        let out = out.with_context(|| format!("{}: it gave something that is no tensor", failed()))?;
+        let want: Vec<_> = self.info.outputs.iter().map(|o| [&input.size()[..1], &o.dims[..]].concat()).collect();
+        let found: Vec<_> = out.iter().map(Tensor::size).collect();
         ensure!(found == want, "{}: it gave {found:?}, wanted {want:?}", failed());
         Ok(out)
     }
@@ -430,13 +403,13 @@ fn is_run(path: &Path) -> bool {
     path.join("config.toml").is_file()
 }
 
-/// Where a command puts `name` unless told: into this folder of the run, or, of exported modules, where the user stands.
+/// Where a command writes `name` without --out: into this folder of the run, or, for exported modules, into the current folder.
 pub fn default_place(root: &Path, folder: &str, name: &str) -> PathBuf {
     if !is_run(root) {
         return PathBuf::from(name);
     }
     let folder = root.join(folder);
-    // Where it cannot be made, writing into it will say so.
+    // If this fails, writing the file reports it.
     let _ = std::fs::create_dir_all(&folder);
     folder.join(name)
 }

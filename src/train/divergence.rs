@@ -1,10 +1,11 @@
-//! What must stop training, and what a person should hear about.
+//! Divergence, which stops training, and warnings about values that stay poor.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::base::scalar::Scalar;
 
-/// Training has left the numbers that it could come back from.
+/// A value is not finite or beyond its limit: training cannot recover.
 #[derive(Debug)]
 pub struct Diverged(pub String);
 
@@ -23,49 +24,39 @@ impl std::error::Error for Diverged {}
 pub fn check(prefix: &str, scalars: &[Scalar], means: &[f64], step: u64) -> Result<(), Diverged> {
     for (scalar, mean) in scalars.iter().zip(means) {
         let (name, limit) = (&scalar.key, scalar.limit.unwrap_or(f64::INFINITY));
-        if mean.is_finite() && mean.abs() <= limit {
-            continue;
+        if !mean.is_finite() || mean.abs() > limit {
+            let beyond = if mean.is_finite() { format!(", beyond {limit:.0}") } else { String::new() };
+            return Err(Diverged(format!(
+                "{prefix}{name} is {mean}{beyond} in the steps up to {step}: training has diverged"
+            )));
         }
-        let beyond = if mean.is_finite() { format!(", beyond {limit:.0}") } else { String::new() };
-        return Err(Diverged(format!(
-            "{prefix}{name} is {mean}{beyond} in the steps up to {step}: training has diverged"
-        )));
     }
     Ok(())
 }
 
-/// Updates for which a worry must hold without a break before it is said.
+/// Updates for which a warning must apply without a break before it is shown.
 const PATIENCE: u64 = 1000;
 
-/// Says a worry once, when it has held for long.
+/// Shows each warning once, when it has applied for [`PATIENCE`] updates.
 #[derive(Debug, Default)]
-pub struct Watch {
-    since: Vec<(&'static str, u64)>,
-    said: Vec<&'static str>,
+pub struct WarningFilter {
+    /// The update from which each warning has applied.
+    since: BTreeMap<&'static str, u64>,
+    shown: BTreeSet<&'static str>,
 }
 
-impl Watch {
-    /// Takes in what is worrying about the updates from `from` to `to`; gives what is to be said now.
-    pub fn look(&mut self, worries: &[&'static str], from: u64, to: u64) -> Vec<&'static str> {
-        self.since.retain(|(worry, _)| worries.contains(worry));
-        let mut news = Vec::new();
-        for worry in worries {
-            let since = match self.since.iter().find(|(known, _)| known == worry) {
-                Some((_, since)) => *since,
-                None => {
-                    self.since.push((worry, from));
-                    from
-                }
-            };
-            if to.saturating_sub(since) >= PATIENCE && !self.said.contains(worry) {
-                self.said.push(worry);
-                news.push(*worry);
-            }
-        }
-        news
+impl WarningFilter {
+    /// Takes the warnings that apply to the updates from `from` to `to`; gives those to show now.
+    pub fn filter(&mut self, active: &[&'static str], from: u64, to: u64) -> Vec<&'static str> {
+        self.since.retain(|warning, _| active.contains(warning));
+        let due = |warning: &&'static str| {
+            let since = *self.since.entry(warning).or_insert(from);
+            to.saturating_sub(since) >= PATIENCE && self.shown.insert(warning)
+        };
+        active.iter().copied().filter(due).collect()
     }
 
-    /// Starts anew, as after going back; what has been said stays said.
+    /// Forgets since when warnings apply, as after a rollback; those shown are not shown again.
     pub fn restart(&mut self) {
         self.since.clear();
     }
@@ -95,13 +86,13 @@ mod tests {
     }
 
     #[test]
-    fn a_worry_is_said_once_and_only_when_it_lasts() {
-        let mut watch = Watch::default();
-        assert!(watch.look(&["a"], 0, 500).is_empty());
-        assert!(watch.look(&[], 500, 900).is_empty());
-        assert!(watch.look(&["a", "b"], 900, 1800).is_empty(), "the break has begun it anew");
-        assert_eq!(watch.look(&["a"], 1800, 1900), ["a"]);
-        assert!(watch.look(&["a"], 1900, 9000).is_empty(), "once");
-        assert_eq!(watch.look(&["b"], 9000, 10_000), ["b"]);
+    fn a_warning_is_shown_once_and_only_when_it_lasts() {
+        let mut warnings = WarningFilter::default();
+        assert!(warnings.filter(&["a"], 0, 500).is_empty());
+        assert!(warnings.filter(&[], 500, 900).is_empty());
+        assert!(warnings.filter(&["a", "b"], 900, 1800).is_empty(), "the break restarts the count");
+        assert_eq!(warnings.filter(&["a"], 1800, 1900), ["a"]);
+        assert!(warnings.filter(&["a"], 1900, 9000).is_empty(), "once");
+        assert_eq!(warnings.filter(&["b"], 9000, 10_000), ["b"]);
     }
 }

@@ -1,15 +1,16 @@
-//! What comes at the end of an epoch: held-out scores and pictures; and the check that training has not diverged.
+//! The work at the end of an epoch: held-out scores, sample grids, curves.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::log::Recorder;
-use super::stepper::Meter;
+use super::stepper::AverageMeter;
 use super::{Session, divergence};
 use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
 use crate::models::noise::Noise;
 use crate::pictures::grid;
 use crate::run::checkpoint::Best;
+use crate::run::folder::make_folder;
 
 /// Images in a sample grid.
 pub(super) const SAMPLES: usize = 64;
@@ -19,11 +20,11 @@ const RECONSTRUCTIONS: usize = 32;
 pub(super) const COLUMNS: usize = 8;
 
 impl Session<'_> {
-    /// Held-out scores, pictures and curves, each when its interval is due; false when a signal came before they were done.
+    /// Computes held-out scores and draws samples and curves, each when its interval is due; false when a signal interrupted it.
     pub(super) fn epoch_end(&mut self, rec: &mut Recorder, last: bool, stop: &StopFlag) -> Result<bool> {
         let epoch = self.step / self.setup.per_epoch;
-        let whole = self.step.is_multiple_of(self.setup.per_epoch);
-        let due = |every: u64| last || (whole && every > 0 && epoch.is_multiple_of(every));
+        let complete = self.step.is_multiple_of(self.setup.per_epoch);
+        let due = |every: u64| last || (complete && every > 0 && epoch.is_multiple_of(every));
         if due(self.config.eval_every) {
             rec.progress.doing("scoring the held-out images");
             let Some(values) = self.evaluate(stop)? else { return Ok(false) };
@@ -36,11 +37,11 @@ impl Session<'_> {
         }
         if due(self.config.sample_every) {
             rec.progress.doing("drawing");
-            let name = if whole { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
+            let name = if complete { format!("epoch-{epoch:04}.png") } else { format!("step-{:08}.png", self.step) };
             self.draw_samples(rec, &name)?;
             rec.picture = name;
         }
-        // Short epochs: drawing takes at most a thirtieth of the time.
+        // In short epochs: drawing takes at most a thirtieth of the time.
         if last || epoch <= 1 || rec.drawn.elapsed().as_secs_f64() > 30.0 * rec.draw_s {
             self.draw_curves(rec);
         }
@@ -49,9 +50,9 @@ impl Session<'_> {
     }
 
     /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation; none when a
-    /// signal came.
+    /// signal interrupts it.
     pub(super) fn evaluate(&mut self, stop: &StopFlag) -> Result<Option<Vec<(String, f64)>>> {
-        let mut meter = Meter::new(self.setup.model.measured(), self.setup.device);
+        let mut meter = AverageMeter::new(self.setup.model.measured(), self.setup.device);
         for (i, from) in (0..self.setup.test.len()).step_by(self.config.batch_size).enumerate() {
             if stop.signal().is_some() {
                 return Ok(None);
@@ -61,9 +62,8 @@ impl Session<'_> {
             meter.add(&self.setup.model.score(&batch, &noise)?, batch.x.size()[0])?;
         }
         let means = meter.means()?;
-        self.refuse_divergence("test_", &means)?;
-        let criterion = self.setup.model.criterion();
-        self.score = criterion.map(|of| Best { step: self.step, value: means[of] });
+        divergence::check("test_", self.setup.model.scalars(), &means, self.step)?;
+        self.score = self.setup.model.criterion().map(|index| Best { step: self.step, value: means[index] });
         Ok(Some(self.report(&means)))
     }
 
@@ -75,25 +75,17 @@ impl Session<'_> {
         let originals = self.setup.test.spread(RECONSTRUCTIONS)?.x;
         if let Some(images) = self.setup.model.reconstruct(&originals)? {
             let folder = rec.run.reconstructions();
-            std::fs::create_dir_all(&folder)
-                .with_context(|| format!("the folder {} could not be made", folder.display()))?;
+            make_folder(&folder)?;
             grid::draw(&grid::alternate(&originals, &images, COLUMNS)?, COLUMNS)?.save(&folder.join(name))?;
         }
         Ok(())
     }
 
-    /// The meter's means.
-    ///
-    /// # Errors
-    /// [`Diverged`], when one is not finite or beyond its limit.
+    /// The meter's means; an error when one is not finite or beyond its limit.
     pub(super) fn finite_means(&self) -> Result<Vec<f64>> {
         let means = self.meter.means()?;
-        self.refuse_divergence("", &means)?;
+        divergence::check("", self.setup.model.scalars(), &means, self.step)?;
         Ok(means)
-    }
-
-    pub(super) fn refuse_divergence(&self, prefix: &str, means: &[f64]) -> Result<()> {
-        Ok(divergence::check(prefix, self.setup.model.scalars(), means, self.step)?)
     }
 
     /// The values of all scalars, by key.

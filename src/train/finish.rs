@@ -1,4 +1,4 @@
-//! What a run leaves when training is done: exports, an animation, a summary.
+//! The end of a run: exports, the training animation, the summary.
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -13,14 +13,14 @@ use crate::run::checkpoint;
 use crate::{export, native};
 
 impl Session<'_> {
-    /// The networks for other programs, in every format.
+    /// Exports the networks in every format.
     pub(super) fn export(&mut self, rec: &Recorder) -> Result<()> {
-        // Room for the copies that are compared: the run holds no more memory at its end than in a step.
+        // The exports are compared with copies: this frees the memory for them.
         self.setup.model.end_training();
         native::release_free_memory(self.setup.device)?;
         let write = || -> Result<()> {
-            let twin = self.twin_on_cpu(rec)?;
-            let networks = twin.as_ref().unwrap_or(&self.setup.model).exported();
+            let copy = self.copy_on_cpu(rec)?;
+            let networks = copy.as_ref().unwrap_or(&self.setup.model).exported();
             let origin = self.config.origin(self.step)?;
             export::export(&networks, &origin, export::Format::value_variants(), &rec.run.path("export"))?;
             Ok(())
@@ -28,46 +28,52 @@ impl Session<'_> {
         write().with_context(|| {
             format!(
                 "training is done and its checkpoint whole, but the export failed; mend it, then: ganvae export {}",
-                rec.run.shown()
+                rec.run.shell_quoted()
             )
         })
     }
 
-    /// The model of the newest checkpoint on the CPU, whose float32 exports are compared with; none where it trained there.
-    pub(super) fn twin_on_cpu(&self, rec: &Recorder) -> Result<Option<Box<dyn Model>>> {
+    /// The model of the newest checkpoint on the CPU, whose float32 the exports are compared with; none where it trained there.
+    fn copy_on_cpu(&self, rec: &Recorder) -> Result<Option<Box<dyn Model>>> {
         if self.setup.device == Device::Cpu {
             return Ok(None);
         }
-        let newest = checkpoint::newest_whole(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
+        let newest = checkpoint::newest_intact(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
         let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is not whole", self.step))?;
-        let twin = self.config.build(self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
-        checkpoint::load(&dir, &[Part::Model], &mut |v| twin.visit(v))?;
-        Ok(Some(twin))
+        let copy = self.config.build(self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
+        checkpoint::load(&dir, &[Part::Model], &mut |v| copy.visit(v))?;
+        Ok(Some(copy))
     }
 
     pub(super) fn summary(&self, rec: &Recorder) -> String {
-        let root = rec.run.shown();
-        let mut text = format!("{}\ncurves   {root}/loss.png\nsamples  {root}/samples/{}\n", rec.scores, rec.picture);
-        if rec.run.reconstructions().is_dir() {
-            text.push_str(&format!("recons   {root}/reconstructions/{}\n", rec.picture));
-        }
-        text.push_str(&self.timelapse(rec));
-        text.push_str(&format!("weights  {root}/checkpoints/step-{:08}/model.safetensors\n", self.step));
-        text.push_str(&format!("exports  {root}/export (TorchScript, safetensors, ONNX)\n"));
-        text.push_str(&format!("more     ganvae sample {root}\n"));
-        text
+        let root = rec.run.shell_quoted();
+        let reconstructions = match rec.run.reconstructions().is_dir() {
+            true => format!("recons   {root}/reconstructions/{}\n", rec.picture),
+            false => String::new(),
+        };
+        format!(
+            "{}\n\
+             curves   {root}/loss.png\n\
+             samples  {root}/samples/{}\n\
+             {reconstructions}{}\
+             weights  {root}/checkpoints/step-{:08}/model.safetensors\n\
+             exports  {root}/export (TorchScript, safetensors, ONNX)\n\
+             more     ganvae sample {root}\n",
+            rec.scores,
+            rec.picture,
+            self.draw_training_animation(rec),
+            self.step
+        )
     }
 
-    /// Draws training as an animation; the line that says where, of a run with more than one picture.
-    pub(super) fn timelapse(&self, rec: &Recorder) -> String {
-        let out = rec.run.samples().join("progress.gif");
-        match animation::draw_training(&rec.run.samples(), self.setup.per_epoch, &out) {
-            Ok(true) => format!("progress {}/samples/progress.gif\n", rec.run.shown()),
-            Ok(false) => String::new(),
-            Err(e) => {
-                progress::say(&format!("warning: {e:#}"));
-                String::new()
-            }
+    /// Draws the training animation; gives its line of the summary, for a run with more than one picture.
+    fn draw_training_animation(&self, rec: &Recorder) -> String {
+        let samples = rec.run.samples();
+        match animation::draw_training(&samples, self.setup.per_epoch, &samples.join("progress.gif")) {
+            Ok(true) => return format!("progress {}/samples/progress.gif\n", rec.run.shell_quoted()),
+            Ok(false) => {}
+            Err(e) => progress::say(&format!("warning: {e:#}")),
         }
+        String::new()
     }
 }

@@ -1,40 +1,40 @@
-//! A new model's weights from a file of another making.
+//! Initial weights from a file: `--init-from`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::SafeTensors;
 use tch::Tensor;
 
 use crate::base::weights_file;
-use crate::models::{Model, Part, Visit};
+use crate::models::{Model, Part};
 use crate::native;
 use crate::nets::NETWORKS;
 use crate::run::checkpoint;
 
-/// What PyTorch's wrappers put before every key (DataParallel, torch.compile).
+/// Prefixes of every key under PyTorch's wrappers (DataParallel, torch.compile).
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
-/// Batches seen by a PyTorch batch normalisation, of no effect with a fixed momentum; no key of ours.
+/// A counter of PyTorch's batch normalization, without effect at a fixed momentum; our models do not have it.
 const UNUSED: &str = ".num_batches_tracked";
 /// Names listed of each kind of mismatch.
 const LISTED: usize = 8;
 
-/// What came of putting a file's weights into a model.
+/// The result of loading a file's weights into a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// Keys of the model that were set.
-    pub taken: usize,
-    /// Keys of the model that the file does not have: they stay as they began.
+pub struct LoadReport {
+    /// Keys of the model that were loaded.
+    pub loaded: usize,
+    /// Keys of the model that the file does not have: they keep their initialization.
     pub missing: Vec<String>,
-    /// What the file has and the model does not take, with the reason.
+    /// Keys of the file that the model did not take, with the reason.
     pub unused: Vec<String>,
 }
 
-impl std::fmt::Display for Taken {
+impl std::fmt::Display for LoadReport {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{} of {} tensors of the model taken", self.taken, self.taken + self.missing.len())?;
+        write!(f, "{} of {} tensors of the model taken", self.loaded, self.loaded + self.missing.len())?;
         for (what, list) in [("not in the file, so as they began", &self.missing), ("not taken", &self.unused)] {
             if !list.is_empty() {
                 let more = list.len().saturating_sub(LISTED);
@@ -46,178 +46,145 @@ impl std::fmt::Display for Taken {
     }
 }
 
-/// Copies the weights and buffers in `path` into `model` by key: a .safetensors or TorchScript .pt file of a whole model
+/// Copies the weights and buffers in `path` into `model` by key: a .safetensors or TorchScript .pt file of a complete model
 /// (`decoder.fc1.weight`) or of one network (`fc1.weight`, in a file named after it), a folder of exports, or a run. A moving
-/// average that the file does not have starts at the weights taken.
+/// average that the file does not have starts at the loaded weights.
 ///
 /// # Errors
-/// When the file cannot be read, or nothing in it fits the model: the sentence lists what did not.
-pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<Taken> {
-    let mut live = Live::default();
-    model.visit(&mut live)?;
-    let mut result = Taken::default();
+/// When the file cannot be read, or nothing in it fits the model; the message lists the mismatches.
+pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
+    let mut live = checkpoint::gather(Part::Model, &mut |v| model.visit(v))?;
+    let Contents { tensors, skipped } = read(path)?;
+    let mut report = LoadReport { unused: skipped, ..LoadReport::default() };
     let mut pending: BTreeMap<String, Tensor> = BTreeMap::new();
-    let (all, skipped) = read(path)?;
-    result.unused = skipped;
-    for (key, t) in all {
-        match live.place(&key, &t) {
-            Ok(place) => {
-                if pending.insert(place.clone(), t).is_some() {
-                    result.unused.push(format!("{key} ({place} was there already)"));
+    for (key, t) in tensors {
+        match target(&live, &key, &t) {
+            Ok(target) => {
+                if pending.insert(target.clone(), t).is_some() {
+                    report.unused.push(format!("{key} ({target} was there already)"));
                 }
             }
-            Err(why) => result.unused.push(format!("{key} ({why})")),
+            Err(why) => report.unused.push(format!("{key} ({why})")),
         }
     }
-    result.missing = live.0.keys().filter(|key| !pending.contains_key(*key)).cloned().collect();
-    result.missing.retain(|key| {
-        // The average of weights that are all alike is those weights.
-        let weights = key.strip_prefix("ema.").and_then(|k| pending.get(k)).map(Tensor::shallow_clone);
-        weights.map(|t| pending.insert(key.clone(), t)).is_none()
-    });
-    result.taken = pending.len();
+    for key in live.keys().filter(|key| !pending.contains_key(*key)).cloned().collect::<Vec<_>>() {
+        // The average of equal weights is those weights.
+        match key.strip_prefix("ema.").and_then(|weights| pending.get(weights)) {
+            Some(t) => drop(pending.insert(key, t.shallow_clone())),
+            None => report.missing.push(key),
+        }
+    }
+    report.loaded = pending.len();
     if pending.is_empty() {
-        let wanted: Vec<_> = live.0.keys().take(3).cloned().collect();
-        bail!(
-            "--init-from {}: nothing in it fits this model, whose keys are {} and so on; {result}",
-            path.display(),
-            wanted.join(", ")
-        );
+        let wanted: Vec<_> = live.into_keys().take(3).collect();
+        let (path, wanted) = (path.display(), wanted.join(", "));
+        bail!("--init-from {path}: nothing in it fits this model, whose keys are {wanted} and so on; {report}");
     }
     tch::no_grad(|| {
         for (key, stored) in &pending {
-            if let Some(t) = live.0.get_mut(key) {
+            if let Some(t) = live.get_mut(key) {
                 t.f_copy_(stored)?;
             }
         }
-        anyhow::Ok(())
-    })?;
-    Ok(result)
+        Ok(report)
+    })
 }
 
-/// A model's weights and buffers by key.
+/// The key of the model that a file's tensor belongs to, or why there is none.
+fn target(live: &BTreeMap<String, Tensor>, key: &str, t: &Tensor) -> std::result::Result<String, String> {
+    let candidates: Vec<String> = match live.contains_key(key) {
+        true => vec![key.to_owned()],
+        false => NETWORKS.iter().map(|n| format!("{n}.{key}")).filter(|k| live.contains_key(k)).collect(),
+    };
+    match candidates.as_slice() {
+        [] => Err("not in the model".to_owned()),
+        [one] if live[one].size() != t.size() => {
+            Err(format!("has shape {:?}, the model's {:?}", t.size(), live[one].size()))
+        }
+        // sync: once for each tensor of a file, on the CPU.
+        [_] if t.isfinite().all().int64_value(&[]) == 0 => Err("holds numbers that are not finite".to_owned()),
+        [one] => Ok(one.clone()),
+        several => Err(format!("could be {}: name the file after its network", several.join(" or "))),
+    }
+}
+
+/// The contents of a file.
 #[derive(Default)]
-struct Live(BTreeMap<String, Tensor>);
-
-impl Visit for Live {
-    fn tensor(&mut self, part: Part, name: &str, t: &Tensor) -> Result<()> {
-        if part == Part::Model {
-            self.0.insert(name.to_owned(), t.shallow_clone());
-        }
-        Ok(())
-    }
+struct Contents {
+    /// Tensors of floats by key.
+    tensors: Vec<(String, Tensor)>,
+    /// Other keys, with the reason why they cannot be weights.
+    skipped: Vec<String>,
 }
 
-impl Live {
-    /// The key that a file's tensor is for, or why there is none.
-    fn place(&self, key: &str, t: &Tensor) -> std::result::Result<String, String> {
-        let candidates: Vec<String> = if self.0.contains_key(key) {
-            vec![key.to_owned()]
-        } else {
-            NETWORKS.iter().map(|n| format!("{n}.{key}")).filter(|k| self.0.contains_key(k)).collect()
-        };
-        match candidates.as_slice() {
-            [] => Err("not in the model".to_owned()),
-            [one] if self.0[one].size() != t.size() => {
-                Err(format!("has shape {:?}, the model's {:?}", t.size(), self.0[one].size()))
-            }
-            // sync: once for each tensor of a file, on the CPU.
-            [_] if t.isfinite().all().int64_value(&[]) == 0 => Err("holds numbers that are not finite".to_owned()),
-            [one] => Ok(one.clone()),
-            several => Err(format!("could be {}: name the file after its network", several.join(" or "))),
-        }
-    }
-}
-
-/// What a file holds: keys and tensors of floats, and what else there is, with the reason why it cannot be a weight.
-type Read = (Vec<(String, Tensor)>, Vec<String>);
-
-/// Keys and tensors of a file, or of each file of a folder; of one network's file, the keys begin with its name.
-fn read(path: &Path) -> Result<Read> {
+/// The contents of a file, or of each file of a folder; in a file of one network, keys get its name as a prefix.
+fn read(path: &Path) -> Result<Contents> {
     if path.is_dir() {
         return read_folder(path);
     }
-    if !path.exists() {
-        bail!("--init-from {}: there is no such file or folder", path.display());
-    }
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-    let (mut all, mut skipped) = match extension.as_deref() {
-        Some("safetensors") => read_safetensors(path)?,
-        Some("pt" | "pth" | "ts") => {
-            let all = native::script_tensors(path).with_context(|| {
-                format!(
-                    "--init-from {} is no TorchScript module that can be read (of a state_dict made by torch.save, make a .safetensors \
-                     first: safetensors.torch.save_file(state_dict, FILE))",
-                    path.display()
-                )
-            })?;
-            let (floats, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, t, _)| t.is_floating_point());
-            let skipped = others.into_iter().map(|(key, t, _)| not_floats(&key, t.kind())).collect();
-            (floats.into_iter().map(|(key, t, _)| (key, t)).collect(), skipped)
-        }
-        _ => bail!(
-            "--init-from {}: wanted a .safetensors or TorchScript .pt file, a folder of exports, or a run",
-            path.display()
-        ),
-    };
-    for (key, _) in &mut all {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let prefix = if NETWORKS.contains(&&*stem) { format!("{stem}.") } else { String::new() };
+    let mut contents = Contents::default();
+    for (key, tensor, kind) in read_file(path).with_context(|| format!("--init-from {}", path.display()))? {
+        let mut key = key.as_str();
         while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| key.strip_prefix(wrapper)) {
-            *key = inner.to_owned();
+            key = inner;
+        }
+        let key = if key.starts_with(&prefix) { key.to_owned() } else { format!("{prefix}{key}") };
+        match tensor.filter(Tensor::is_floating_point) {
+            Some(t) => contents.tensors.push((key, t)),
+            None if key.ends_with(UNUSED) => {}
+            None => contents.skipped.push(format!("{key} (of type {kind}, no floats)")),
         }
     }
-    skipped.retain(|entry| !entry.contains(UNUSED));
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    if NETWORKS.contains(&stem.as_str()) {
-        for (key, _) in &mut all {
-            if !key.starts_with(&format!("{stem}.")) {
-                *key = format!("{stem}.{key}");
-            }
+    Ok(contents)
+}
+
+/// Key, tensor (none for a type that weights cannot have) and name of the type of each entry.
+fn read_file(path: &Path) -> Result<Vec<(String, Option<Tensor>, String)>> {
+    ensure!(path.exists(), "there is no such file or folder");
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    match extension.as_deref() {
+        Some("safetensors") => {
+            let bytes = fs::read(path).context("the file could not be read")?;
+            let stored = SafeTensors::deserialize(&bytes).map_err(|e| anyhow!("not a whole safetensors file: {e}"))?;
+            let entry = |(key, view)| (key, weights_file::tensor_of(&view).ok(), format!("{:?}", view.dtype()));
+            let mut entries: Vec<_> = stored.tensors().into_iter().map(entry).collect();
+            // The library sorts by type and size.
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(entries)
         }
+        Some("pt" | "pth" | "ts") => {
+            let all = native::script_tensors(path).context(
+                "no TorchScript module that can be read (of a state_dict made by torch.save, make a .safetensors first: \
+                 safetensors.torch.save_file(state_dict, FILE))",
+            )?;
+            Ok(all.into_iter().map(|(key, t, _)| (key, Some(t.shallow_clone()), format!("{:?}", t.kind()))).collect())
+        }
+        _ => bail!("wanted a .safetensors or TorchScript .pt file, a folder of exports, or a run"),
     }
-    Ok((all, skipped))
 }
 
-fn not_floats(key: &str, kind: impl std::fmt::Debug) -> String {
-    format!("{key} (of type {kind:?}, no floats)")
-}
-
-fn read_folder(dir: &Path) -> Result<Read> {
+fn read_folder(dir: &Path) -> Result<Contents> {
     let checkpoints = dir.join("checkpoints");
     if checkpoints.is_dir() || dir.join("config.toml").is_file() {
-        let (newest, _) = checkpoint::newest_whole(&checkpoints)?
+        let (newest, _) = checkpoint::newest_intact(&checkpoints)?
             .with_context(|| format!("--init-from {}: the run has no checkpoint yet", dir.display()))?;
         return read(&newest.join("model.safetensors"));
     }
-    let (mut all, mut skipped) = (Vec::new(), Vec::new());
+    let mut all = Contents::default();
     for name in NETWORKS {
         let files = ["safetensors", "pt"].map(|e| dir.join(format!("{name}.{e}")));
         if let Some(file) = files.iter().find(|f| f.is_file()) {
-            let (floats, others) = read(file)?;
-            all.extend(floats);
-            skipped.extend(others);
+            let contents = read(file)?;
+            all.tensors.extend(contents.tensors);
+            all.skipped.extend(contents.skipped);
         }
     }
-    if all.is_empty() {
+    if all.tensors.is_empty() {
         bail!("--init-from {}: the folder is no run and holds no exports (such as decoder.safetensors)", dir.display());
     }
-    Ok((all, skipped))
-}
-
-fn read_safetensors(path: &Path) -> Result<Read> {
-    let bytes = fs::read(path).with_context(|| format!("--init-from {} could not be read", path.display()))?;
-    let stored = SafeTensors::deserialize(&bytes)
-        .map_err(|e| anyhow::anyhow!("--init-from {} is not a whole safetensors file: {e}", path.display()))?;
-    let (mut all, mut skipped) = (Vec::new(), Vec::new());
-    for (key, view) in stored.tensors() {
-        match weights_file::tensor_of(&view) {
-            Ok(t) if t.is_floating_point() => all.push((key, t)),
-            _ => skipped.push(not_floats(&key, view.dtype())),
-        }
-    }
-    // The file's order is by type and size; a person reads names.
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    skipped.sort();
-    Ok((all, skipped))
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -249,9 +216,8 @@ mod tests {
     }
 
     fn all(model: &mut dyn Model) -> BTreeMap<String, Tensor> {
-        let mut live = Live::default();
-        model.visit(&mut live).unwrap();
-        live.0.into_iter().map(|(key, t)| (key, t.detach().copy())).collect()
+        let live = checkpoint::gather(Part::Model, &mut |v| model.visit(v)).unwrap();
+        live.into_iter().map(|(key, t)| (key, t.detach().copy())).collect()
     }
 
     fn file(name: &str, tensors: Vec<(String, Tensor)>) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -271,7 +237,7 @@ mod tests {
             let mut model = vae();
             assert_ne!(all(&mut model), want);
             let taken = init_from(&mut model, &path).unwrap();
-            assert_eq!(taken, Taken { taken: want.len(), ..Taken::default() });
+            assert_eq!(taken, LoadReport { loaded: want.len(), ..LoadReport::default() });
             assert_eq!(all(&mut model), want);
         }
     }
@@ -291,7 +257,7 @@ mod tests {
         ];
         let (_dir, path) = file("weights.safetensors", tensors);
         let taken = init_from(&mut model, &path).unwrap();
-        assert_eq!(taken.taken, 1, "{taken}");
+        assert_eq!(taken.loaded, 1, "{taken}");
         assert_eq!(taken.missing.len(), before.len() - 1);
         let text = taken.to_string();
         for part in [

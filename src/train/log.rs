@@ -1,4 +1,4 @@
-//! What a run says while it trains: rows of metrics, curves, the progress bar.
+//! The output of a run while it trains: rows of metrics, curves, the progress bar.
 
 use std::path::Path;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::run::metrics_log::MetricsLog;
 /// Seconds between redrawings of the curves within an epoch.
 const REDRAW_S: f64 = 20.0;
 
-/// What the loop keeps beside the session: the folder, the clock, the bar.
+/// The output of the loop: the folder, the log, the clocks, the progress bar.
 pub(super) struct Recorder {
     pub(super) run: RunDir,
     pub(super) lock: Lock,
@@ -40,7 +40,7 @@ impl Recorder {
         self.wall_before + self.started.elapsed().as_secs_f64()
     }
 
-    /// Starts measuring throughput anew: after a row, and after every pause that is no training.
+    /// Restarts the measurement of throughput: after a row, and after work that is not training.
     pub(super) fn restart_clock(&mut self) {
         self.interval = Instant::now();
         self.interval_images = 0;
@@ -65,8 +65,7 @@ impl Session<'_> {
         let images_per_s = rec.interval_images as f64 / rec.interval.elapsed().as_secs_f64().max(1e-9);
         let values = self.report(&means);
         let mut row = self.row_head(rec);
-        row.push(("images_per_s".into(), images_per_s.round()));
-        row.push(("lr".into(), self.lr()));
+        row.extend([("images_per_s".into(), images_per_s.round()), ("lr".into(), self.lr())]);
         row.extend(values.iter().cloned());
         rec.log.append(&row)?;
         let done = (self.step - rec.first_step) as f64;
@@ -74,8 +73,8 @@ impl Session<'_> {
         let epoch = self.step as f64 / self.setup.per_epoch as f64;
         rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
         let from = self.step.saturating_sub(self.meter.images.div_ceil(self.config.batch_size as u64));
-        for worry in self.watch.look(&self.setup.model.warnings(&means), from, self.step) {
-            rec.progress.say(&format!("warning: {worry}"));
+        for warning in self.warnings.filter(&self.setup.model.warnings(&means), from, self.step) {
+            rec.progress.say(&format!("warning: {warning}"));
         }
         self.meter.reset()?;
         if rec.drawn.elapsed().as_secs_f64() > REDRAW_S.max(30.0 * rec.draw_s) {
@@ -85,7 +84,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Redraws loss.png. A chart that cannot be drawn is said once and does not stop the run.
+    /// Redraws loss.png. A failure gives one warning and does not stop the run.
     pub(super) fn draw_curves(&self, rec: &mut Recorder) {
         let began = Instant::now();
         let name = Path::new(&self.setup.data).file_name().unwrap_or_default().to_string_lossy();
@@ -114,17 +113,18 @@ impl Session<'_> {
         )
     }
 
-    /// What to say of a run of so few updates that nothing is learnt, unless just so many were asked for.
-    pub(super) fn too_few(&self) -> Option<String> {
-        let (total, fresh) = (self.setup.total, self.step == 0 && self.config.settings.given(&STEPS).is_none());
-        let (enough, sees) = match self.config.model {
+    /// The warning for a run with too few updates to learn anything, unless --steps asks for them.
+    pub(super) fn short_run_warning(&self) -> Option<String> {
+        let (total, per_epoch) = (self.setup.total, self.setup.per_epoch);
+        let (enough, shapes) = match self.config.model {
             ModelKind::Vae => (300, "a VAE's pictures take shape after some hundred"),
             ModelKind::Gan => (1000, "a GAN's pictures take shape after some thousand"),
         };
-        (fresh && total < enough).then(|| {
+        let unasked = self.step == 0 && self.config.settings.given(&STEPS).is_none();
+        (unasked && total < enough).then(|| {
             format!(
-                "warning: this run has {total} updates ({} an epoch), and {sees}: more --epochs, --steps {}, or a smaller --batch-size",
-                self.setup.per_epoch,
+                "warning: this run has {total} updates ({per_epoch} an epoch), and {shapes}: more --epochs, --steps {}, or a smaller \
+                 --batch-size",
                 5 * enough
             )
         })

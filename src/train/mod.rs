@@ -1,4 +1,4 @@
-//! Training: the loop.
+//! The training loop.
 
 pub mod divergence;
 mod evaluation;
@@ -16,6 +16,7 @@ use anyhow::{Result, bail};
 
 use crate::base::progress::Progress;
 use crate::base::seed::{Stream, seed_for};
+use crate::base::shape::Shape;
 use crate::base::signals::StopFlag;
 use crate::base::timer::StepTimer;
 use crate::base::{progress, scalar, signals};
@@ -27,25 +28,25 @@ use crate::run::checkpoint::{Best, State};
 use crate::run::folder::{Lock, RunDir, RunInfo};
 use crate::run::metrics_log::MetricsLog;
 use crate::run::{checkpoint, folder};
-use divergence::{Diverged, Watch};
+use divergence::{Diverged, WarningFilter};
 use evaluation::{COLUMNS, SAMPLES};
 use initial_weights::init_from;
 use log::Recorder;
 use setup::Setup;
-use stepper::{At, Meter, Stepper, Way};
+use stepper::{AverageMeter, ExecutionMode, StepPosition, Stepper};
 
 pub use resume::resume;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps are done; what came of them and where it is, a line each.
+    /// All steps are done: a summary of scores and files, a line each.
     Done(String),
-    /// This signal came; a checkpoint was written.
+    /// This signal stopped it, after a checkpoint was written.
     Stopped(u8),
 }
 
-/// Trains a new run from first step to last. Nothing is written before the data is read and the model is built.
+/// Trains a new run. Nothing is written before the data is read and the model is built.
 ///
 /// # Errors
 /// Bad data, a model that does not fit it, a folder that cannot be written, a loss that is not finite.
@@ -57,7 +58,7 @@ pub fn train(config: &Config) -> Result<Outcome> {
         folder::check_free(out)?;
     }
     let mut session = Session::build(config, None)?;
-    session.init()?;
+    session.load_initial_weights()?;
     let run = RunDir::create(out, config.model, &session.setup.data)?;
     let lock = run.lock()?;
     run.write_config(&config.kept_toml()?, &session.info)?;
@@ -65,37 +66,31 @@ pub fn train(config: &Config) -> Result<Outcome> {
     session.run(run, lock, state)
 }
 
-/// Everything a run needs in memory.
+/// A run in memory.
 struct Session<'a> {
     config: &'a Config,
-    // First: a captured step must go before the tensors that it reads.
+    // First: a captured graph must be dropped before the tensors that it reads.
     stepper: Stepper,
     setup: Setup,
     info: RunInfo,
-    meter: Meter,
-    timer: StepTimer,
+    meter: AverageMeter,
     step: u64,
-    /// Whether an epoch has ended and what follows has not been done yet.
+    /// Whether an epoch has ended and its evaluation is not done yet.
     epoch_due: bool,
     rollbacks: u32,
     best: Option<Best>,
-    /// The held-out value of the model's criterion, and the step that it is of.
+    /// The held-out value of the model's criterion, and its step.
     score: Option<Best>,
-    watch: Watch,
+    warnings: WarningFilter,
 }
 
 impl<'a> Session<'a> {
     fn build(config: &'a Config, stored: Option<Tuning>) -> Result<Self> {
         let setup = Setup::new(config, stored)?;
-        let shape = setup.train.shape();
+        let Shape { channels, height, width } = setup.train.shape();
         Ok(Session {
-            stepper: Stepper::new(
-                Way::on(setup.device, config.cuda_graph),
-                setup.device,
-                config.seed,
-                config.batch_size,
-            )?,
-            meter: Meter::new(setup.model.measured(), setup.device),
+            stepper: Stepper::new(ExecutionMode::new(setup.device, config.cuda_graph), &setup, config)?,
+            meter: AverageMeter::new(setup.model.measured(), setup.device),
             info: RunInfo {
                 ganvae: env!("CARGO_PKG_VERSION").into(),
                 libtorch: env!("GANVAE_LIBTORCH_VERSION").into(),
@@ -103,33 +98,32 @@ impl<'a> Session<'a> {
                 data_sha256: setup.data_sha256.clone(),
                 train_images: setup.train.len(),
                 test_images: setup.test.len(),
-                channels: shape.channels,
-                height: shape.height,
-                width: shape.width,
+                channels,
+                height,
+                width,
                 tuning: setup.chosen.tuning,
             },
             config,
             setup,
-            timer: StepTimer::off(),
             step: 0,
             epoch_due: false,
             rollbacks: 0,
             best: None,
             score: None,
-            watch: Watch::default(),
+            warnings: WarningFilter::default(),
         })
     }
 
-    /// The weights that `--init-from` names, in place of fresh ones.
-    fn init(&mut self) -> Result<()> {
+    /// Loads the weights of `--init-from`, if given.
+    fn load_initial_weights(&mut self) -> Result<()> {
         if let Some(path) = self.config.settings.given(&INIT_FROM) {
-            let taken = init_from(self.setup.model.as_mut(), &path)?;
-            progress::say(&format!("{}: {taken}", path.display()));
+            let report = init_from(self.setup.model.as_mut(), &path)?;
+            progress::say(&format!("{}: {report}", path.display()));
         }
         Ok(())
     }
 
-    /// The loop: from `state`, which is that of this session, to `self.setup.total`, or until a signal.
+    /// Trains from `state`, the state of this session, until all steps are done or a signal comes.
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
         run.make_folders()?;
         scalar::write(&run.path("scalars.json"), self.setup.model.scalars())?;
@@ -155,39 +149,39 @@ impl<'a> Session<'a> {
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
-        if let Some(warning) = self.too_few() {
+        if let Some(warning) = self.short_run_warning() {
             rec.progress.say(&warning);
         }
         if self.config.rollbacks > 0 && self.step == 0 {
-            // There must be something to go back to.
+            // For a rollback before the first regular checkpoint.
             self.checkpoint(&mut rec)?;
         }
         while self.step < self.setup.total || self.epoch_due {
-            match self.advance(&mut rec, &stop) {
-                Ok(None) => {}
+            let diverged = match self.advance(&mut rec, &stop) {
+                Ok(None) => continue,
                 Ok(Some(outcome)) => return Ok(outcome),
-                Err(e) => match e.downcast::<Diverged>()? {
-                    why if u64::from(self.rollbacks) < self.config.rollbacks => self.roll_back(&mut rec, &why)?,
-                    why => {
-                        let (after, or) = match self.rollbacks {
-                            0 => (String::new(), ", or --on-divergence rollback"),
-                            n => (format!(" after going back {n} times"), ""),
-                        };
-                        let kept = !checkpoint::list(&rec.run.checkpoints())?.is_empty();
-                        let whole = if kept { "; the checkpoints before it are whole" } else { "" };
-                        bail!("{why}, and stops{after}{whole}; try a lower --lr, --clip-norm 1{or}");
-                    }
-                },
+                Err(e) => e.downcast::<Diverged>()?,
+            };
+            if u64::from(self.rollbacks) < self.config.rollbacks {
+                self.roll_back(&mut rec, &diverged)?;
+                continue;
             }
+            let (after, or) = match self.rollbacks {
+                0 => (String::new(), ", or --on-divergence rollback"),
+                n => (format!(" after going back {n} times"), ""),
+            };
+            let kept = !checkpoint::list(&rec.run.checkpoints())?.is_empty();
+            let intact = if kept { "; the checkpoints before it are whole" } else { "" };
+            bail!("{diverged}, and stops{after}{intact}; try a lower --lr, --clip-norm 1{or}");
         }
         rec.progress.finish();
         self.export(&rec)?;
         Ok(Outcome::Done(self.summary(&rec)))
     }
 
-    /// One update and all that is due after it: rows, scores, pictures, a checkpoint; an outcome when a signal has come.
+    /// One update and the work that is due after it: metrics, evaluation, samples, a checkpoint; an outcome when a signal has come.
     fn advance(&mut self, rec: &mut Recorder, stop: &StopFlag) -> Result<Option<Outcome>> {
-        // Else a signal came within the score of an epoch, which is made first of all.
+        // Otherwise a signal interrupted the evaluation, which comes first.
         if !self.epoch_due {
             rec.interval_images += self.one_step()?;
             rec.progress.advance(self.step);
@@ -214,7 +208,7 @@ impl<'a> Session<'a> {
         let Some(signal) = stopped.filter(|_| !last || self.epoch_due) else { return Ok(None) };
         self.draw_curves(rec);
         rec.progress.finish();
-        let root = rec.run.shown();
+        let root = rec.run.shell_quoted();
         let (step, total) = (self.step, self.setup.total);
         progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
         Ok(Some(Outcome::Stopped(signal)))
@@ -226,13 +220,8 @@ impl<'a> Session<'a> {
             0 => self.config.seed,
             n => seed_for(self.config.seed, 0, Stream::Rollback, n.into()) as u64,
         };
-        let at = At {
-            noise: seed_for(seed, 0, Stream::Noise, self.step),
-            step: self.step,
-            epoch: self.step / self.setup.per_epoch,
-            within: self.step % self.setup.per_epoch,
-        };
-        let count = self.stepper.step(&mut self.setup, &mut self.meter, at, &self.timer)?;
+        let position = StepPosition::new(seed, self.step, self.setup.per_epoch);
+        let count = self.stepper.step(&mut self.setup, &mut self.meter, position, &StepTimer::off())?;
         self.step += 1;
         Ok(count)
     }

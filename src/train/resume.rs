@@ -1,9 +1,10 @@
-//! Going on with a run.
+//! Resuming a run.
 
 use std::path::Path;
 
 use anyhow::{Result, ensure};
 
+use super::setup::steps_of;
 use super::{Outcome, Session};
 use crate::base::progress;
 use crate::base::setting::Settings;
@@ -16,32 +17,33 @@ use crate::models::tuning::{THREADS, TUNE};
 use crate::run::checkpoint;
 use crate::run::folder::{RunDir, RunInfo};
 
-/// Goes on with a run where its newest whole checkpoint stands, or from its beginning where there is none yet; `given` may
-/// change what does not change the run, `asked` is the kind of model that it is taken for.
+/// Resumes a run from its newest intact checkpoint, or from the beginning where there is none yet. `given` holds the flags, `asked` the
+/// kind of model on the command line.
 ///
 /// # Errors
-/// As [`train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or there
-/// is nothing left to do.
+/// As [`super::train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or all
+/// steps are done.
 pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result<Outcome> {
     signals::hold()?;
     if given.given(&OUT).is_some() {
         usage!("--out is for a new run: --resume goes on in {}", root.display());
     }
     let run = RunDir::open(root)?;
+    let shown = root.display();
     let lock = run.lock()?;
     let (model, stored, info) = run.config()?;
     if let Some(asked) = asked.filter(|asked| *asked != model) {
-        usage!("{} is a run of a {model}, and `train {asked}` was asked for: leave the {asked} out", root.display());
+        usage!("{shown} is a run of a {model}, and `train {asked}` was asked for: leave the {asked} out");
     }
     let began = config::resolve(model, &stored)?;
     config::refuse_changes(&began, given)?;
     let mut settings = stored.overlaid(given);
     if given.given(&THREADS).is_some() {
-        // The tuning stands in [run.tuning]; what was once asked of it must not contradict a --threads of today.
+        // The tuning is read from [run.tuning]; the --tune of the start must not contradict the new --threads.
         settings = settings.without(&TUNE);
     }
     let config = config::resolve(model, &settings)?;
-    let found = checkpoint::newest_whole(&run.checkpoints())?;
+    let found = checkpoint::newest_intact(&run.checkpoints())?;
     if let Some((_, state)) = &found {
         state.check_model(model)?;
         let file = run.path("config.toml");
@@ -56,22 +58,16 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     let mut session = Session::build(&config, Some(tuning))?;
     ensure!(
         session.info.data_sha256 == info.data_sha256,
-        "--data {} has changed since {} began (its checksum is another): give the run the images it began with",
-        session.setup.data,
-        root.display()
+        "--data {} has changed since {shown} began (its checksum is another): give the run the images it began with",
+        session.setup.data
     );
-    let before = session.setup.steps_of(began.budget);
-    if session.setup.total < before {
-        usage!(
-            "--epochs and --steps may only grow: {} is a run of {before} steps, {} were asked for",
-            root.display(),
-            session.setup.total
-        );
+    let (before, total) = (steps_of(began.budget, session.setup.per_epoch), session.setup.total);
+    if total < before {
+        usage!("--epochs and --steps may only grow: {shown} is a run of {before} steps, {total} were asked for");
     }
     session.info = RunInfo { tuning, ..info };
-    let shown = root.display();
     let state = match found {
-        Some((_, state)) if state.step >= session.setup.total && !state.epoch_due => {
+        Some((_, state)) if state.step >= total && !state.epoch_due => {
             checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
             usage!("{shown} has done all of its {} steps: give more with --epochs or --steps", state.step);
         }
@@ -83,7 +79,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
         }
         None => {
             progress::say(&format!("{shown} has no checkpoint yet: it starts from the beginning"));
-            session.init()?;
+            session.load_initial_weights()?;
             session.state(0.0, 0)?
         }
     };

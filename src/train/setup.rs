@@ -1,4 +1,4 @@
-//! What a configuration asks for, put together in memory: device, data, tuned model.
+//! A configuration in memory: device, data, tuned model.
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
@@ -14,7 +14,8 @@ use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
 use crate::native;
 use crate::nets::{ARCH, Arch, Compute};
 
-fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
+/// The number of updates of a budget.
+pub fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
     match budget {
         Budget::Epochs(n) => n.saturating_mul(per_epoch),
         Budget::Steps(n) => n,
@@ -23,19 +24,19 @@ fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
 
 /// Everything that a step needs.
 pub struct Setup {
-    /// Where the tensors are.
+    /// The device of all tensors.
     pub device: Device,
-    /// What a person calls the data.
+    /// The name of the data, for messages.
     pub data: String,
     /// Checksum of the images and labels.
     pub data_sha256: String,
-    /// Images that are trained on.
+    /// Training images.
     pub train: Dataset,
-    /// Images that are only ever scored.
+    /// Held-out images, for evaluation only.
     pub test: Dataset,
-    /// The model, computing as `chosen` says.
+    /// The model, with the tuning applied.
     pub model: Box<dyn Model>,
-    /// Threads and forms of layers.
+    /// The tuning: threads, kernels, layout.
     pub chosen: Chosen,
     /// Updates in an epoch.
     pub per_epoch: u64,
@@ -44,21 +45,18 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Device, data and model, in this order; the images' bytes live on only in the data sets on the device.
-    ///
-    /// `stored` is the tuning of a run that goes on; without it, it is chosen now.
+    /// Opens the device, reads the data and builds the model, in this order. `stored` is the tuning of a resumed run; without it, the
+    /// tuning is chosen now.
     ///
     /// # Errors
-    /// A device that is not there, bad data, a model that does not fit it.
+    /// A device that cannot be used, bad data, a model that does not fit it.
     pub fn new(config: &Config, stored: Option<Tuning>) -> Result<Self> {
         let device = device::open(&config.settings)?;
-        if device != Device::Cpu
-            && stored.is_none()
-            && (config.plan.products.is_some() || config.plan.kernels.is_some())
-        {
+        let for_cpu = config.plan.products.is_some() || config.plan.kernels.is_some();
+        if device != Device::Cpu && stored.is_none() && for_cpu {
+            let name = device::name(device);
             usage!(
-                "--tune with products or kernels is for the CPU, and this run is on {}: leave it out, or use --device cpu",
-                device::name(device)
+                "--tune with products or kernels is for the CPU, and this run is on {name}: leave it out, or use --device cpu"
             );
         }
         let precision = device::precision(&config.settings, device)?;
@@ -66,7 +64,7 @@ impl Setup {
         let train = Dataset::new(&source.train, device)?;
         let test = Dataset::new(&source.test, device)?;
         let (data, data_sha256) = (source.name.clone(), data::checksum(&source));
-        // The sets on the device are all that is needed from here on.
+        // From here on only the copies on the device are needed.
         drop(source);
         let per_epoch = config.steps_per_epoch(train.len());
         let shape = train.shape();
@@ -83,7 +81,7 @@ impl Setup {
                 let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
                 let chosen =
                     tuning::choose(&plan, total, convolutions, &batch, fresh).context("timing the forms of a step")?;
-                // The model that was measured on has left holes that the real one does not quite fit.
+                // The model that was timed has fragmented the memory.
                 native::release_free_memory(device)?;
                 chosen
             }
@@ -93,13 +91,8 @@ impl Setup {
         Ok(Setup { device, data, data_sha256, train, test, model, chosen, per_epoch, total })
     }
 
-    /// How many updates a budget is.
-    pub fn steps_of(&self, budget: Budget) -> u64 {
-        steps_of(budget, self.per_epoch)
-    }
-
-    /// Batch number `within` of the epoch whose images come in the order `order` (the epoch's number, int64 [N]): images, labels
-    /// and B. Small batches are gathered several at a time into `prefetched`.
+    /// Batch `index` of an epoch with its order of the images (int64 [N]): images, labels and B. Several small batches at a time are
+    /// gathered into `prefetched`.
     ///
     /// # Errors
     /// libtorch's.
@@ -107,18 +100,18 @@ impl Setup {
         &self,
         prefetched: &mut Prefetched,
         (epoch, order): (u64, &Tensor),
-        within: u64,
+        index: u64,
         batch_size: usize,
     ) -> Result<(Batch, i64)> {
         let (images, size) = (self.train.len() as i64, batch_size as i64);
-        let from = within as i64 * size;
+        let from = index as i64 * size;
         let count = size.min(images - from);
         let bytes = size.saturating_mul(4 * self.train.shape().numel());
         let batches = (PREFETCH_BYTES / bytes).max(1);
         if batches == 1 {
             return Ok((self.train.gather(&order.f_narrow(0, from, count)?)?, count));
         }
-        // Always the same batches together, so that a batch lies in memory alike in a run that was resumed among them.
+        // Always the same batches together, so that a batch has the same memory alignment in a run that was resumed between them.
         let first = from / (batches * size) * (batches * size);
         let all = match prefetched.0.take() {
             Some((e, f, all)) if (e, f) == (epoch, first) => all,
@@ -130,11 +123,11 @@ impl Setup {
     }
 }
 
-/// Floats of small batches that are gathered in one go, in bytes: gathering one of 20 digits alone costs as much in calls as in
-/// bytes, and these still lie in a core's cache when their turn comes.
+/// Bytes of small batches that are gathered in one call: a batch of 20 digits alone costs as much in calls as in copying, and this
+/// much still is in a core's cache when it is used.
 const PREFETCH_BYTES: i64 = 512 << 10;
 
-/// Batches gathered before their turn: the epoch, the position of the first image, the images with their labels.
+/// Batches gathered in advance: the epoch, the index of the first image, the images with their labels.
 #[derive(Debug, Default)]
 pub struct Prefetched(Option<(u64, i64, Batch)>);
 
@@ -158,12 +151,12 @@ mod tests {
             let mut prefetched = Prefetched::default();
             for (epoch, start) in [(0, 0), (1, 0), (1, 2), (0, 1)] {
                 let order = Tensor::from_slice(&epoch_order(5, epoch, 203));
-                for within in start..203_u64.div_ceil(batch_size as u64) {
-                    let (batch, count) = setup.batch(&mut prefetched, (epoch, &order), within, batch_size).unwrap();
-                    let from = within as i64 * batch_size as i64;
+                for index in start..203_u64.div_ceil(batch_size as u64) {
+                    let (batch, count) = setup.batch(&mut prefetched, (epoch, &order), index, batch_size).unwrap();
+                    let from = index as i64 * batch_size as i64;
                     assert_eq!(count, (batch_size as i64).min(203 - from));
                     let want = setup.train.gather(&order.narrow(0, from, count)).unwrap();
-                    assert_eq!((batch.x, batch.labels), (want.x, want.labels), "{batch_size} {within}");
+                    assert_eq!((batch.x, batch.labels), (want.x, want.labels), "{batch_size} {index}");
                 }
             }
         }

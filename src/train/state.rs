@@ -1,9 +1,9 @@
-//! The state of a run in memory: into a checkpoint, out of one, back to one.
+//! The state of a run: saved to a checkpoint, restored from one, rolled back to one.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 use super::Session;
 use super::divergence::Diverged;
@@ -12,7 +12,7 @@ use crate::models::{Part, Visit};
 use crate::run::checkpoint::{self, State};
 
 impl Session<'_> {
-    /// Where the run stands, for a checkpoint.
+    /// The position of the run, for a checkpoint.
     pub(super) fn state(&self, wall_s: f64, metrics_bytes: u64) -> Result<State> {
         Ok(State {
             wall_s,
@@ -27,7 +27,7 @@ impl Session<'_> {
         })
     }
 
-    /// Puts everything where the checkpoint `dir` with this state stood.
+    /// Restores everything from the checkpoint `dir` with this state.
     pub(super) fn restore(&mut self, dir: &Path, state: &State) -> Result<()> {
         checkpoint::load(dir, &[Part::Model, Part::Optimizer], &mut |v| self.visit(v))?;
         self.step = state.step;
@@ -39,20 +39,20 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The learning rate: halved each time that the run has gone back.
+    /// The learning rate: halved at each rollback.
     pub(super) fn lr(&self) -> f64 {
         self.config.lr * 0.5f64.powi(self.rollbacks as i32)
     }
 
-    /// Back to the newest checkpoint after a divergence: with fresh noise, half the learning rate, and a row that says so.
+    /// Restores the newest checkpoint after a divergence, with fresh noise and half the learning rate, and logs a row for it.
     pub(super) fn roll_back(&mut self, rec: &mut Recorder, why: &Diverged) -> Result<()> {
         let diverged_at = self.step;
-        let Some((dir, state)) = checkpoint::newest_whole(&rec.run.checkpoints())? else {
+        let Some((dir, state)) = checkpoint::newest_intact(&rec.run.checkpoints())? else {
             bail!("{why}, and there is no checkpoint to go back to");
         };
         self.rollbacks += 1;
         self.restore(&dir, &state)?;
-        self.watch.restart();
+        self.warnings.restart();
         rec.first_step = rec.first_step.min(self.step);
         rec.log.cut(state.metrics_bytes)?;
         let mut row = self.row_head(rec);
@@ -60,7 +60,7 @@ impl Session<'_> {
         row.push(("diverged_at".into(), diverged_at as f64));
         row.push(("lr".into(), self.lr()));
         rec.log.append(&row)?;
-        // At once: a kill before the next checkpoint must not forget that the run has gone back.
+        // At once: a process that is killed before the next checkpoint must not lose the rollback.
         self.checkpoint(rec)?;
         rec.progress.say(&format!(
             "warning: {why}: rolled back to step {} ({} of {}), with fresh noise and lr {:e}",
@@ -78,8 +78,17 @@ impl Session<'_> {
         if self.meter.images > 0 {
             self.finite_means()?;
         }
-        // The losses are of before the last update: what that one did to the weights shows here.
-        self.visit(&mut AllFinite { step: self.step })?;
+        // The losses are from before the last update; the weights are from after it.
+        for part in [Part::Model, Part::Optimizer] {
+            for (name, t) in checkpoint::gather(part, &mut |v| self.visit(v))? {
+                // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). Not in double:
+                // that would copy the largest weights at twice their size. sync: at checkpoints only.
+                if !t.f_sum(Kind::Float)?.f_double_value(&[])?.is_finite() {
+                    let step = self.step;
+                    bail!(Diverged(format!("{name} is not finite after step {step}: training has diverged")));
+                }
+            }
+        }
         if let Some(score) = self.score.filter(|s| s.step == self.step)
             && self.best.is_none_or(|best| score.value < best.value)
         {
@@ -93,23 +102,5 @@ impl Session<'_> {
     pub(super) fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {
         self.setup.model.visit(v)?;
         v.tensor(Part::Optimizer, "meter.sums", &self.meter.sums)
-    }
-}
-
-/// Refuses state that is not finite, so that a checkpoint is always one to go on from.
-struct AllFinite {
-    step: u64,
-}
-
-impl Visit for AllFinite {
-    fn tensor(&mut self, _: Part, name: &str, t: &Tensor) -> Result<()> {
-        // A sum is finite only if every element is (a finite sum that overflows would need weights of no use). Not in double:
-        // that would copy the largest weights at twice their size. sync: at checkpoints only.
-        let sum = t.f_sum(Kind::Float)?.f_double_value(&[])?;
-        if !sum.is_finite() {
-            let step = self.step;
-            return Err(Diverged(format!("{name} is not finite after step {step}: training has diverged")).into());
-        }
-        Ok(())
     }
 }

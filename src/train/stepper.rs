@@ -1,33 +1,34 @@
-//! One update after another: from the epoch's order of the images to the sums of the step's values.
+//! Training steps: the epoch's shuffled order, the batch, the update, the running averages.
 //!
-//! On a CPU each step takes what changes from the host: its images, its noise, its scheduled numbers. On CUDA the complete update
-//! reads all of that from tensors on the device, so that it can be captured once and then replayed by one launch; the host writes
-//! the noise and the numbers there before each replay, which waits for nothing, and the update itself moves on to the next images.
-//! What must not be captured (the first steps, an epoch's last partial batch) runs operation by operation through the same code.
+//! On a CPU the host passes each step its batch, its noise and its scheduled numbers. On CUDA the update reads them from tensors on
+//! the device, so that it can be captured once as a CUDA graph and replayed by one launch. Before each replay the host writes the
+//! noise and the numbers to the device, without waiting for it; the update itself advances to the next batch. The warm-up steps and
+//! an epoch's last partial batch run the same code eagerly.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use crate::base::seed::epoch_order;
+use crate::base::seed::{Stream, epoch_order, seed_for};
 use crate::base::timer::{Phase, StepTimer};
+use crate::config::Config;
 use crate::models::StepContext;
 use crate::models::noise::Noise;
 use crate::native;
 use crate::train::setup::{Prefetched, Setup};
 
-/// Sums of the step's values since the last row of metrics, on the device.
+/// Averages of the step's values since the last row of metrics, summed on the device.
 #[derive(Debug)]
-pub struct Meter {
-    /// [K], each value times the images it is the mean of.
+pub struct AverageMeter {
+    /// [K], each value times the number of images that it is the mean of.
     pub sums: Tensor,
     /// Images in the sums.
     pub images: u64,
 }
 
-impl Meter {
+impl AverageMeter {
     /// Zero sums of `values` values.
     pub fn new(values: usize, device: Device) -> Self {
-        Meter { sums: Tensor::zeros([values as i64], (Kind::Double, device)), images: 0 }
+        AverageMeter { sums: Tensor::zeros([values as i64], (Kind::Double, device)), images: 0 }
     }
 
     /// Adds the means `values` [K] of a batch of `images`.
@@ -35,13 +36,12 @@ impl Meter {
     /// # Errors
     /// libtorch's.
     pub fn add(&mut self, values: &Tensor, images: i64) -> Result<()> {
-        self.add_on_device(values, images)?;
         self.images += images as u64;
-        Ok(())
+        self.add_to_sums(values, images)
     }
 
-    /// The part of [`Meter::add`] that a captured step repeats by itself.
-    fn add_on_device(&self, values: &Tensor, images: i64) -> Result<()> {
+    /// The part of [`AverageMeter::add`] on the device, which a captured step contains.
+    fn add_to_sums(&self, values: &Tensor, images: i64) -> Result<()> {
         let _ = self.sums.shallow_clone().f_add_(&values.f_mul_scalar(images as f64)?)?;
         Ok(())
     }
@@ -56,7 +56,7 @@ impl Meter {
         Ok(sums.into_iter().map(|s| s / self.images as f64).collect())
     }
 
-    /// Begins anew.
+    /// Sets the sums to zero.
     ///
     /// # Errors
     /// libtorch's.
@@ -67,184 +67,191 @@ impl Meter {
     }
 }
 
-/// Which step is made.
+/// Which step is run.
 #[derive(Clone, Copy, Debug)]
-pub struct At {
-    /// Seed of its noise.
-    pub noise: i64,
-    /// Updates done before it.
+pub struct StepPosition {
+    /// Seed of the step's noise.
+    pub noise_seed: i64,
+    /// Updates before this one.
     pub step: u64,
-    /// Whose order the images are taken in.
+    /// The epoch whose order the images are taken in.
     pub epoch: u64,
-    /// Number of the batch in that order.
-    pub within: u64,
+    /// Index of the batch in that order.
+    pub batch: u64,
 }
 
-/// How steps are made.
+impl StepPosition {
+    /// The position of the update after `step` updates, with `per_epoch` updates an epoch and noise that follows from `seed`.
+    pub fn new(seed: u64, step: u64, per_epoch: u64) -> Self {
+        let noise_seed = seed_for(seed, 0, Stream::Noise, step);
+        StepPosition { noise_seed, step, epoch: step / per_epoch, batch: step % per_epoch }
+    }
+}
+
+/// How steps are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Each by the host's numbers: the fastest on a CPU.
+pub enum ExecutionMode {
+    /// Eagerly, with numbers from the host: the fastest on a CPU.
     Host,
-    /// By numbers on the device, operation by operation.
+    /// Eagerly, with numbers read from the device.
     Device,
-    /// By numbers on the device, as one launch (CUDA).
+    /// As one captured CUDA graph, with numbers read from the device.
     Captured,
 }
 
-impl Way {
-    /// The way for a device; `graph` says whether steps may be captured.
-    pub fn on(device: Device, graph: bool) -> Self {
-        match (device, graph) {
-            (Device::Cuda(_), true) => Way::Captured,
-            (Device::Cuda(_), false) => Way::Device,
-            _ => Way::Host,
+impl ExecutionMode {
+    /// The mode for a device; `cuda_graph` says whether steps may be captured.
+    pub fn new(device: Device, cuda_graph: bool) -> Self {
+        match (device, cuda_graph) {
+            (Device::Cuda(_), true) => ExecutionMode::Captured,
+            (Device::Cuda(_), false) => ExecutionMode::Device,
+            _ => ExecutionMode::Host,
         }
     }
 }
 
-/// Makes the steps of one run.
+/// Runs the steps of one training run.
 #[derive(Debug)]
 pub struct Stepper {
-    // First, as its graph below: what is captured must go before the tensors that it reads.
-    there: Option<OnDevice>,
+    // First: a captured graph must be dropped before the tensors that it reads.
+    on_device: Option<DeviceState>,
     seed: u64,
     batch_size: i64,
-    device: Device,
-    /// The order of the images of `epoch`, int64 [N], always in the same place.
-    order: Option<(u64, Tensor)>,
+    /// The epoch that `order` is of; none before the first step.
+    epoch: Option<u64>,
+    /// The order of the epoch's images, int64 [N], at one address throughout.
+    order: Tensor,
     prefetched: Prefetched,
 }
 
-/// What a step on the device reads and moves on.
+/// What a step on the device reads and advances.
 #[derive(Debug)]
-struct OnDevice {
-    graph: Capture,
+struct DeviceState {
+    capture: Capture,
     noise: Noise,
-    /// Positions in the order of the next whole batch's images, int64 [B].
+    /// Positions in the order of the next full batch's images, int64 [B].
     rows: Tensor,
-    /// The batch that they name; none before the first.
+    /// Index of the batch that `rows` selects; none before the first step.
     next: Option<u64>,
 }
 
-/// How far the capture is.
+/// The state of the capture.
 #[derive(Debug)]
 enum Capture {
-    /// None is wanted.
     Off,
-    /// After so many more steps of whole batches, which are steps of the training like any other.
-    After(u32),
-    /// Done: steps of whole batches replay it.
+    /// So many warm-up steps on full batches are left, which are training steps like any other.
+    WarmUp(u32),
+    /// Steps on full batches replay the graph.
     Done(native::CudaGraph),
 }
 
 impl Stepper {
-    /// Steps of batches of `batch_size` images, in orders that follow from `seed`.
+    /// A stepper for a training run of `config` on the data and the device of `setup`.
     ///
     /// # Errors
-    /// libtorch's, when memory ends.
-    pub fn new(way: Way, device: Device, seed: u64, batch_size: usize) -> Result<Self> {
-        let batch_size = batch_size as i64;
-        let there = |graph| -> Result<OnDevice> {
-            Ok(OnDevice {
-                noise: Noise::in_buffers(device),
-                rows: Tensor::f_zeros([batch_size], (Kind::Int64, device))?,
-                next: None,
-                graph,
-            })
+    /// libtorch's, when memory runs out.
+    pub fn new(mode: ExecutionMode, setup: &Setup, config: &Config) -> Result<Self> {
+        let batch_size = config.batch_size as i64;
+        let indices = |count: i64| Tensor::f_zeros([count], (Kind::Int64, setup.device));
+        let on_device = |capture| -> Result<DeviceState> {
+            Ok(DeviceState { capture, noise: Noise::in_buffers(setup.device), rows: indices(batch_size)?, next: None })
         };
-        let there = match way {
-            Way::Host => None,
-            Way::Device => Some(there(Capture::Off)?),
-            Way::Captured => Some(there(Capture::After(native::WARM_UP))?),
-        };
-        Ok(Stepper { seed, batch_size, device, order: None, prefetched: Prefetched::default(), there })
+        Ok(Stepper {
+            on_device: match mode {
+                ExecutionMode::Host => None,
+                ExecutionMode::Device => Some(on_device(Capture::Off)?),
+                ExecutionMode::Captured => Some(on_device(Capture::WarmUp(native::WARM_UP))?),
+            },
+            seed: config.seed,
+            batch_size,
+            epoch: None,
+            order: indices(setup.train.len() as i64)?,
+            prefetched: Prefetched::default(),
+        })
     }
 
-    /// Whether a step is one launch by now.
+    /// Whether full batches replay a captured graph by now.
     pub fn captured(&self) -> bool {
-        self.there.as_ref().is_some_and(|there| matches!(there.graph, Capture::Done(_)))
+        self.on_device.as_ref().is_some_and(|state| matches!(state.capture, Capture::Done(_)))
     }
 
-    /// One update on the batch that `at` tells; adds its values to `meter` and gives its number of images.
+    /// One update at `position`; adds its values to `meter` and gives its number of images.
     ///
     /// # Errors
     /// libtorch's; a step that cannot be captured.
-    pub fn step(&mut self, setup: &mut Setup, meter: &mut Meter, at: At, timer: &StepTimer) -> Result<i64> {
-        self.take_order(setup.train.len(), at.epoch)?;
-        let Some((epoch, order)) = &self.order else { return Ok(0) };
-        setup.model.schedule(at.step)?;
-        let Some(there) = &mut self.there else {
-            let (batch, count) =
-                setup.batch(&mut self.prefetched, (*epoch, order), at.within, self.batch_size as usize)?;
+    pub fn step(
+        &mut self,
+        setup: &mut Setup,
+        meter: &mut AverageMeter,
+        position: StepPosition,
+        timer: &StepTimer,
+    ) -> Result<i64> {
+        let StepPosition { noise_seed, step, epoch, batch } = position;
+        if self.epoch != Some(epoch) {
+            self.order.f_copy_(&Tensor::f_from_slice(&epoch_order(self.seed, epoch, setup.train.len()))?)?;
+            self.epoch = Some(epoch);
+        }
+        setup.model.schedule(step)?;
+        let order = &self.order;
+        let Some(state) = &mut self.on_device else {
+            let (batch, count) = setup.batch(&mut self.prefetched, (epoch, order), batch, self.batch_size as usize)?;
             timer.lap(Phase::Data);
-            let noise = Noise::new(at.noise, self.device);
+            let noise = Noise::new(noise_seed, setup.device);
             let values = setup.model.step(&batch, StepContext { noise: &noise, timer, on_device: false })?;
             meter.add(&values, count)?;
             return Ok(count);
         };
-        let from = at.within as i64 * self.batch_size;
-        let count = self.batch_size.min(setup.train.len() as i64 - from);
-        there.place(at.within, self.batch_size)?;
-        there.noise.begin(at.noise)?;
-        if count == self.batch_size
-            && let Capture::After(0) = there.graph
-        {
+        let count = self.batch_size.min(setup.train.len() as i64 - batch as i64 * self.batch_size);
+        let full = count == self.batch_size;
+        state.select(batch, self.batch_size)?;
+        state.noise.begin(noise_seed)?;
+        if full && matches!(state.capture, Capture::WarmUp(0)) {
             let timer = StepTimer::off();
-            let graph = native::cuda()?.capture_step(|| there.update(setup, meter, order, count, &timer))?;
-            there.graph = Capture::Done(graph);
+            let graph = native::cuda()?.capture_step(|| state.update(setup, meter, order, count, &timer))?;
+            state.capture = Capture::Done(graph);
         }
-        match &mut there.graph {
-            Capture::Done(graph) if count == self.batch_size => graph.replay()?,
-            _ => {
-                if let (Capture::After(n), true) = (&mut there.graph, count == self.batch_size) {
-                    *n -= 1;
+        match &mut state.capture {
+            Capture::Done(graph) if full => graph.replay()?,
+            capture => {
+                if let (Capture::WarmUp(left), true) = (capture, full) {
+                    *left -= 1;
                 }
-                there.update(setup, meter, order, count, timer)?;
+                state.update(setup, meter, order, count, timer)?;
             }
         }
-        there.next = Some(at.within + 1);
+        state.next = Some(batch + 1);
         meter.images += count as u64;
         Ok(count)
     }
-
-    /// Puts the order of `epoch` where steps read it, unless it stands there.
-    fn take_order(&mut self, images: usize, epoch: u64) -> Result<()> {
-        if self.order.as_ref().is_some_and(|(of, _)| *of == epoch) {
-            return Ok(());
-        }
-        let fresh = Tensor::f_from_slice(&epoch_order(self.seed, epoch, images))?;
-        match &mut self.order {
-            Some((of, order)) => {
-                order.f_copy_(&fresh)?;
-                *of = epoch;
-            }
-            none => *none = Some((epoch, fresh.f_to_device(self.device)?)),
-        }
-        Ok(())
-    }
 }
 
-impl OnDevice {
-    /// Names the rows of batch number `within`, unless the step before has moved on to it: at the start, at an epoch's first batch,
-    /// after going back.
-    fn place(&mut self, within: u64, batch_size: i64) -> Result<()> {
-        if self.next == Some(within) {
-            return Ok(());
+impl DeviceState {
+    /// Selects the rows of batch `batch`, unless the last step has advanced to it: at the start, at an epoch's first batch, after a
+    /// rollback.
+    fn select(&mut self, batch: u64, batch_size: i64) -> Result<()> {
+        if self.next != Some(batch) {
+            let first = batch as i64 * batch_size;
+            let rows = Tensor::f_arange_start(first, first + batch_size, (Kind::Int64, self.rows.device()))?;
+            self.rows.f_copy_(&rows)?;
         }
-        let first = within as i64 * batch_size;
-        let rows = Tensor::f_arange_start(first, first + batch_size, (Kind::Int64, self.rows.device()))?;
-        self.rows.f_copy_(&rows)?;
         Ok(())
     }
 
-    /// The complete update on the next `count` images, from gathering them to moving on. Everything in here may be captured: it
-    /// must read nothing back, and take no number of the host's that another step would have otherwise.
-    fn update(&self, setup: &mut Setup, meter: &Meter, order: &Tensor, count: i64, timer: &StepTimer) -> Result<()> {
+    /// The complete update on the next `count` images, from gathering them to advancing to the next batch. This code may be captured:
+    /// it must not copy anything to the host, nor use a number of the host that differs from step to step.
+    fn update(
+        &self,
+        setup: &mut Setup,
+        meter: &AverageMeter,
+        order: &Tensor,
+        count: i64,
+        timer: &StepTimer,
+    ) -> Result<()> {
         self.noise.again();
         let batch = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
         timer.lap(Phase::Data);
         let values = setup.model.step(&batch, StepContext { noise: &self.noise, timer, on_device: true })?;
-        meter.add_on_device(&values, count)?;
+        meter.add_to_sums(&values, count)?;
         let _ = self.rows.shallow_clone().f_add_scalar_(self.rows.size()[0])?;
         Ok(())
     }

@@ -79,7 +79,7 @@ fn an_epoch_shows_every_image_once_with_its_label_and_a_score_counts_each() {
     };
     (session.setup.train, session.setup.test) = (numbered(200), numbered(130));
     session.setup.model = Box::new(Witness { shown: Vec::new(), scalars: [Scalar::new("mean", "mean", "", "mean")] });
-    session.meter = Meter::new(1, Device::Cpu);
+    session.meter = AverageMeter::new(1, Device::Cpu);
     let counts: Vec<i64> = (0..session.setup.per_epoch).map(|_| session.one_step().unwrap()).collect();
     assert_eq!(counts, [64, 64, 64, 8]);
     let mut shown = Vec::new();
@@ -103,7 +103,7 @@ impl Visit for Shown<'_> {
 
 #[test]
 fn the_meter_weighs_batches_by_their_size() {
-    let mut meter = Meter::new(2, Device::Cpu);
+    let mut meter = AverageMeter::new(2, Device::Cpu);
     meter.add(&Tensor::from_slice(&[1f32, 10.0]), 3).unwrap();
     meter.add(&Tensor::from_slice(&[5f32, -10.0]), 1).unwrap();
     assert_eq!(meter.means().unwrap(), [2.0, 5.0]);

@@ -1,151 +1,111 @@
-//! Steps on a GPU, timed by the device's own events.
+//! Steps on a GPU, timed by events on the device.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::{Gpu, Timed, spread};
-use crate::base::seed::{Stream, seed_for};
-use crate::base::timer::{PHASES, StepTimer};
+use super::{GpuFigures, StepTiming, Steps, peak_rss_mb, phases_ms, spread};
+use crate::base::timer::StepTimer;
 use crate::config::Config;
 use crate::native::{self, Cuda, Event};
 use crate::train::setup::Setup;
-use crate::train::stepper::{At, Meter, Stepper, Way};
+use crate::train::stepper::{ExecutionMode, Stepper};
 
-/// Milliseconds between two events at least: what recording one costs is then nothing beside it.
+/// Least milliseconds between two events: the cost of recording an event is then negligible.
 const SLICE_MS: f64 = 2.0;
-/// Slices that the host may be ahead of the device: enough that the device never waits for it.
+/// Slices that the host may be ahead of the device: enough that the device never waits for the host.
 const AHEAD: usize = 8;
-/// Steps whose parts are timed.
-const PARTS: u64 = 20;
-/// About how long the calls take, in milliseconds, that are queued up to see how long the device is busy with each.
+/// Steps whose phases are timed.
+const PHASE_STEPS: u64 = 20;
+/// Milliseconds of calls, about, that are queued to measure the time of the device alone.
 const QUEUED_MS: f64 = 200.0;
-/// The most of them that are one captured launch, with one for each draw of noise: a driver queues about a thousand launches before it
-/// makes the host wait.
+/// Most queued calls where each is one captured launch, beside one for each draw of noise: a driver queues about a thousand launches
+/// before it blocks the host.
 pub(super) const MOST_CAPTURED: f64 = 200.0;
-/// As many of them as run operation by operation, each of up to some hundred launches.
-const EAGER: f64 = 3.0;
-
-/// Steps one after another on whole batches: all do the same work.
-struct Steps<'a> {
-    setup: &'a mut Setup,
-    meter: Meter,
-    seed: u64,
-    whole: u64,
-    done: u64,
-}
-
-impl Steps<'_> {
-    fn next(&mut self, stepper: &mut Stepper, timer: &StepTimer) -> Result<()> {
-        let at = At {
-            noise: seed_for(self.seed, 0, Stream::Noise, self.done),
-            step: self.done,
-            epoch: 0,
-            within: self.done % self.whole,
-        };
-        stepper.step(self.setup, &mut self.meter, at, timer)?;
-        self.done += 1;
-        Ok(())
-    }
-}
+/// Most queued calls where each runs eagerly, with up to some hundred launches.
+const MOST_EAGER: f64 = 3.0;
 
 /// Trains for `seconds` after a warm-up and times it.
 ///
 /// # Errors
 /// Those of training.
-pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f64) -> Result<Timed> {
+pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f64) -> Result<StepTiming> {
     let cuda = native::cuda()?;
-    // What tuning took is not the training's.
+    // The peak must not contain the memory of tuning.
     cuda.release_free_memory()?;
     cuda.reset_peak(index)?;
-    let (device, compute) = (setup.device, setup.chosen.tuning.compute);
-    let mut stepper = Stepper::new(Way::on(device, config.cuda_graph), device, config.seed, config.batch_size)?;
-    let meter = Meter::new(setup.model.measured(), device);
-    let whole = (setup.train.len() / config.batch_size).max(1) as u64;
-    let mut steps = Steps { setup, meter, seed: config.seed, whole, done: 0 };
-    let step_ms = warm_up(cuda, &mut steps, &mut stepper, seconds.min(1.0))?;
-    let each = (SLICE_MS / step_ms).ceil().max(1.0) as u64;
-    let (slices, total_ms) = slices(cuda, &mut steps, &mut stepper, each, seconds)?;
-    let step_ms = spread(slices.iter().map(|ms| ms / each as f64).collect());
-    // Before anything else takes memory.
+    let compute = setup.chosen.tuning.compute;
+    let mut steps = Steps::new(setup, config)?;
+    let step_ms = warm_up(cuda, &mut steps, seconds.min(1.0))?;
+    let per_slice = (SLICE_MS / step_ms).ceil().max(1.0) as u64;
+    let slices = slices(cuda, &mut steps, per_slice, seconds)?;
+    let step_ms = spread(slices.iter().map(|ms| ms / per_slice as f64).collect());
+    // Before other work takes memory.
     let (_, taken) = cuda.peak_bytes(index)?;
-    let gap = gap(cuda, &mut steps, &mut stepper, step_ms.0)?;
-    let captured = stepper.captured();
-    drop(stepper);
-    Ok(Timed {
-        steps: each * slices.len() as u64,
-        seconds: total_ms / 1e3,
-        phases_ms: parts(&mut steps, config)?,
+    let captured = steps.stepper.captured();
+    let most = if captured { MOST_CAPTURED } else { MOST_EAGER };
+    // Waiting inside one captured step, between its kernels, is not measured.
+    let busy_ms = queued_ms(cuda, steps.setup.device, (step_ms.0, most), || steps.next(&StepTimer::off()))?;
+    steps.stepper = Stepper::new(ExecutionMode::Device, steps.setup, config)?;
+    Ok(StepTiming {
+        steps: per_slice * slices.len() as u64,
+        seconds: slices.iter().sum::<f64>() / 1e3,
+        phases_ms: eager_phases_ms(cuda, &mut steps)?,
         step_ms,
-        peak_rss_mb: super::peak_rss_mb(),
-        gpu: Some(Gpu {
+        peak_rss_mb: peak_rss_mb(),
+        gpu: Some(GpuFigures {
             name: cuda.describe(index)?.name,
             precision: compute.precision,
             layout: compute.layout,
             captured,
             peak_mb: taken as f64 / 1e6,
-            gap,
+            gap: ((step_ms.0 - busy_ms) / step_ms.0).max(0.0),
         }),
     })
 }
 
 /// Trains until the step is captured and `seconds` are over; gives the milliseconds of a step by the host's clock.
-fn warm_up(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, seconds: f64) -> Result<f64> {
-    let off = StepTimer::off();
-    for _ in 0..8 {
-        steps.next(stepper, &off)?;
+fn warm_up(cuda: Cuda, steps: &mut Steps, seconds: f64) -> Result<f64> {
+    let mut eight = || -> Result<()> {
+        (0..8).try_for_each(|_| steps.next(&StepTimer::off()))?;
+        cuda.synchronize()
+    };
+    eight()?;
+    let (began, mut rounds) = (Instant::now(), 0);
+    while began.elapsed().as_secs_f64() < seconds || rounds == 0 {
+        eight()?;
+        rounds += 1;
     }
-    cuda.synchronize()?;
-    let (began, before) = (Instant::now(), steps.done);
-    while began.elapsed().as_secs_f64() < seconds {
-        for _ in 0..8 {
-            steps.next(stepper, &off)?;
-        }
-        cuda.synchronize()?;
-    }
-    Ok(began.elapsed().as_secs_f64() * 1e3 / (steps.done - before).max(1) as f64)
+    Ok(began.elapsed().as_secs_f64() * 1e3 / f64::from(8 * rounds))
 }
 
-/// Milliseconds of slices of `each` steps, back to back, and of all together.
-fn slices(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, each: u64, seconds: f64) -> Result<(Vec<f64>, f64)> {
-    let off = StepTimer::off();
+/// Milliseconds of each slice of `per_slice` steps, back to back, for `seconds`.
+fn slices(cuda: Cuda, steps: &mut Steps, per_slice: u64, seconds: f64) -> Result<Vec<f64>> {
     let mut events: Vec<Event> = vec![cuda.record()?];
-    let mut ms = Vec::new();
-    let mut total = 0.0;
+    let (mut ms, mut total) = (Vec::new(), 0.0);
     while total < seconds * 1e3 {
-        for _ in 0..each {
-            steps.next(stepper, &off)?;
-        }
+        (0..per_slice).try_for_each(|_| steps.next(&StepTimer::off()))?;
         events.push(cuda.record()?);
         if events.len() > AHEAD {
-            // Waits for the slice that was begun long ago, not for the newest.
-            ms.push(events[0].ms_until(&events[1])?);
-            total += ms.last().copied().unwrap_or_default();
-            events.remove(0);
+            // Waits for the oldest slice, not for the newest.
+            let slice = events.remove(0).ms_until(&events[0])?;
+            total += slice;
+            ms.push(slice);
         }
     }
-    Ok((ms, total))
+    Ok(ms)
 }
 
-/// Share of a step of `step_ms` in which the device waits for the host: what a step takes less when the device finds many of
-/// them queued up. Waiting within one captured step, between its kernels, is not seen.
-fn gap(cuda: Cuda, steps: &mut Steps, stepper: &mut Stepper, step_ms: f64) -> Result<f64> {
-    let off = StepTimer::off();
-    let most = if stepper.captured() { MOST_CAPTURED } else { EAGER };
-    let busy = queued_ms(cuda, steps.setup.device, (step_ms, most), || steps.next(stepper, &off))?;
-    Ok(((step_ms - busy) / step_ms).max(0.0))
-}
-
-/// Milliseconds on the device of one call of `one`, which takes it about `about_ms`: of many, `most` at the most, queued up behind
-/// other work, so that it never waits for the host.
+/// Milliseconds on the device of one call of `one`, which takes about `about_ms`: the mean of at most `most` calls that are queued behind
+/// other work, so that the device never waits for the host.
 pub(super) fn queued_ms(
     cuda: Cuda,
     device: Device,
     (about_ms, most): (f64, f64),
     mut one: impl FnMut() -> Result<()>,
 ) -> Result<f64> {
-    let count = (QUEUED_MS / about_ms).clamp(EAGER, most).floor();
+    let count = (QUEUED_MS / about_ms).clamp(MOST_EAGER, most).floor();
     let a = Tensor::f_rand([4096, 4096], (Kind::Float, device))?;
     let work = || a.f_matmul(&a);
     drop(work()?);
@@ -163,21 +123,14 @@ pub(super) fn queued_ms(
     Ok(begun.ms_until(&cuda.record()?)? / count)
 }
 
-/// Milliseconds of each phase of a step that runs operation by operation, waiting for the device after each phase.
-fn parts(steps: &mut Steps, config: &Config) -> Result<[f64; 4]> {
-    let device = steps.setup.device;
-    let mut stepper = Stepper::new(Way::Device, device, config.seed, config.batch_size)?;
-    let wait = || {
-        // A device that fails says so at the next step.
+/// Milliseconds of each phase of an eager step, waiting for the device after each phase.
+fn eager_phases_ms(cuda: Cuda, steps: &mut Steps) -> Result<[f64; 4]> {
+    (0..3).try_for_each(|_| steps.next(&StepTimer::off()))?;
+    cuda.synchronize()?;
+    let timer = StepTimer::waiting(|| {
+        // An error of the device comes again at the next step.
         let _ = native::cuda().and_then(Cuda::synchronize);
-    };
-    for _ in 0..3 {
-        steps.next(&mut stepper, &StepTimer::off())?;
-    }
-    wait();
-    let clock = StepTimer::waiting(wait);
-    for _ in 0..PARTS {
-        steps.next(&mut stepper, &clock)?;
-    }
-    Ok(PHASES.map(|(phase, _)| clock.seconds(phase) / PARTS as f64 * 1e3))
+    });
+    (0..PHASE_STEPS).try_for_each(|_| steps.next(&timer))?;
+    Ok(phases_ms(&timer, PHASE_STEPS))
 }

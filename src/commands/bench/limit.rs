@@ -1,4 +1,4 @@
-//! What a step cannot do without: its products and convolutions alone, each in the fastest form there is.
+//! The lower limit of a step: its products and convolutions alone, each by the fastest implementation.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -6,98 +6,85 @@ use std::time::Instant;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::gpu;
+use super::{gpu, spread};
 use crate::native;
 use crate::nets::cost::{Pass, Product, Work};
 
-/// One way to compute a piece of work.
-type Way = Box<dyn Fn() -> Result<Tensor>>;
+/// An implementation of a piece of work.
+type Implementation = Box<dyn Fn() -> Result<Tensor>>;
 
-/// Milliseconds of all `work` run back to back, each piece in the fastest way there is, its numbers of this kind: on a CPU by as many
-/// threads as the step has, on a GPU as one captured launch.
+/// Milliseconds of all `work` run back to back, each piece by its fastest implementation on tensors of this kind: on a CPU with as many
+/// threads as the step, on a GPU as one captured launch.
 ///
 /// # Errors
 /// libtorch's.
-pub fn limit_ms(work: &[Work], options: (Kind, Device)) -> Result<f64> {
-    let mut chosen: Vec<Way> = Vec::new();
+pub(super) fn limit_ms(work: &[Work], options: (Kind, Device)) -> Result<f64> {
+    let device = options.1;
     tch::no_grad(|| {
+        let mut chosen: Vec<Implementation> = Vec::new();
         for piece in work {
-            let mut best: Option<(f64, Way)> = None;
-            for way in ways(piece, options)? {
-                let ms = least_ms(&way, 5, options.1)?;
+            let mut best: Option<(f64, Implementation)> = None;
+            for candidate in implementations(piece, options)? {
+                let ms = least_ms(&candidate, 5, device)?;
                 if best.as_ref().is_none_or(|(least, _)| ms < *least) {
-                    best = Some((ms, way));
+                    best = Some((ms, candidate));
                 }
             }
-            chosen.extend(best.map(|(_, way)| way));
+            chosen.extend(best.map(|(_, fastest)| fastest));
         }
-        if options.1.is_cuda() {
-            return replayed_ms(&chosen, options.1);
+        let all = || chosen.iter().try_for_each(|run| run().map(|out| drop(black_box(out))));
+        if device.is_cuda() {
+            return replayed_ms(all, device);
         }
         let mut rounds = Vec::new();
         let began = Instant::now();
         while rounds.len() < 5 || (began.elapsed().as_secs_f64() < 1.0 && rounds.len() < 200) {
             let round = Instant::now();
-            for way in &chosen {
-                black_box(&way()?);
-            }
+            all()?;
             rounds.push(round.elapsed().as_secs_f64() * 1e3);
         }
-        rounds.sort_by(f64::total_cmp);
-        Ok(rounds[rounds.len() / 2])
+        Ok(spread(rounds).0)
     })
 }
 
-/// Milliseconds on the device of all ways as one captured launch, many queued up: for small work, what the host needs for a launch
-/// is longer.
-fn replayed_ms(ways: &[Way], device: Device) -> Result<f64> {
+/// Milliseconds on the device of `work` as one captured launch, many queued: for small work, the host takes longer for a launch.
+fn replayed_ms(work: impl Fn() -> Result<()>, device: Device) -> Result<f64> {
     let cuda = native::cuda()?;
-    let graph = cuda.capture(|| {
-        for way in ways {
-            black_box(&way()?);
-        }
-        Ok(())
-    })?;
+    let graph = cuda.capture(work)?;
     graph.replay()?;
     let begun = cuda.record()?;
     graph.replay()?;
     let about_ms = begun.ms_until(&cuda.record()?)?;
-    let mut rounds = Vec::new();
-    for _ in 0..3 {
-        rounds.push(gpu::queued_ms(cuda, device, (about_ms, gpu::MOST_CAPTURED), || graph.replay())?);
-    }
-    rounds.sort_by(f64::total_cmp);
-    Ok(rounds[rounds.len() / 2])
+    let round = |_| gpu::queued_ms(cuda, device, (about_ms, gpu::MOST_CAPTURED), || graph.replay());
+    Ok(spread((0..3).map(round).collect::<Result<Vec<_>>>()?).0)
 }
 
-fn least_ms(way: &Way, times: usize, device: Device) -> Result<f64> {
+/// Milliseconds of the fastest of `times` runs, after one to warm up.
+fn least_ms(run: &Implementation, times: usize, device: Device) -> Result<f64> {
     let wait = || if device.is_cuda() { native::cuda()?.synchronize() } else { Ok(()) };
-    black_box(&way()?);
+    black_box(&run()?);
     let mut least = f64::INFINITY;
     for _ in 0..times {
         wait()?;
         let began = Instant::now();
-        black_box(&way()?);
+        black_box(&run()?);
         wait()?;
         least = least.min(began.elapsed().as_secs_f64() * 1e3);
     }
     Ok(least)
 }
 
-fn random(shape: &[i64], (kind, device): (Kind, Device)) -> Result<Tensor> {
-    Ok(Tensor::f_rand(shape, (Kind::Float, device))?.f_to_kind(kind)?)
-}
-
-/// Every way there is to compute a piece of work, on random numbers.
-fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
+/// Every implementation of a piece of work, on random numbers.
+fn implementations(work: &Work, (kind, device): (Kind, Device)) -> Result<Vec<Implementation>> {
     let b = work.batch;
-    let random = |shape: &[i64]| random(shape, options);
-    let cpu = options.1 == Device::Cpu;
+    let random =
+        |shape: &[i64]| -> Result<Tensor> { Ok(Tensor::f_rand(shape, (Kind::Float, device))?.f_to_kind(kind)?) };
+    let cpu = device == Device::Cpu;
     match work.product {
         Product::Linear { rows, from, to } => {
             let b = b * rows;
             let (x, w, g) = (random(&[b, from])?, random(&[to, from])?, random(&[b, to])?);
-            let way = |products| -> Way {
+            let by = |products| -> Implementation {
                 let [x, w, g] = [&x, &w, &g].map(Tensor::shallow_clone);
                 match work.pass {
                     Pass::Forward if cpu => Box::new(move || native::linear(&x, &w, None, 1.0, products)),
@@ -106,7 +93,7 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
                 }
             };
             let products = [native::MatmulBackend::Blas, native::MatmulBackend::BySize];
-            Ok(products.into_iter().take(if cpu { 2 } else { 1 }).map(way).collect())
+            Ok(products.into_iter().take(if cpu { 2 } else { 1 }).map(by).collect())
         }
         Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
             let weights = if transposed { [from, to / groups] } else { [to, from / groups] };
@@ -118,31 +105,31 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
                     false => x.f_conv2d::<Tensor>(w, None, stride, padding, [1, 1], groups)?,
                 })
             };
-            let walk = (stride, padding, groups, transposed);
+            let geometry = (stride, padding, groups, transposed);
             let g = conv(&x, &w)?;
-            let mut ways: Vec<Way> = Vec::new();
-            for last in [false, true] {
-                let lay = |t: &Tensor| if last { native::channels_last(t) } else { Ok(t.shallow_clone()) };
+            let mut all: Vec<Implementation> = Vec::new();
+            for channels_last in [false, true] {
+                let lay = |t: &Tensor| if channels_last { native::channels_last(t) } else { Ok(t.shallow_clone()) };
                 let (x, w, g) = (lay(&x)?, if w.size()[1] > 1 { lay(&w)? } else { w.shallow_clone() }, lay(&g)?);
-                ways.push(match work.pass {
+                all.push(match work.pass {
                     Pass::Forward => Box::new(move || conv(&x, &w)),
-                    pass => Box::new(move || native::conv_gradient(&g, &x, &w, walk, pass == Pass::Input)),
+                    pass => Box::new(move || native::conv_gradient(&g, &x, &w, geometry, pass == Pass::Input)),
                 });
             }
-            // Towards few channels ours is another way: a transposed convolution, forward or as a gradient.
+            // ganvae's own kernel for few output channels: a transposed convolution, forward or as a gradient.
             let own = cpu && (kernel, stride, padding, groups) == (4, 2, 1, 1);
             match work.pass {
                 Pass::Forward if own && transposed => {
                     let x = native::channels_last(&x)?;
-                    ways.push(Box::new(move || native::strided(&x, &w, None, true, 1.0)));
+                    all.push(Box::new(move || native::strided(&x, &w, None, true, 1.0)));
                 }
                 Pass::Input if own && !transposed => {
                     let g = native::channels_last(&g)?;
-                    ways.push(Box::new(move || native::strided(&g, &w, None, true, 1.0)));
+                    all.push(Box::new(move || native::strided(&g, &w, None, true, 1.0)));
                 }
                 _ => {}
             }
-            Ok(ways)
+            Ok(all)
         }
         Product::MatMul { batch, m, k, n } => {
             let b = b * batch;
@@ -161,9 +148,9 @@ fn ways(work: &Work, options: (Kind, Device)) -> Result<Vec<Way>> {
 mod tests {
     use super::*;
 
-    /// Every way of a piece of work gives the same shape, that of what it stands for.
+    /// Every implementation of a piece of work gives the same shape, that of the layer or gradient.
     #[test]
-    fn ways_compute_what_they_stand_for() {
+    fn implementations_give_the_shape_of_their_work() {
         let linear = Product::Linear { rows: 1, from: 5, to: 7 };
         let strided = |from, to, height, width, transposed| {
             let (kernel, stride, padding, groups) = (4, 2, 1, 1);
@@ -181,10 +168,10 @@ mod tests {
             (up, Pass::Input, vec![2, 6, 4, 6]),
             (up, Pass::Weights, vec![6, 3, 4, 4]),
         ] {
-            let all = ways(&Work { product, pass, batch: 2 }, (Kind::Float, Device::Cpu)).unwrap();
+            let all = implementations(&Work { product, pass, batch: 2 }, (Kind::Float, Device::Cpu)).unwrap();
             assert!(all.len() >= 2);
-            for way in all {
-                assert_eq!(way().unwrap().size(), want, "{product:?} {pass:?}");
+            for run in all {
+                assert_eq!(run().unwrap().size(), want, "{product:?} {pass:?}");
             }
         }
         let flops = |product| Work { product, pass: Pass::Forward, batch: 2 }.flops();

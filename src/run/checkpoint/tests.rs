@@ -8,7 +8,7 @@ fn state(step: u64) -> State {
 }
 
 fn newest(folder: &Path) -> (PathBuf, State) {
-    newest_whole(folder).unwrap().unwrap()
+    newest_intact(folder).unwrap().unwrap()
 }
 
 fn tensors(seed: i64) -> Vec<(Part, String, Tensor)> {
@@ -84,7 +84,7 @@ fn any_damaged_file_sends_us_to_the_one_before() {
         assert_eq!(state_1.step, 1, "{file}, change {change}");
         assert!(found.ends_with("step-00000001"));
         fs::remove_dir_all(dir.path().join("step-00000001")).unwrap();
-        let e = format!("{:#}", newest_whole(dir.path()).unwrap_err());
+        let e = format!("{:#}", newest_intact(dir.path()).unwrap_err());
         assert!(e.contains("no whole checkpoint") && e.contains(file), "{e}");
     }
 }
@@ -107,7 +107,7 @@ fn only_numbered_folders_count_and_they_sort_by_number() {
 #[test]
 fn the_best_one_outlives_newer_ones_until_a_better_one_comes() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(newest_whole(&dir.path().join("none")).unwrap().is_none(), "no checkpoint yet");
+    assert!(newest_intact(&dir.path().join("none")).unwrap().is_none(), "no checkpoint yet");
     let mut best = None;
     for (step, value) in [(1, 9.0), (2, 5.0), (3, 7.0), (4, 6.0), (5, 4.0)] {
         if best.is_none_or(|b: Best| value < b.value) {
