@@ -657,7 +657,7 @@ fn a_damaged_run_is_named() {
     fs::remove_dir_all(d.join("r/checkpoints/step-00000003")).unwrap();
     let out = ganvae(d, &["sample", "r"]);
     assert_eq!(out.status.code(), Some(1));
-    assert!(text(&out.stderr).contains("no whole checkpoint"), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("no intact checkpoint"), "{}", text(&out.stderr));
     fs::remove_dir_all(&step).unwrap();
     refused(d, &["sample", "r"], 1, &["no checkpoint yet"]);
     fs::write(d.join("r/metrics.jsonl"), "{\"step\":1,\n{}\n").unwrap();

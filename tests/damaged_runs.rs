@@ -161,7 +161,7 @@ fn a_run_with_no_whole_checkpoint_says_so() {
     let out = ganvae(d, &["train", "--resume", "r"]);
     let said = text(&out.stderr);
     assert_eq!(out.status.code(), Some(1), "{said}");
-    let last = sentence(&said, &["no whole checkpoint", "r/checkpoints"]);
+    let last = sentence(&said, &["no intact checkpoint", "r/checkpoints"]);
     for path in ["step-00000003/optimizer.safetensors", "step-00000006/model.safetensors"] {
         assert!(said.contains(path), "{path}: {said}");
     }

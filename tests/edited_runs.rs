@@ -213,11 +213,11 @@ fn an_edited_tuning_is_refused_with_each_changed_key() {
         (
             "products = \"by-size\"",
             "products = \"blas\"",
-            "products is \"by-size\" in the checkpoint and \"blas\" in the file",
+            "products is \"by-size\" in the checkpoint, \"blas\" in the file",
         ),
         ("layout = \"channels-last\"", "layout = \"contiguous\"", "layout"),
         ("kernels = \"own\"", "kernels = \"libtorch\"", "kernels"),
-        ("threads = 1", "threads = 2", "threads is 1 in the checkpoint and 2 in the file"),
+        ("threads = 1", "threads = 2", "threads is 1 in the checkpoint, 2 in the file"),
     ] {
         edited(&[(from, to)]);
         refused(d, &resume, 2, &["[run.tuning] in r/config.toml", key]);

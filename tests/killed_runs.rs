@@ -248,7 +248,7 @@ fn a_run_without_a_checkpoint_starts_from_the_beginning() {
     fs::create_dir_all(part.join("checkpoints/.step-00000003.part")).unwrap();
     fs::write(part.join("checkpoints/.step-00000003.part/model.safetensors"), "half").unwrap();
     let said = good(d, &["train", "--resume", "part"]);
-    assert!(said.contains("part has no checkpoint yet: it starts from the beginning"), "{said}");
+    assert!(said.contains("part has no checkpoint yet: it starts from step 0"), "{said}");
     assert_same(&d.join("whole"), &part);
     assert_eq!(half_written(&part), [] as [PathBuf; 0], "leftovers");
     // Killed before its settings were written: the same command again.

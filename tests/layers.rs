@@ -154,7 +154,7 @@ fn a_captured_step_makes_nothing_of_the_hosts_numbers() {
         check(&file.display().to_string(), &fs::read_to_string(file).unwrap());
     }
     let stepper = fs::read_to_string(src.join("train/stepper.rs")).unwrap();
-    let (_, update) = stepper.split_once("    fn update(").unwrap();
+    let (_, update) = stepper.split_once("    fn update(&self").unwrap();
     check("stepper.rs, update", update);
     assert!(!update.contains("position"), "a captured step is told no number of the host's");
     assert!(checked > 500, "only {checked} lines were read: the reader of sources is broken");

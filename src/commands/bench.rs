@@ -43,13 +43,6 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn run(&self) -> Result<u8> {
         check_range("seconds", self.seconds, 0.1..=3600.0)?;
-        let report = self.measure()?;
-        print(&if self.json { format!("{}\n", report.json()) } else { report.table() })?;
-        Ok(0)
-    }
-
-    /// Trains for `seconds` without a run folder and times it.
-    fn measure(&self) -> Result<BenchReport> {
         // Enough steps that tuning is worth its time.
         let config = config::resolve(self.model, &self.flags.0.clone().with(&STEPS, 1 << 53))?;
         let mut setup = Setup::new(&config, None)?;
@@ -60,11 +53,9 @@ impl Bench {
         };
         let batch_size = config.batch_size.min(setup.train.len());
         let work = setup.model.work(batch_size as i64);
-        let kind = match timing.gpu.as_ref().map(|gpu| gpu.precision) {
-            Some(Precision::Bf16) => Kind::BFloat16,
-            _ => Kind::Float,
-        };
-        Ok(BenchReport {
+        let bf16 = timing.gpu.as_ref().is_some_and(|gpu| gpu.precision == Precision::Bf16);
+        let kind = if bf16 { Kind::BFloat16 } else { Kind::Float };
+        let report = BenchReport {
             model: self.model,
             preset: config.preset(),
             device: device::name(setup.device),
@@ -73,7 +64,8 @@ impl Bench {
             limit_ms: limit::limit_ms(&work, (kind, setup.device)).context("timing the products alone")?,
             gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
             timing,
-        })
+        };
+        print(&if self.json { format!("{}\n", report.json()) } else { report.table() })
     }
 }
 

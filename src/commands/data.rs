@@ -50,7 +50,6 @@ impl Data {
             describe::preview(&source, out)?;
             text.push_str(&format!("preview   {}\n", out.display()));
         }
-        print(&text)?;
-        Ok(0)
+        print(&text)
     }
 }

@@ -35,32 +35,24 @@ impl Doctor {
         let (Some(device), true) = (&self.device, self.check && report.works) else {
             return Ok(u8::from(!report.works));
         };
-        let passed = self_check::check_device(device, self.quick, |result| {
-            print(&if self.json { format!("{}\n", result.json()) } else { result.line() })
-        })?;
+        let passed = self_check::check_device(device, self.quick, |result| print(&result.line(self.json)).map(drop))?;
         Ok(u8::from(!passed))
     }
 }
 
 /// The result of [`examine`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DoctorReport {
     /// A page for people; ends with what to do for each thing that is missing.
     pub text: String,
     /// Whether the device that was asked about can be used; true when none was.
     pub works: bool,
-}
-
-/// The report while it is written.
-#[derive(Default)]
-struct Page {
-    lines: String,
     todo: Vec<String>,
 }
 
-impl Page {
+impl DoctorReport {
     fn line(&mut self, name: &str, text: &str) {
-        self.lines += &format!("{name:<11}{text}\n");
+        self.text += &format!("{name:<11}{text}\n");
     }
 
     /// A line for what was found; for what is missing, also what to do.
@@ -78,50 +70,47 @@ impl Page {
     }
 }
 
-/// Examines everything; `asked` is the value of `--device`.
-///
-/// # Errors
-/// [`Usage`] for an unknown device name.
+/// Examines everything; `asked` is the value of `--device`. An unknown device name is a usage error.
 pub fn examine(asked: Option<&str>) -> Result<DoctorReport> {
-    let mut page = Page::default();
-    page.line("ganvae", env!("CARGO_PKG_VERSION"));
+    let mut report = DoctorReport::default();
+    report.line("ganvae", env!("CARGO_PKG_VERSION"));
     let folder = native::libtorch_folder();
-    page.line("libtorch", &format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
+    report.line("libtorch", &format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    page.line("threads", &format!("{} of {cores} cores", tch::get_num_threads()));
+    report.line("threads", &format!("{} of {cores} cores", tch::get_num_threads()));
     let kernels = native::cpu_capability().unwrap_or_else(|_| "unknown".into());
-    page.line("processor", &format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
-    page.result("data", data_folder());
-    page.lines.push('\n');
+    report.line("processor", &format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
+    report.result("data", data_folder());
+    report.text.push('\n');
     let name = asked.unwrap_or("cuda");
     if name != "cpu" {
-        page.result("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
-        page.result("driver", driver());
-        page.result("half", cuda_half());
+        report.result("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
+        report.result("driver", driver());
+        report.result("half", cuda_half());
     }
     let opened = match device::open(&device::on(name)) {
         Err(e) if e.is::<Usage>() => return Err(e),
         opened => opened,
     };
     if name != "cpu" {
-        devices(&mut page);
-        page.result("math", math());
+        devices(&mut report);
+        report.result("math", math());
     }
-    let works = opened.is_ok();
+    report.works = opened.is_ok() || asked.is_none();
     let verdict = match opened {
         Ok(device) => format!("works: it is {}", device::name(device)),
         Err(why) => {
-            if page.todo.is_empty() {
-                page.todo.push(one_line(&format!("{why:#}")));
+            if report.todo.is_empty() {
+                report.todo.push(one_line(&format!("{why:#}")));
             }
             "would fail".to_owned()
         }
     };
-    let mut text = format!("{}\n--device {name} {verdict}\n", page.lines);
-    for todo in &page.todo {
-        text += &format!("  - {todo}\n");
+    report.text += &format!("\n--device {name} {verdict}\n");
+    for todo in &report.todo {
+        report.text += &format!("  - {todo}\n");
     }
-    Ok(DoctorReport { text, works: works || asked.is_none() })
+    Ok(report)
 }
 
 /// The instruction sets that matter for training.
@@ -172,14 +161,14 @@ fn cuda_half() -> Result<String> {
 }
 
 /// A line for each device.
-fn devices(page: &mut Page) {
+fn devices(report: &mut DoctorReport) {
     // Without CUDA, the lines above say why.
     let Ok(cuda) = native::cuda() else { return };
     let count = match cuda.devices() {
         Ok(count) => count,
         Err(why) => {
             let why = why.context("no CUDA device can be used: check nvidia-smi and CUDA_VISIBLE_DEVICES");
-            return page.result("devices", Err(why));
+            return report.result("devices", Err(why));
         }
     };
     for index in 0..count {
@@ -188,7 +177,7 @@ fn devices(page: &mut Page) {
             let (name, processors) = (d.name, d.multiprocessors);
             format!("{name}, {gb:.1} GB, compute capability {major}.{minor}, {processors} multiprocessors")
         });
-        page.result(&format!("cuda:{index}"), text);
+        report.result(&format!("cuda:{index}"), text);
     }
 }
 

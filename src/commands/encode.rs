@@ -61,9 +61,7 @@ impl Encode {
             ignore_missing(std::fs::remove_file(&labels_file))
                 .with_context(|| format!("{}, of other images, could not be removed", labels_file.display()))?;
         }
-        let lines: Vec<_> = files.iter().map(|f| format!("{}\n", f.display())).collect();
-        print(&lines.concat())?;
-        Ok(0)
+        print(&files.iter().map(|f| format!("{}\n", f.display())).collect::<String>())
     }
 }
 

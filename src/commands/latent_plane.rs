@@ -1,17 +1,16 @@
 //! A scatter plot of a VAE's latents in two dimensions.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
-use super::arguments::{RealImages, SplitChoice, TrainedModel};
 use super::encode::each_posterior;
-use crate::base::usage::usage;
+use crate::data::images::Source;
 use crate::pictures::curves::thousands;
 use crate::pictures::latent_scatter::LatentScatter;
-use crate::run::trained::default_place;
+use crate::run::trained::Trained;
 
 /// Most points in a plot: the number of MNIST's held-out images.
 const MOST_POINTS: usize = 10_000;
@@ -27,35 +26,17 @@ pub enum Projection {
     Pca,
 }
 
-/// Draws the latents of real images in two dimensions, a colour for each class, as .png or .svg; gives its path.
-pub fn draw(
-    of: &TrainedModel,
-    images: &RealImages,
-    projection: Projection,
-    (title, out): (&str, Option<&Path>),
-) -> Result<PathBuf> {
-    let out = out.map_or_else(|| default_place(&of.run, "", "latent.png"), Path::to_owned);
-    if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png") || e.eq_ignore_ascii_case("svg")) {
-        usage!("--out {}: a picture of latents is a .png or a .svg", out.display());
-    }
-    let trained = of.open_with_encoder()?;
-    if trained.latent() < 2 {
-        usage!("{} has a latent of one dimension, and a picture of it needs two", of.run.display());
-    }
-    let source = images.source(&trained)?;
-    let shown = images.split.of(&source).clone().take(MOST_POINTS);
+/// Draws the latents of the held-out images in two dimensions into `out`, a colour for each class.
+pub fn draw(trained: &Trained, source: Source, projection: Projection, (title, out): (&str, &Path)) -> Result<()> {
+    let shown = source.test.take(MOST_POINTS);
     let mut mus = Vec::new();
-    each_posterior(&trained, &shown, |mu, _| {
+    each_posterior(trained, &shown, |mu, _| {
         mus.push(mu.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?);
         Ok(())
     })?;
     let plane = plane(&Tensor::f_cat(&mus, 0)?, projection)?;
-    let which = match images.split {
-        SplitChoice::Train => "training",
-        SplitChoice::Test => "held-out",
-    };
     let scatter = LatentScatter {
-        title: format!("{title}: latents of {} {which} images of {}", thousands(shown.count), source.name),
+        title: format!("{title}: latents of {} held-out images of {}", thousands(shown.count), source.name),
         note: format!("{} of {} dimensions active", plane.active, trained.latent()),
         x_label: plane.labels.0,
         y_label: plane.labels.1,
@@ -64,8 +45,7 @@ pub fn draw(
         names: source.classes,
         prior: plane.prior,
     };
-    scatter.draw_to(&out)?;
-    Ok(out)
+    scatter.draw_to(out)
 }
 
 /// Latents in two dimensions.

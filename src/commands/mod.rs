@@ -29,12 +29,10 @@ pub use error::{explain, panicked};
 #[derive(Debug, Parser)]
 #[command(name = "ganvae", version, propagate_version = true, arg_required_else_help = true, args_override_self = true)]
 pub struct Cli {
-    /// The command.
     #[command(subcommand)]
     command: Command,
 }
 
-/// The commands.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a VAE or a GAN; `ganvae train vae` trains on the embedded digits
@@ -54,7 +52,7 @@ enum Command {
     /// Time the real training step, part by part, beside the limit of its products and convolutions
     Bench(Box<bench::Bench>),
     /// Draw loss curves (several runs share one chart), a picture of the latents, or training as an animation
-    Plot(plot::Plot),
+    Plot(plot::PlotCommand),
     /// Say what a data set holds, and draw a preview of it
     Data(data::Data),
     /// Say what is found and what is missing: libtorch, CUDA, driver, devices; ends with what to do
@@ -87,15 +85,14 @@ pub fn help_of(command: Option<String>) -> String {
     known.map_or_else(|| "ganvae --help".into(), |name| format!("ganvae {name} --help"))
 }
 
-/// Prints a result. A reader that has gone (`ganvae data digits | head -1`) is no error.
-fn print(text: &str) -> Result<()> {
+/// Prints a result and gives the exit code 0. A closed pipe (`ganvae data digits | head -1`) is no error.
+fn print(text: &str) -> Result<u8> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(()),
+        _ => Ok(0),
     }
 }
 
 fn print_path(path: &Path) -> Result<u8> {
-    print(&format!("{}\n", path.display()))?;
-    Ok(0)
+    print(&format!("{}\n", path.display()))
 }

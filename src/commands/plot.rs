@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::arguments::{RealImages, SplitChoice, TrainedModel};
 use super::latent_plane::{self, Projection};
 use super::print_path;
 use crate::base::usage::usage;
@@ -13,9 +12,10 @@ use crate::config;
 use crate::pictures::animation;
 use crate::pictures::curves::{self, Metrics};
 use crate::run::folder::RunDir;
+use crate::run::trained::{Trained, default_place};
 
 #[derive(Debug, Args)]
-pub(super) struct Plot {
+pub(super) struct PlotCommand {
     /// Folders of runs
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
@@ -42,7 +42,7 @@ pub(super) struct Plot {
     device: Option<String>,
 }
 
-impl Plot {
+impl PlotCommand {
     pub(super) fn run(&self) -> Result<u8> {
         if self.latent || self.progress {
             let [root] = self.runs.as_slice() else {
@@ -66,11 +66,19 @@ impl Plot {
     }
 
     fn latents(&self, root: &Path) -> Result<u8> {
-        let device = self.device.clone().unwrap_or_else(|| "auto".into());
-        let of = TrainedModel { run: root.to_owned(), device };
-        let images = RealImages { data: self.data.clone(), data_dir: self.data_dir.clone(), split: SplitChoice::Test };
+        let out = self.out.clone().unwrap_or_else(|| default_place(root, "", "latent.png"));
+        if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png") || e.eq_ignore_ascii_case("svg")) {
+            usage!("--out {}: a picture of latents is a .png or a .svg", out.display());
+        }
+        let trained = Trained::open(root, self.device.as_deref().unwrap_or("auto"))?;
+        trained.check_encoder()?;
+        if trained.latent() < 2 {
+            usage!("{} has a latent of one dimension, and a picture of it needs two", root.display());
+        }
+        let source = trained.source(self.data.as_deref(), self.data_dir.as_deref())?;
         let projection = self.projection.unwrap_or(Projection::Active);
-        print_path(&latent_plane::draw(&of, &images, projection, (&name_of(root), self.out.as_deref()))?)
+        latent_plane::draw(&trained, source, projection, (&name_of(root), &out))?;
+        print_path(&out)
     }
 
     fn animation(&self, root: &Path) -> Result<u8> {

@@ -10,7 +10,7 @@ use super::arguments::{RealImages, TrainedModel, check_range};
 use super::print_path;
 use crate::data::dataset::Dataset;
 use crate::data::images::spread;
-use crate::pictures::grid;
+use crate::pictures::grid::{alternate, columns_for};
 use crate::pictures::image_writer::{Format, ImageWriter};
 use crate::run::trained::{BATCH, default_place};
 
@@ -40,36 +40,24 @@ impl Reconstruct {
         });
         let name = format!("reconstruct{of}.png");
         let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "reconstructions", &name));
-        let tiles = if Format::of(&out, 1, false)? == Format::Grid { 2 * count } else { count };
-        let format = Format::of(&out, tiles, false)?;
+        let grid = Format::of(&out, 1, false)? == Format::Grid;
+        let pictures = |images: usize| if grid { 2 * images } else { images };
+        Format::of(&out, pictures(count), false)?;
         let trained = self.of.open_with_encoder()?;
         let source = self.images.source(&trained)?;
         let images = self.images.split.of(&source);
         let chosen: Vec<i64> = spread(images.count, count).into_iter().map(|i| i as i64).collect();
         let data = Dataset::new(images, trained.device())?;
-        let mut sink = match format {
-            Format::Grid => None,
-            _ => Some(ImageWriter::open(&out, chosen.len(), trained.shape(), None)?),
-        };
-        let mut pairs = Vec::new();
-        for some in chosen.chunks(BATCH as usize) {
-            let x = data.gather(&Tensor::f_from_slice(some)?.f_to_device(trained.device())?)?.x;
+        let columns = columns_for(2 * chosen.len(), images.height, images.width).min(chosen.len());
+        let mut writer = ImageWriter::open(&out, pictures(chosen.len()), trained.shape(), grid.then_some(columns))?;
+        // Complete rows of the grid, about a batch at a time.
+        for indices in chosen.chunks((BATCH as usize).next_multiple_of(columns)) {
+            let x = data.gather(&Tensor::f_from_slice(indices)?.f_to_device(trained.device())?)?.x;
             let (mu, _) = trained.encode(&x)?;
-            let again = trained.decode(&mu)?;
-            match &mut sink {
-                Some(sink) => sink.push(&again)?,
-                None => pairs.push((grid::bytes(&x)?, grid::bytes(&again)?)),
-            }
+            let reconstructions = trained.decode(&mu)?;
+            writer.push(&if grid { alternate(&x, &reconstructions, columns)? } else { reconstructions })?;
         }
-        match sink {
-            Some(sink) => sink.finish()?,
-            None => {
-                let (x, again): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-                let columns = grid::columns_for(2 * chosen.len(), images.height, images.width).min(chosen.len());
-                let all = grid::alternate(&Tensor::f_cat(&x, 0)?, &Tensor::f_cat(&again, 0)?, columns)?;
-                grid::draw(&all, columns)?.save(&out)?;
-            }
-        }
+        writer.finish()?;
         print_path(&out)
     }
 }

@@ -61,9 +61,6 @@ impl Sample {
 ///
 /// Differs: the paper samples again what falls outside; here z becomes F_T⁻¹(Φ(z)), F_T the truncated distribution's cumulative
 /// distribution function, so that one seed gives similar images at every T, less varied as T falls.
-///
-/// # Errors
-/// libtorch's.
 pub fn truncated(z: &Tensor, bound: f64) -> Result<Tensor> {
     // In the lower tail, where double precision is the most exact; the upper tail is symmetric.
     let tail = Tensor::from(-bound).f_special_ndtr()?.f_to_device(z.device())?;

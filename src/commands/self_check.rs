@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::setting::{Settings, choice_name};
@@ -47,13 +47,11 @@ impl CheckResult {
         CheckResult { name, passed: None, detail: why.into() }
     }
 
-    /// One object.
-    pub(super) fn json(&self) -> Value {
-        json!({ "name": self.name, "passed": self.passed, "detail": self.detail })
-    }
-
-    /// One line for people.
-    pub(super) fn line(&self) -> String {
+    /// A line for people, or a JSON object.
+    pub(super) fn line(&self, json: bool) -> String {
+        if json {
+            return format!("{}\n", json!({ "name": self.name, "passed": self.passed, "detail": self.detail }));
+        }
         let mark = match self.passed {
             Some(true) => "ok     ",
             Some(false) => "FAILED ",
@@ -68,9 +66,6 @@ type CheckFn<'a> = Box<dyn FnOnce(&mut Vec<CheckResult>) -> Result<()> + 'a>;
 
 /// Checks the device of this name with networks of every kind; `quick` takes a tenth of the steps. `report` gets each result at once,
 /// since a failed capture may end the process. Gives whether none failed.
-///
-/// # Errors
-/// Those of `report`.
 pub(super) fn check_device(
     device: &str,
     quick: bool,
@@ -178,18 +173,17 @@ impl CheckCase<'_> {
             true => settings.with(&PRECISION, Precision::Fp32),
             false => settings.with(&TUNE, "off,kernels=libtorch,threads=1,products=blas".into()),
         };
-        if self.convolutional() {
-            settings = settings.with(&BASE_WIDTH, 16);
-        }
-        settings = match self.kind {
-            ModelKind::Vae => {
+        settings = match (self.kind, self.convolutional()) {
+            (ModelKind::Vae, _) => {
                 settings.with(&KL_WARMUP, 8.0).with(&ENCODER_HIDDEN, vec![64]).with(&DECODER_HIDDEN, vec![64])
             }
-            ModelKind::Gan => settings.with(&EMA, EMA_DECAY),
+            (ModelKind::Gan, true) => settings.with(&EMA, EMA_DECAY),
+            (ModelKind::Gan, false) => {
+                let settings = settings.with(&EMA, EMA_DECAY).with(&GENERATOR_HIDDEN, vec![64, 96]);
+                settings.with(&DISCRIMINATOR_HIDDEN, vec![96, 64])
+            }
         };
-        if self.kind == ModelKind::Gan && !self.convolutional() {
-            settings = settings.with(&GENERATOR_HIDDEN, vec![64, 96]).with(&DISCRIMINATOR_HIDDEN, vec![96, 64]);
-        }
+        settings = settings.with_some(&BASE_WIDTH, self.convolutional().then_some(16));
         config::resolve(self.kind, &settings.overlaid(&more))
     }
 
@@ -544,6 +538,6 @@ mod tests {
         assert_eq!(compare(&of(f64::NAN, 2.0), &of(1.0, 2.0), 0.1), (f64::INFINITY, "a".into()));
         assert_eq!(compare(&BTreeMap::new(), &of(1.0, 2.0), 0.1).0, f64::INFINITY);
         let check = CheckResult::new("x".into(), (0.5, "b".into()), 1e-3);
-        assert!(check.line().starts_with("FAILED   x: b is off by"), "{}", check.line());
+        assert!(check.line(false).starts_with("FAILED   x: b is off by"), "{}", check.line(false));
     }
 }

@@ -45,14 +45,13 @@ impl Train {
                 let (model, given) = self.model_and_settings()?;
                 let config = config::resolve(model, &given)?;
                 if self.print_config {
-                    print(&config.to_toml())?;
-                    return Ok(0);
+                    return print(&config.to_toml());
                 }
                 train::train(&config)?
             }
         };
         match outcome {
-            Outcome::Done(summary) => print(&summary).map(|()| 0),
+            Outcome::Done(summary) => print(&summary),
             Outcome::Stopped(signal) => Ok(128 + signal),
         }
     }

@@ -55,8 +55,7 @@ impl Traverse {
         LatentPaths { trained: &trained, rows: dims.len(), steps: steps as usize, latent: &latent }
             .draw(&out, format)?;
         let dims: Vec<_> = dims.iter().map(usize::to_string).collect();
-        print(&format!("{}\ndimensions {}\n", out.display(), dims.join(" ")))?;
-        Ok(0)
+        print(&format!("{}\ndimensions {}\n", out.display(), dims.join(" ")))
     }
 }
 

@@ -192,7 +192,7 @@ impl Config {
 }
 
 /// `a in X, b in Y` for each key whose value differs; none where both are alike.
-fn differences(
+pub(crate) fn differences(
     before: &BTreeMap<String, String>,
     (where_before, where_now): (&str, &str),
     now: &BTreeMap<String, String>,

@@ -77,6 +77,12 @@ pub struct FileSum {
     pub sha256: String,
 }
 
+impl std::fmt::Display for FileSum {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} bytes with SHA-256 {:.12}...", self.bytes, self.sha256)
+    }
+}
+
 impl State {
     /// The state of a run of this model after `step` updates, all other fields empty; [`save`] adds the files.
     pub fn new(model: String, step: u64) -> Self {
@@ -84,9 +90,6 @@ impl State {
     }
 
     /// Refuses a checkpoint of another kind of model than the run says it is.
-    ///
-    /// # Errors
-    /// When they differ.
     pub fn check_model(&self, model: impl std::fmt::Display) -> Result<()> {
         let State { model: found, step, .. } = self;
         ensure!(*found == model.to_string(), "the checkpoint of step {step} is of a {found}, the run of a {model}");
@@ -147,9 +150,6 @@ pub fn save(
 
 /// Updates `latest` and `best`, removes all checkpoints but the `keep` newest and the best, and removes unfinished writes. A resumed
 /// run does it again, since the process may have been killed before.
-///
-/// # Errors
-/// When the disk refuses.
 pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
     let best = state.best.map(|best| best.step);
     write_pointer(folder, "latest", Some(state.step))?;
@@ -197,9 +197,6 @@ fn write_pointer(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
 /// Checkpoints below `folder` by the number in their name, oldest first: folders called `step-` and digits, no others.
 ///
 /// None where there is no folder.
-///
-/// # Errors
-/// When the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -218,11 +215,8 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The newest checkpoint whose files have the checksums that its state.json gives; a damaged one is named on stderr and
-/// passed over. None when there is no checkpoint yet.
-///
-/// # Errors
-/// When none of them is whole.
+/// The newest checkpoint whose files have the checksums in its state.json; a damaged one gives a warning and is skipped. None when
+/// there is no checkpoint yet, an error when all are damaged.
 pub fn newest_intact(folder: &Path) -> Result<Option<(PathBuf, State)>> {
     let all = list(folder)?;
     let mut last_error = None;
@@ -239,49 +233,32 @@ pub fn newest_intact(folder: &Path) -> Result<Option<(PathBuf, State)>> {
         }
     }
     let Some(e) = last_error else { return Ok(None) };
-    bail!("no whole checkpoint is left in {} ({} damaged): {e:#}", folder.display(), all.len())
+    bail!("no intact checkpoint is left in {} ({} damaged): {e:#}", folder.display(), all.len())
 }
 
 /// Reads state.json and checks the files it lists.
 fn verify(dir: &Path) -> Result<State> {
     let path = dir.join(STATE);
+    let file = path.display();
     let text = small_file::read(&path)?;
-    let state: State = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    ensure!(
-        state.format == FORMAT,
-        "{} has format {}, this ganvae reads format {FORMAT}: use the version that wrote it (config.toml names it)",
-        path.display(),
-        state.format
-    );
+    let state: State = serde_json::from_slice(&text).with_context(|| format!("{file} is damaged"))?;
+    let State { format, step, .. } = state;
+    if format != FORMAT {
+        bail!(
+            "{file} has format {format}, wanted {FORMAT}: use the ganvae that wrote it (config.toml names the version)"
+        );
+    }
     let want = small_file::read(&dir.join(STATE_SUM))?;
-    let found = hash::sha256([&text[..]]);
-    ensure!(
-        found.as_bytes() == want,
-        "{} is damaged: it has SHA-256 {}..., wanted {}... ({STATE_SUM})",
-        path.display(),
-        head(&found),
-        head(&String::from_utf8_lossy(&want))
-    );
-    ensure!(dir.ends_with(folder_name(state.step)), "{} says step {}", path.display(), state.step);
+    let (want, found) = (String::from_utf8_lossy(&want), hash::sha256([&text[..]]));
+    ensure!(found == want, "{file} is damaged: it has SHA-256 {found:.12}..., wanted {want:.12}... ({STATE_SUM})");
+    ensure!(dir.ends_with(folder_name(step)), "{file} says step {step}");
     for part in [Part::Model, Part::Optimizer] {
         let (name, file) = (file_name(part), dir.join(file_name(part)));
         let want = state.files.get(name).with_context(|| format!("{} does not list {name}", path.display()))?;
         let found = sum(&file).with_context(|| format!("{} could not be read", file.display()))?;
-        ensure!(
-            found == *want,
-            "{} is damaged: {} bytes with SHA-256 {}..., wanted {} bytes with {}...",
-            file.display(),
-            found.bytes,
-            head(&found.sha256),
-            want.bytes,
-            head(&want.sha256)
-        );
+        ensure!(found == *want, "{} is damaged: {found}, wanted {want}", file.display());
     }
     Ok(state)
-}
-
-fn head(sum: &str) -> &str {
-    sum.get(..12).unwrap_or(sum)
 }
 
 /// Copies the state in checkpoint `dir` into what `visit` shows; `parts` says which files are wanted.
@@ -295,9 +272,11 @@ pub fn load(dir: &Path, parts: &[Part], visit: &mut dyn FnMut(&mut dyn Visit) ->
         let file = dir.join(file_name(*part));
         let bytes = fs::read(&file).with_context(|| format!("{} could not be read", file.display()))?;
         let stored = SafeTensors::deserialize(&bytes)
-            .map_err(|e| anyhow::anyhow!("{} is not a whole safetensors file: {e}", file.display()))?;
+            .map_err(|e| anyhow::anyhow!("{} is not a valid safetensors file: {e}", file.display()))?;
         let differences = compare(&live, &stored);
-        ensure!(differences.is_empty(), "{} does not fit this model: {}", file.display(), differences.join("; "));
+        if !differences.is_empty() {
+            bail!("{} does not fit this model: {}", file.display(), shortened(&differences, "; "));
+        }
         for (name, t) in live {
             pending.push((t, weights_file::tensor_of(&stored.tensor(&name)?)?));
         }
@@ -310,7 +289,7 @@ pub fn load(dir: &Path, parts: &[Part], visit: &mut dyn FnMut(&mut dyn Visit) ->
     })
 }
 
-/// What differs between a model's state and a file, at most eight differences.
+/// The differences between a model's state and a file.
 fn compare(live: &BTreeMap<String, Tensor>, stored: &SafeTensors) -> Vec<String> {
     let mut differences = Vec::new();
     for (name, t) in live {
@@ -328,18 +307,17 @@ fn compare(live: &BTreeMap<String, Tensor>, stored: &SafeTensors) -> Vec<String>
     }
     let unknown = stored.names().into_iter().filter(|name| !live.contains_key(*name));
     differences.extend(unknown.map(|name| format!("{name} is not in this model")));
-    let more = differences.len().saturating_sub(8);
-    differences.truncate(8);
-    if more > 0 {
-        differences.push(format!("and {more} more"));
-    }
     differences
 }
 
-/// The tensors of this part of the state that `visit` shows, by name; they share the memory of the originals.
-///
-/// # Errors
-/// When two tensors have one name.
+/// The first eight entries of a list for a message, and how many more there are.
+pub fn shortened(list: &[String], separator: &str) -> String {
+    let more = list.len().saturating_sub(8);
+    let and = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{and}", list[..list.len() - more].join(separator))
+}
+
+/// The tensors of this part of the state that `visit` shows, by name; they share the memory of the originals. Refuses duplicate names.
 pub fn gather(part: Part, visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>) -> Result<BTreeMap<String, Tensor>> {
     let mut gather = Gather { part, tensors: BTreeMap::new() };
     visit(&mut gather)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::base::atomic_file;
 use crate::base::progress::say;
 use crate::base::setting::Settings;
+use crate::base::shape::Shape;
 use crate::base::small_file;
 use crate::base::usage::{one_line, usage};
-use crate::config::file;
+use crate::config::{differences, file};
 use crate::models::ModelKind;
 use crate::models::tuning::Tuning;
 
@@ -34,10 +35,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Whether the folder is still the one that was locked.
-    ///
-    /// # Errors
-    /// When it has been removed or replaced.
+    /// Refuses a folder that has been removed or replaced since it was locked.
     pub fn check(&self) -> Result<()> {
         match fs::metadata(&self.root) {
             Ok(found) if (found.dev(), found.ino()) == self.id => Ok(()),
@@ -67,31 +65,22 @@ pub struct RunInfo {
     pub train_images: usize,
     /// Images held out.
     pub test_images: usize,
-    /// C of each image.
-    pub channels: i64,
-    /// H of each image.
-    pub height: i64,
-    /// W of each image.
-    pub width: i64,
+    /// Shape of each image.
+    #[serde(flatten)]
+    pub shape: Shape,
     /// What the run computes with: threads, kernels, layout.
     pub tuning: Tuning,
 }
 
 impl RunInfo {
     /// `[run.tuning]` by key, each value as in the file.
-    ///
-    /// # Errors
-    /// Those of TOML.
     pub fn tuning_by_key(&self) -> Result<BTreeMap<String, String>> {
         let table = toml::Table::try_from(self.tuning).context("writing [run.tuning] as TOML")?;
         Ok(table.into_iter().map(|(key, value)| (key, value.to_string())).collect())
     }
 
-    /// Refuses a `[run.tuning]` in `file`, the config.toml of a run, that is not the one (`before`) that its checkpoint was made
-    /// with. The threads may also be those that `--threads` has asked for since (`threads`).
-    ///
-    /// # Errors
-    /// [`crate::base::usage::Usage`], which lists each difference.
+    /// Refuses, as a usage error that lists the differences, a `[run.tuning]` in `file` that is not the one (`before`) of the checkpoint.
+    /// The threads may also be those of a later `--threads` (`threads`).
     pub fn refuse_edited_tuning(
         &self,
         before: &BTreeMap<String, String>,
@@ -100,37 +89,14 @@ impl RunInfo {
     ) -> Result<()> {
         let mut before = before.clone();
         before.extend(threads.map(|n| ("threads".to_owned(), n.to_string())));
-        let mut differences = Vec::new();
-        for (key, now) in self.tuning_by_key()? {
-            let before = before.get(&key).map_or("not there", String::as_str);
-            if before != now {
-                differences.push(format!("{key} is {before} in the checkpoint and {now} in the file"));
-            }
-        }
-        if !differences.is_empty() {
+        if let Some(list) = differences(&before, ("in the checkpoint", "in the file"), &self.tuning_by_key()?) {
+            let file = file.display();
             usage!(
-                "[run.tuning] in {} is not what the run began with: {}; put it back, or train a new run with --config",
-                file.display(),
-                differences.join("; ")
+                "[run.tuning] in {file} is not what the run began with: {list}; put it back, or train a new run with --config"
             );
         }
         Ok(())
     }
-}
-
-/// Refuses a run that a version of ganvae with another major or minor number made: its noise and settings differ from those of
-/// this version.
-fn check_version(root: &Path, made_by: &str) -> Result<()> {
-    let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
-    let own = env!("CARGO_PKG_VERSION");
-    if minor(made_by) != minor(own) {
-        usage!(
-            "{} was made by ganvae {made_by}, whose noise and settings differ from those of this one, {own}: go on with it with \
-             ganvae {made_by}, or train anew",
-            root.display()
-        );
-    }
-    Ok(())
 }
 
 impl RunDir {
@@ -150,36 +116,25 @@ impl RunDir {
         Ok(RunDir { root })
     }
 
-    /// Makes the folders below the run's where they are missing.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn make_folders(&self) -> Result<()> {
-        make_folder(&self.samples())?;
-        make_folder(&self.checkpoints())
-    }
-
     /// Locks the run for this process. The system releases the lock when the process ends, however it ends.
     ///
     /// # Errors
     /// When another process has it, or the lock's file cannot be opened.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.path(LOCK);
-        let open = || fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-        let mut file = open().with_context(|| format!("{} could not be opened", path.display()))?;
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).truncate(false).read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("{} could not be opened", path.display()))?;
         match file.try_lock() {
             Ok(()) => {
                 let write = || file.set_len(0).and_then(|()| write!(&file, "{}", std::process::id()));
                 write().with_context(|| format!("{} could not be written", path.display()))?;
             }
             Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                let _ = file.read_to_string(&mut owner);
-                bail!(
-                    "{} is in use by another ganvae (process {}): wait until it ends, or stop it first",
-                    self.root.display(),
-                    if owner.is_empty() { "of an unknown number" } else { &owner }
-                );
+                let owner = fs::read_to_string(&path).unwrap_or_default();
+                let owner = if owner.is_empty() { "of an unknown number" } else { &owner };
+                let root = self.root.display();
+                bail!("{root} is in use by another ganvae (process {owner}): wait until it ends, or stop it first");
             }
             // As on some network file systems.
             Err(TryLockError::Error(e)) => {
@@ -221,14 +176,20 @@ impl RunDir {
         let text = small_file::read_text(&path)?;
         let file = path.display();
         // First: the settings of another version may have other names. A damaged file fails below.
-        if let Ok(RunTable { run: Version { ganvae } }) = toml::from_str(&text) {
-            check_version(&self.root, &ganvae)?;
+        if let Ok(RunTable { run: Version { ganvae } }) = toml::from_str(&text)
+            && minor_version(&ganvae) != minor_version(env!("CARGO_PKG_VERSION"))
+        {
+            let (root, own) = (self.root.display(), env!("CARGO_PKG_VERSION"));
+            usage!(
+                "{root} was made by ganvae {ganvae}, whose noise and settings differ from those of this one, {own}: go on with it with \
+                 ganvae {ganvae}, or train anew"
+            );
         }
         let (model, settings) = file::parse(&text, &path)?;
         let model = model.with_context(|| format!("{file} does not say which model it is of"))?;
-        let RunTable::<RunInfo> { run } =
-            toml::from_str(&text).map_err(|e| anyhow!("{file} has no whole [run] table: {}", one_line(e.message())))?;
-        let RunInfo { channels, height, width, tuning: Tuning { threads, .. }, .. } = run;
+        let RunTable::<RunInfo> { run } = toml::from_str(&text)
+            .map_err(|e| anyhow!("{file} has no complete [run] table: {}", one_line(e.message())))?;
+        let (Shape { channels, height, width }, threads) = (run.shape, run.tuning.threads);
         if !(1..=1024).contains(&threads) {
             bail!("{file} says threads = {threads} in [run.tuning]: wanted 1 to 1024; it was edited");
         }
@@ -242,9 +203,6 @@ impl RunDir {
     }
 
     /// Writes config.toml: the resolved settings, then what the run was made with.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write_config(&self, settings: &str, info: &RunInfo) -> Result<()> {
         let run = toml::Table::from_iter([("run".to_owned(), toml::Value::try_from(info)?)]);
         let text = format!("{settings}\n{}", toml::to_string(&run)?);
@@ -273,21 +231,13 @@ impl RunDir {
         self.path("samples")
     }
 
-    /// Where reconstructions go.
-    pub fn reconstructions(&self) -> PathBuf {
-        self.path("reconstructions")
-    }
-
     /// Where checkpoints go.
     pub fn checkpoints(&self) -> PathBuf {
         self.path("checkpoints")
     }
 }
 
-/// Whether a new run may be put at `out`, asked before the work that comes first.
-///
-/// # Errors
-/// [`crate::base::usage::Usage`] when something is there already.
+/// Refuses, as a usage error, an `out` that cannot be the folder of a new run.
 pub fn check_free(out: &Path) -> Result<()> {
     if out.as_os_str().is_empty() {
         usage!("--out is empty: name a folder, or leave it out for the next number under runs/");
@@ -308,18 +258,17 @@ pub fn check_free(out: &Path) -> Result<()> {
     }
 }
 
+/// Major and minor number of a version: the noise and the settings of versions that share them are the same.
+fn minor_version(version: &str) -> Option<&str> {
+    version.rsplit_once('.').map(|(minor, _)| minor)
+}
+
 /// Makes a folder and its parents where they are missing.
-///
-/// # Errors
-/// When it cannot be made; names it.
 pub fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("the folder {} could not be made", path.display()))
 }
 
 /// The result of a removal; success where there was nothing to remove.
-///
-/// # Errors
-/// All others.
 pub fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
@@ -335,12 +284,9 @@ fn next_numbered(runs: &Path, model: ModelKind, data: &str) -> Result<PathBuf> {
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
     loop {
-        let mut last = 0;
-        for entry in fs::read_dir(runs).with_context(cannot)? {
-            let name = entry?.file_name();
-            let number = name.to_string_lossy().split('-').next().and_then(|n| n.parse::<u32>().ok());
-            last = last.max(number.unwrap_or(0));
-        }
+        let entries = fs::read_dir(runs).and_then(Iterator::collect::<io::Result<Vec<_>>>).with_context(cannot)?;
+        let number = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().split('-').next()?.parse::<u32>().ok();
+        let last = entries.iter().filter_map(number).max().unwrap_or(0);
         let root = runs.join(format!("{:04}-{model}-{data}", last + 1));
         match fs::create_dir(&root) {
             Ok(()) => return Ok(root),

@@ -15,40 +15,30 @@ pub struct MetricsLog {
     path: PathBuf,
     file: fs::File,
     bytes: u64,
-    /// The length that was asked for when the file was opened, and the one that there was.
+    /// The length that was asked for when the file was opened, and the length that was kept.
     opened: (u64, u64),
 }
 
 impl MetricsLog {
-    /// Opens the file at `path`, keeping its first `bytes`: rows after them belong to steps that will be done again.
-    ///
-    /// A file that is shorter than that has lost rows: said on stderr, and no reason not to go on training.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
+    /// Opens the file at `path` and cuts it to its first `bytes`: rows after them belong to steps that will be done again. A shorter
+    /// file has lost rows: this gives a warning.
     pub fn open(path: PathBuf, bytes: u64) -> Result<Self> {
         let open = || -> Result<(fs::File, u64)> {
             let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
-            let found = file.metadata()?.len();
-            if found < bytes {
-                // Up to its last whole line.
-                let text = fs::read(&path)?;
-                let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
-                file.set_len(whole)?;
+            let mut kept = bytes;
+            if file.metadata()?.len() < bytes {
+                // Up to its last complete line.
+                kept = fs::read(&path)?.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
                 say(&format!("warning: {} has lost rows; the run goes on, its curves have a gap", path.display()));
-                return Ok((file, whole));
             }
-            file.set_len(bytes)?;
-            Ok((file, bytes))
+            file.set_len(kept)?;
+            Ok((file, kept))
         };
-        let (file, found) = open().with_context(|| format!("{} could not be opened", path.display()))?;
-        Ok(MetricsLog { path, file, bytes: found, opened: (bytes, found) })
+        let (file, kept) = open().with_context(|| format!("{} could not be opened", path.display()))?;
+        Ok(MetricsLog { path, file, bytes: kept, opened: (bytes, kept) })
     }
 
     /// Appends one row. A number that is not finite becomes `null`, since JSON has none.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn append(&mut self, row: &[(String, f64)]) -> Result<()> {
         let object: Map<String, Value> = row.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
         let mut line = serde_json::to_vec(&object)?;
@@ -58,10 +48,7 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Cuts off the rows after the first `bytes`: their steps will be done again.
-    ///
-    /// # Errors
-    /// When the disk refuses.
+    /// Removes the rows after the first `bytes`: their steps will be done again.
     pub fn cut(&mut self, bytes: u64) -> Result<()> {
         let bytes = if bytes == self.opened.0 { self.opened.1 } else { bytes.min(self.bytes) };
         self.file.set_len(bytes).with_context(|| format!("{} could not be cut", self.path.display()))?;
@@ -70,9 +57,6 @@ impl MetricsLog {
     }
 
     /// Syncs the rows and gives the length so far, which a checkpoint may then rely on.
-    ///
-    /// # Errors
-    /// When the disk refuses.
     pub fn sync(&self) -> Result<u64> {
         self.file.sync_all().with_context(|| format!("{} could not be written", self.path.display()))?;
         Ok(self.bytes)

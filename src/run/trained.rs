@@ -32,10 +32,10 @@ pub struct Trained {
     device: Device,
     latent: i64,
     shape: Shape,
-    backend: Backend,
+    loaded: LoadedModel,
 }
 
-enum Backend {
+enum LoadedModel {
     /// The model of a run, its configuration, and the updates that the model has had.
     Run(Box<dyn Model>, Box<Config>, u64),
     /// Exported modules.
@@ -81,7 +81,7 @@ impl Trained {
     /// is looked for beside it. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] when `path` is none of these; when a run has no whole checkpoint, or a module cannot be read.
+    /// [`crate::base::usage::Usage`] when `path` is none of these; when a run has no intact checkpoint, or a module cannot be read.
     pub fn open(path: impl AsRef<Path>, device: &str) -> Result<Self> {
         let (path, over) = (path.as_ref(), device::on(device));
         if is_run(path) {
@@ -109,24 +109,19 @@ impl Trained {
         let config = config::resolve(kind, &settings.overlaid(over))?;
         let device = device::open(&config.settings)?;
         let (dir, state) = checkpoint::newest_intact(&run.checkpoints())?.with_context(|| {
-            format!(
-                "{} has no checkpoint yet: go on with `ganvae train --resume {}`",
-                root.display(),
-                run.shell_quoted()
-            )
+            let (root, quoted) = (root.display(), run.shell_quoted());
+            format!("{root} has no checkpoint yet: go on with `ganvae train --resume {quoted}`")
         })?;
         state.check_model(kind)?;
-        let shape = Shape { channels: info.channels, height: info.height, width: info.width };
-        let per_epoch = config.steps_per_epoch(info.train_images);
-        let mut model = config.build(shape, per_epoch, device)?;
+        let mut model = config.build(info.shape, config.steps_per_epoch(info.train_images), device)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
         model.end_training();
         if device == Device::Cpu {
             let threads = config.settings.given(&THREADS).map_or(info.tuning.threads, |n| n as u32);
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
-        let (root, latent) = (root.to_owned(), model.latent());
-        Ok(Trained { root, device, latent, shape, backend: Backend::Run(model, Box::new(config), state.step) })
+        let (root, latent, shape) = (root.to_owned(), model.latent(), info.shape);
+        Ok(Trained { root, device, latent, shape, loaded: LoadedModel::Run(model, Box::new(config), state.step) })
     }
 
     fn open_modules(root: &Path, files: &[PathBuf], over: &Settings) -> Result<Self> {
@@ -157,7 +152,7 @@ impl Trained {
             let (a, b, of_a, of_b) = (a.path.display(), b.path.display(), a.origin(), b.origin());
             bail!("{a} is {of_a} and {b} {of_b}: put modules of one export side by side");
         }
-        Ok(Trained { root: root.to_owned(), device, latent, shape, backend: Backend::Modules { decoder, encoder } })
+        Ok(Trained { root: root.to_owned(), device, latent, shape, loaded: LoadedModel::Modules { decoder, encoder } })
     }
 
     /// Z: width of the latent vector.
@@ -177,25 +172,22 @@ impl Trained {
 
     /// The configuration of a run and the updates that the model has seen; none for exported modules.
     pub fn origin(&self) -> Option<(&Config, u64)> {
-        match &self.backend {
-            Backend::Run(_, config, step) => Some((config, *step)),
-            Backend::Modules { .. } => None,
+        match &self.loaded {
+            LoadedModel::Run(_, config, step) => Some((config, *step)),
+            LoadedModel::Modules { .. } => None,
         }
     }
 
     /// The networks of a run's model; none of exported modules, which are networks already.
     pub fn networks(&self) -> Option<Vec<&Graph>> {
-        match &self.backend {
-            Backend::Run(model, ..) => Some(model.exported()),
-            Backend::Modules { .. } => None,
+        match &self.loaded {
+            LoadedModel::Run(model, ..) => Some(model.exported()),
+            LoadedModel::Modules { .. } => None,
         }
     }
 
     /// Latents `from` to `from + count` of the prior N(0, I): z [count,Z] on the model's device, a function of the seed and the index
     /// alone.
-    ///
-    /// # Errors
-    /// libtorch's, when memory runs out.
     pub fn prior(&self, seed: u64, from: i64, count: i64) -> Result<Tensor> {
         let first = from / BATCH;
         let batches = (first..=(from + count - 1) / BATCH).map(|batch| {
@@ -213,10 +205,10 @@ impl Trained {
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         let size = z.size();
         ensure!(size.len() == 2 && size[1] == self.latent, "latents of [N,{}] are wanted, found {size:?}", self.latent);
-        let mut images = self.in_batches(z, |z| match &self.backend {
-            Backend::Run(model, ..) => Ok(vec![model.decode(z)?]),
-            Backend::Modules { decoder: Some(decoder), .. } => decoder.call(z),
-            Backend::Modules { decoder: None, .. } => {
+        let mut images = self.in_batches(z, |z| match &self.loaded {
+            LoadedModel::Run(model, ..) => Ok(vec![model.decode(z)?]),
+            LoadedModel::Modules { decoder: Some(decoder), .. } => decoder.call(z),
+            LoadedModel::Modules { decoder: None, .. } => {
                 let root = self.root.display();
                 usage!("{root} is an encoder alone, which makes no images: name the folder that holds decoder.pt too")
             }
@@ -236,28 +228,25 @@ impl Trained {
             self.shape.dims().map(|n| n.to_string()).join(",")
         );
         self.check_encoder()?;
-        let mut both = self.in_batches(x, |x| match &self.backend {
-            Backend::Run(model, ..) => model.encode(x)?.map(|(mu, logvar)| vec![mu, logvar]).context("no encoder"),
-            Backend::Modules { encoder, .. } => encoder.as_ref().context("no encoder")?.call(x),
+        let mut both = self.in_batches(x, |x| match &self.loaded {
+            LoadedModel::Run(model, ..) => model.encode(x)?.map(|(mu, logvar)| vec![mu, logvar]).context("no encoder"),
+            LoadedModel::Modules { encoder, .. } => encoder.as_ref().context("no encoder")?.call(x),
         })?;
         let (logvar, mu) = (both.pop(), both.pop());
         mu.zip(logvar).context("an encoder gives mu and logvar")
     }
 
-    /// Refuses a model without an encoder.
-    ///
-    /// # Errors
-    /// [`crate::base::usage::Usage`], which says why there is none.
+    /// Refuses, as a usage error, a model without an encoder.
     pub fn check_encoder(&self) -> Result<()> {
         let root = self.root.display();
-        match &self.backend {
-            Backend::Run(_, config, _) if config.model == ModelKind::Gan => {
+        match &self.loaded {
+            LoadedModel::Run(_, config, _) if config.model == ModelKind::Gan => {
                 usage!("{root} is a GAN, which has no encoder: images become latents only by a VAE")
             }
-            Backend::Modules { encoder: None, decoder: Some(module) } if module.info.network == "generator" => {
+            LoadedModel::Modules { encoder: None, decoder: Some(module) } if module.info.network == "generator" => {
                 usage!("{root} is a GAN's generator, which has no encoder: images become latents only by a VAE")
             }
-            Backend::Modules { encoder: None, .. } => {
+            LoadedModel::Modules { encoder: None, .. } => {
                 usage!("{root} has no encoder.pt beside its decoder, and images become latents only by one")
             }
             _ => Ok(()),

@@ -17,10 +17,8 @@ impl fmt::Display for Diverged {
 
 impl std::error::Error for Diverged {}
 
-/// Refuses the means over the updates up to `step` when one is not finite, or is larger in magnitude than its limit.
-///
-/// # Errors
-/// [`Diverged`], which names the value and the step.
+/// Refuses the means over the updates up to `step` when one is not finite, or is larger in magnitude than its limit; the error names the
+/// value and the step.
 pub fn check(prefix: &str, scalars: &[Scalar], means: &[f64], step: u64) -> Result<(), Diverged> {
     for (scalar, mean) in scalars.iter().zip(means) {
         let (name, limit) = (&scalar.key, scalar.limit.unwrap_or(f64::INFINITY));

@@ -74,7 +74,7 @@ impl Session<'_> {
         grid::draw(&self.setup.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
         let originals = self.setup.test.spread(RECONSTRUCTIONS)?.x;
         if let Some(images) = self.setup.model.reconstruct(&originals)? {
-            let folder = rec.run.reconstructions();
+            let folder = rec.run.path("reconstructions");
             make_folder(&folder)?;
             grid::draw(&grid::alternate(&originals, &images, COLUMNS)?, COLUMNS)?.save(&folder.join(name))?;
         }

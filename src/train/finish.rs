@@ -26,10 +26,8 @@ impl Session<'_> {
             Ok(())
         };
         write().with_context(|| {
-            format!(
-                "training is done and its checkpoint whole, but the export failed; mend it, then: ganvae export {}",
-                rec.run.shell_quoted()
-            )
+            let root = rec.run.shell_quoted();
+            format!("training is done and its checkpoint is complete, but the export failed; fix it, then: ganvae export {root}")
         })
     }
 
@@ -39,7 +37,7 @@ impl Session<'_> {
             return Ok(None);
         }
         let newest = checkpoint::newest_intact(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
-        let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is not whole", self.step))?;
+        let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is damaged", self.step))?;
         let copy = self.config.build(self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| copy.visit(v))?;
         Ok(Some(copy))
@@ -47,7 +45,7 @@ impl Session<'_> {
 
     pub(super) fn summary(&self, rec: &Recorder) -> String {
         let root = rec.run.shell_quoted();
-        let reconstructions = match rec.run.reconstructions().is_dir() {
+        let reconstructions = match rec.run.path("reconstructions").is_dir() {
             true => format!("recons   {root}/reconstructions/{}\n", rec.picture),
             false => String::new(),
         };

@@ -18,8 +18,6 @@ use crate::run::checkpoint;
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// A counter of PyTorch's batch normalization, without effect at a fixed momentum; our models do not have it.
 const UNUSED: &str = ".num_batches_tracked";
-/// Names listed of each kind of mismatch.
-const LISTED: usize = 8;
 
 /// The result of loading a file's weights into a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,11 +33,9 @@ pub struct LoadReport {
 impl std::fmt::Display for LoadReport {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "{} of {} tensors of the model taken", self.loaded, self.loaded + self.missing.len())?;
-        for (what, list) in [("not in the file, so as they began", &self.missing), ("not taken", &self.unused)] {
+        for (what, list) in [("not in the file, so freshly initialized", &self.missing), ("not taken", &self.unused)] {
             if !list.is_empty() {
-                let more = list.len().saturating_sub(LISTED);
-                let and = if more > 0 { format!(" and {more} more") } else { String::new() };
-                write!(f, "; {what}: {}{and}", list[..list.len() - more].join(", "))?;
+                write!(f, "; {what}: {}", checkpoint::shortened(list, ", "))?;
             }
         }
         Ok(())
@@ -61,7 +57,7 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
         match target(&live, &key, &t) {
             Ok(target) => {
                 if pending.insert(target.clone(), t).is_some() {
-                    report.unused.push(format!("{key} ({target} was there already)"));
+                    report.unused.push(format!("{key} ({target} was loaded already)"));
                 }
             }
             Err(why) => report.unused.push(format!("{key} ({why})")),
@@ -134,7 +130,7 @@ fn read(path: &Path) -> Result<Contents> {
         match tensor.filter(Tensor::is_floating_point) {
             Some(t) => contents.tensors.push((key, t)),
             None if key.ends_with(UNUSED) => {}
-            None => contents.skipped.push(format!("{key} (of type {kind}, no floats)")),
+            None => contents.skipped.push(format!("{key} (of type {kind}, not floating point)")),
         }
     }
     Ok(contents)
@@ -147,7 +143,7 @@ fn read_file(path: &Path) -> Result<Vec<(String, Option<Tensor>, String)>> {
     match extension.as_deref() {
         Some("safetensors") => {
             let bytes = fs::read(path).context("the file could not be read")?;
-            let stored = SafeTensors::deserialize(&bytes).map_err(|e| anyhow!("not a whole safetensors file: {e}"))?;
+            let stored = SafeTensors::deserialize(&bytes).map_err(|e| anyhow!("not a valid safetensors file: {e}"))?;
             let entry = |(key, view)| (key, weights_file::tensor_of(&view).ok(), format!("{:?}", view.dtype()));
             let mut entries: Vec<_> = stored.tensors().into_iter().map(entry).collect();
             // The library sorts by type and size.
@@ -266,7 +262,7 @@ mod tests {
             "fc1.bias (could be",
             "out.weight (has shape [6, 5], the model's [6, 4])",
             "head.weight (not in the model)",
-            "decoder.fc1.bias (of type I32, no floats)",
+            "decoder.fc1.bias (of type I32, not floating point)",
             "encoder.fc1.bias (holds numbers that are not finite)",
             "and 1 more",
         ] {
@@ -313,7 +309,7 @@ mod tests {
         fs::create_dir(at("e")).unwrap();
         for (path, part) in [
             (path, "nothing in it fits this model"),
-            (at("b.safetensors"), "not a whole safetensors file"),
+            (at("b.safetensors"), "not a valid safetensors file"),
             (at("c.pt"), "no TorchScript module"),
             (at("d.txt"), "wanted a .safetensors"),
             (at("e"), "no run and holds no exports"),

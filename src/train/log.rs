@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::Session;
+use super::setup::Setup;
 use crate::base::progress::Progress;
 use crate::config::device;
 use crate::config::training::STEPS;
@@ -100,16 +101,11 @@ impl Session<'_> {
     }
 
     pub(super) fn headline(&self, rec: &Recorder) -> String {
+        let Setup { data, train, test, total, .. } = &self.setup;
+        let (root, model, device) = (rec.run.root().display(), self.config.model, device::name(self.setup.device));
+        let (training, held_out, shape) = (train.len(), test.len(), train.shape());
         format!(
-            "{}: {} on {} ({} training, {} held-out images of {}), {} steps, {}",
-            rec.run.root().display(),
-            self.config.model,
-            self.setup.data,
-            self.setup.train.len(),
-            self.setup.test.len(),
-            self.setup.train.shape(),
-            self.setup.total,
-            device::name(self.setup.device)
+            "{root}: {model} on {data} ({training} training, {held_out} held-out images of {shape}), {total} steps, {device}"
         )
     }
 

@@ -14,20 +14,18 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::base::progress::Progress;
+use crate::base::progress::{self, Progress};
+use crate::base::scalar;
 use crate::base::seed::{Stream, seed_for};
-use crate::base::shape::Shape;
-use crate::base::signals::StopFlag;
+use crate::base::signals::{self, StopFlag};
 use crate::base::timer::StepTimer;
-use crate::base::{progress, scalar, signals};
 use crate::config::training::{INIT_FROM, OUT};
 use crate::config::{Config, device};
 use crate::models::tuning::Tuning;
 use crate::pictures::grid;
-use crate::run::checkpoint::{Best, State};
-use crate::run::folder::{Lock, RunDir, RunInfo};
+use crate::run::checkpoint::{self, Best, State};
+use crate::run::folder::{self, Lock, RunDir, RunInfo, make_folder};
 use crate::run::metrics_log::MetricsLog;
-use crate::run::{checkpoint, folder};
 use divergence::{Diverged, WarningFilter};
 use evaluation::{COLUMNS, SAMPLES};
 use initial_weights::init_from;
@@ -53,13 +51,10 @@ pub enum Outcome {
 pub fn train(config: &Config) -> Result<Outcome> {
     signals::hold()?;
     let out = config.settings.given(&OUT);
-    let out = out.as_deref();
-    if let Some(out) = out {
-        folder::check_free(out)?;
-    }
+    out.as_deref().map_or(Ok(()), folder::check_free)?;
     let mut session = Session::build(config, None)?;
     session.load_initial_weights()?;
-    let run = RunDir::create(out, config.model, &session.setup.data)?;
+    let run = RunDir::create(out.as_deref(), config.model, &session.setup.data)?;
     let lock = run.lock()?;
     run.write_config(&config.kept_toml()?, &session.info)?;
     let state = session.state(0.0, 0)?;
@@ -87,7 +82,6 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn build(config: &'a Config, stored: Option<Tuning>) -> Result<Self> {
         let setup = Setup::new(config, stored)?;
-        let Shape { channels, height, width } = setup.train.shape();
         Ok(Session {
             stepper: Stepper::new(ExecutionMode::new(setup.device, config.cuda_graph), &setup, config)?,
             meter: AverageMeter::new(setup.model.measured(), setup.device),
@@ -98,9 +92,7 @@ impl<'a> Session<'a> {
                 data_sha256: setup.data_sha256.clone(),
                 train_images: setup.train.len(),
                 test_images: setup.test.len(),
-                channels,
-                height,
-                width,
+                shape: setup.train.shape(),
                 tuning: setup.chosen.tuning,
             },
             config,
@@ -125,7 +117,8 @@ impl<'a> Session<'a> {
 
     /// Trains from `state`, the state of this session, until all steps are done or a signal comes.
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
-        run.make_folders()?;
+        make_folder(&run.samples())?;
+        make_folder(&run.checkpoints())?;
         scalar::write(&run.path("scalars.json"), self.setup.model.scalars())?;
         if !run.path("data.png").exists() {
             grid::draw(&self.setup.train.spread(SAMPLES)?.x, COLUMNS)?.save(&run.path("data.png"))?;
@@ -168,10 +161,10 @@ impl<'a> Session<'a> {
             }
             let (after, or) = match self.rollbacks {
                 0 => (String::new(), ", or --on-divergence rollback"),
-                n => (format!(" after going back {n} times"), ""),
+                n => (format!(" after {n} rollbacks"), ""),
             };
             let kept = !checkpoint::list(&rec.run.checkpoints())?.is_empty();
-            let intact = if kept { "; the checkpoints before it are whole" } else { "" };
+            let intact = if kept { "; the checkpoints before it are intact" } else { "" };
             bail!("{diverged}, and stops{after}{intact}; try a lower --lr, --clip-norm 1{or}");
         }
         rec.progress.finish();
@@ -195,11 +188,8 @@ impl<'a> Session<'a> {
         if self.epoch_due {
             self.epoch_due = !self.epoch_end(rec, last, stop)?;
         }
-        let due = match self.config.checkpoint_every {
-            None => epoch_ends,
-            Some(0) => false,
-            Some(n) => self.step.is_multiple_of(n),
-        };
+        // An interval of 0 is never due.
+        let due = self.config.checkpoint_every.map_or(epoch_ends, |n| self.step.is_multiple_of(n));
         let stopped = stop.signal();
         if due || last || stopped.is_some() {
             self.checkpoint(rec)?;
@@ -208,8 +198,7 @@ impl<'a> Session<'a> {
         let Some(signal) = stopped.filter(|_| !last || self.epoch_due) else { return Ok(None) };
         self.draw_curves(rec);
         rec.progress.finish();
-        let root = rec.run.shell_quoted();
-        let (step, total) = (self.step, self.setup.total);
+        let (root, step, total) = (rec.run.shell_quoted(), self.step, self.setup.total);
         progress::say(&format!("stopped at step {step} of {total}; go on with: ganvae train --resume {root}"));
         Ok(Some(Outcome::Stopped(signal)))
     }

@@ -48,10 +48,10 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
         state.check_model(model)?;
         let file = run.path("config.toml");
         config::refuse_edits(&state.settings, &config, &file)?;
-        info.refuse_edited_tuning(&state.tuning, threads(&stored), &file)?;
+        info.refuse_edited_tuning(&state.tuning, stored.given(&THREADS).map(|n| n as u32), &file)?;
     }
     let mut tuning = info.tuning;
-    tuning.threads = threads(&config.settings).unwrap_or(tuning.threads);
+    tuning.threads = config.settings.given(&THREADS).map_or(tuning.threads, |n| n as u32);
     if config.plan.deterministic && tuning.threads > 1 && !tuning.compute.products.rounds_alike() {
         usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
     }
@@ -78,15 +78,11 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
             state
         }
         None => {
-            progress::say(&format!("{shown} has no checkpoint yet: it starts from the beginning"));
+            progress::say(&format!("{shown} has no checkpoint yet: it starts from step 0"));
             session.load_initial_weights()?;
             session.state(0.0, 0)?
         }
     };
     run.write_config(&config.kept_toml()?, &session.info)?;
     session.run(run, lock, state)
-}
-
-fn threads(s: &Settings) -> Option<u32> {
-    s.given(&THREADS).map(|n| n as u32)
 }

@@ -93,12 +93,9 @@ impl Setup {
 
     /// Batch `index` of an epoch with its order of the images (int64 [N]): images, labels and B. Several small batches at a time are
     /// gathered into `prefetched`.
-    ///
-    /// # Errors
-    /// libtorch's.
     pub fn batch(
         &self,
-        prefetched: &mut Prefetched,
+        prefetched: &mut Option<Prefetched>,
         (epoch, order): (u64, &Tensor),
         index: u64,
         batch_size: usize,
@@ -113,12 +110,12 @@ impl Setup {
         }
         // Always the same batches together, so that a batch has the same memory alignment in a run that was resumed between them.
         let first = from / (batches * size) * (batches * size);
-        let all = match prefetched.0.take() {
+        let all = match prefetched.take() {
             Some((e, f, all)) if (e, f) == (epoch, first) => all,
             _ => self.train.gather(&order.f_narrow(0, first, (batches * size).min(images - first))?)?,
         };
         let batch = all.narrow(from - first, count)?;
-        prefetched.0 = Some((epoch, first, all));
+        *prefetched = Some((epoch, first, all));
         Ok((batch, count))
     }
 }
@@ -128,8 +125,7 @@ impl Setup {
 const PREFETCH_BYTES: i64 = 512 << 10;
 
 /// Batches gathered in advance: the epoch, the index of the first image, the images with their labels.
-#[derive(Debug, Default)]
-pub struct Prefetched(Option<(u64, i64, Batch)>);
+pub type Prefetched = (u64, i64, Batch);
 
 #[cfg(test)]
 mod tests {
@@ -148,7 +144,7 @@ mod tests {
         let given = Settings::default().with(&TRAIN_LIMIT, 203).with(&TEST_LIMIT, 1);
         let setup = Setup::new(&config::resolve(ModelKind::Vae, &given).unwrap(), None).unwrap();
         for batch_size in [1, 7, 20, 64, 203, 500] {
-            let mut prefetched = Prefetched::default();
+            let mut prefetched = None;
             for (epoch, start) in [(0, 0), (1, 0), (1, 2), (0, 1)] {
                 let order = Tensor::from_slice(&epoch_order(5, epoch, 203));
                 for index in start..203_u64.div_ceil(batch_size as u64) {

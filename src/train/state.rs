@@ -56,18 +56,14 @@ impl Session<'_> {
         rec.first_step = rec.first_step.min(self.step);
         rec.log.cut(state.metrics_bytes)?;
         let mut row = self.row_head(rec);
-        row.push(("rollbacks".into(), self.rollbacks.into()));
-        row.push(("diverged_at".into(), diverged_at as f64));
+        row.extend([("rollbacks".into(), self.rollbacks.into()), ("diverged_at".into(), diverged_at as f64)]);
         row.push(("lr".into(), self.lr()));
         rec.log.append(&row)?;
         // At once: a process that is killed before the next checkpoint must not lose the rollback.
         self.checkpoint(rec)?;
+        let (step, lr, n, most) = (self.step, self.lr(), self.rollbacks, self.config.rollbacks);
         rec.progress.say(&format!(
-            "warning: {why}: rolled back to step {} ({} of {}), with fresh noise and lr {:e}",
-            self.step,
-            self.rollbacks,
-            self.config.rollbacks,
-            self.lr()
+            "warning: {why}: rolled back to step {step} ({n} of {most}), with fresh noise and lr {lr:e}"
         ));
         rec.restart_clock();
         Ok(())

@@ -32,9 +32,6 @@ impl AverageMeter {
     }
 
     /// Adds the means `values` [K] of a batch of `images`.
-    ///
-    /// # Errors
-    /// libtorch's.
     pub fn add(&mut self, values: &Tensor, images: i64) -> Result<()> {
         self.images += images as u64;
         self.add_to_sums(values, images)
@@ -47,9 +44,6 @@ impl AverageMeter {
     }
 
     /// Means over all images since the last reset.
-    ///
-    /// # Errors
-    /// Those of work on the device.
     pub fn means(&self) -> Result<Vec<f64>> {
         // sync: once a log interval.
         let sums = Vec::<f64>::try_from(&self.sums)?;
@@ -57,9 +51,6 @@ impl AverageMeter {
     }
 
     /// Sets the sums to zero.
-    ///
-    /// # Errors
-    /// libtorch's.
     pub fn reset(&mut self) -> Result<()> {
         self.images = 0;
         let _ = self.sums.f_zero_()?;
@@ -121,7 +112,7 @@ pub struct Stepper {
     epoch: Option<u64>,
     /// The order of the epoch's images, int64 [N], at one address throughout.
     order: Tensor,
-    prefetched: Prefetched,
+    prefetched: Option<Prefetched>,
 }
 
 /// What a step on the device reads and advances.
@@ -147,9 +138,6 @@ enum Capture {
 
 impl Stepper {
     /// A stepper for a training run of `config` on the data and the device of `setup`.
-    ///
-    /// # Errors
-    /// libtorch's, when memory runs out.
     pub fn new(mode: ExecutionMode, setup: &Setup, config: &Config) -> Result<Self> {
         let batch_size = config.batch_size as i64;
         let indices = |count: i64| Tensor::f_zeros([count], (Kind::Int64, setup.device));
@@ -166,7 +154,7 @@ impl Stepper {
             batch_size,
             epoch: None,
             order: indices(setup.train.len() as i64)?,
-            prefetched: Prefetched::default(),
+            prefetched: None,
         })
     }
 
@@ -237,21 +225,14 @@ impl DeviceState {
         Ok(())
     }
 
-    /// The complete update on the next `count` images, from gathering them to advancing to the next batch. This code may be captured:
+    /// The complete update on the next `n` images, from gathering them to advancing to the next batch. This code may be captured:
     /// it must not copy anything to the host, nor use a number of the host that differs from step to step.
-    fn update(
-        &self,
-        setup: &mut Setup,
-        meter: &AverageMeter,
-        order: &Tensor,
-        count: i64,
-        timer: &StepTimer,
-    ) -> Result<()> {
+    fn update(&self, setup: &mut Setup, meter: &AverageMeter, order: &Tensor, n: i64, timer: &StepTimer) -> Result<()> {
         self.noise.again();
-        let batch = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, count)?)?)?;
+        let batch = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, n)?)?)?;
         timer.lap(Phase::Data);
         let values = setup.model.step(&batch, StepContext { noise: &self.noise, timer, on_device: true })?;
-        meter.add_to_sums(&values, count)?;
+        meter.add_to_sums(&values, n)?;
         let _ = self.rows.shallow_clone().f_add_scalar_(self.rows.size()[0])?;
         Ok(())
     }

@@ -27,9 +27,6 @@ pub(super) const MOST_CAPTURED: f64 = 200.0;
 const MOST_EAGER: f64 = 3.0;
 
 /// Trains for `seconds` after a warm-up and times it.
-///
-/// # Errors
-/// Those of training.
 pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f64) -> Result<StepTiming> {
     let cuda = native::cuda()?;
     // The peak must not contain the memory of tuning.

@@ -15,9 +15,6 @@ type Implementation = Box<dyn Fn() -> Result<Tensor>>;
 
 /// Milliseconds of all `work` run back to back, each piece by its fastest implementation on tensors of this kind: on a CPU with as many
 /// threads as the step, on a GPU as one captured launch.
-///
-/// # Errors
-/// libtorch's.
 pub(super) fn limit_ms(work: &[Work], options: (Kind, Device)) -> Result<f64> {
     let device = options.1;
     tch::no_grad(|| {
@@ -25,7 +22,7 @@ pub(super) fn limit_ms(work: &[Work], options: (Kind, Device)) -> Result<f64> {
         for piece in work {
             let mut best: Option<(f64, Implementation)> = None;
             for candidate in implementations(piece, options)? {
-                let ms = least_ms(&candidate, 5, device)?;
+                let ms = least_ms(&candidate, device)?;
                 if best.as_ref().is_none_or(|(least, _)| ms < *least) {
                     best = Some((ms, candidate));
                 }
@@ -59,12 +56,12 @@ fn replayed_ms(work: impl Fn() -> Result<()>, device: Device) -> Result<f64> {
     Ok(spread((0..3).map(round).collect::<Result<Vec<_>>>()?).0)
 }
 
-/// Milliseconds of the fastest of `times` runs, after one to warm up.
-fn least_ms(run: &Implementation, times: usize, device: Device) -> Result<f64> {
+/// Milliseconds of the fastest of five runs, after one to warm up.
+fn least_ms(run: &Implementation, device: Device) -> Result<f64> {
     let wait = || if device.is_cuda() { native::cuda()?.synchronize() } else { Ok(()) };
     black_box(&run()?);
     let mut least = f64::INFINITY;
-    for _ in 0..times {
+    for _ in 0..5 {
         wait()?;
         let began = Instant::now();
         black_box(&run()?);
