@@ -261,7 +261,7 @@ fn a_run_of_another_version_is_refused_with_the_version_that_can_go_on() {
         ] {
             let parts = [
                 &format!("r was made by ganvae {version}, whose")[..],
-                &format!("with ganvae {version}, or train anew"),
+                &format!("with ganvae {version}, or train a new run"),
             ];
             refused(d, args, 2, &parts);
         }

@@ -43,7 +43,7 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn run(&self) -> Result<u8> {
         check_range("seconds", self.seconds, 0.1..=3600.0)?;
-        // Enough steps that tuning is worth its time.
+        // Enough steps that tuning is measured.
         let config = config::resolve(self.model, &self.flags.0.clone().with(&STEPS, 1 << 53))?;
         let mut setup = Setup::new(&config, None)?;
         say(&setup.chosen.to_string());

@@ -21,7 +21,7 @@ pub(super) struct Doctor {
     /// With --check: a tenth of the steps
     #[arg(long, requires = "check")]
     quick: bool,
-    /// With --check: one JSON object for each thing that was looked at, and nothing else
+    /// With --check: one JSON object for each check, and nothing else
     #[arg(long, requires = "check")]
     json: bool,
 }

@@ -41,21 +41,21 @@ enum Command {
     Sample(sample::Sample),
     /// Write a trained run's networks as TorchScript, safetensors and ONNX
     Export(export::Export),
-    /// Draw images above what a VAE makes of them
+    /// Draw images above their reconstructions by a VAE
     Reconstruct(reconstruct::Reconstruct),
     /// Draw paths from one image to another through the latent space
     Interpolate(interpolate::Interpolate),
-    /// Draw what each dimension of the latent does to an image
+    /// Draw the effect of each dimension of the latent on an image
     Traverse(traverse::Traverse),
     /// Write the latents of images as NumPy arrays
     Encode(encode::Encode),
-    /// Time the real training step, part by part, beside the limit of its products and convolutions
+    /// Time the real training step, phase by phase, beside the limit of its products and convolutions
     Bench(Box<bench::Bench>),
     /// Draw loss curves (several runs share one chart), a picture of the latents, or training as an animation
     Plot(plot::PlotCommand),
-    /// Say what a data set holds, and draw a preview of it
+    /// Describe a data set, and draw a preview of it
     Data(data::Data),
-    /// Say what is found and what is missing: libtorch, CUDA, driver, devices; ends with what to do
+    /// Report what is found and what is missing: libtorch, CUDA, driver, devices; ends with what to do
     Doctor(doctor::Doctor),
 }
 

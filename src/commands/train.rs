@@ -19,14 +19,14 @@ pub(super) struct Train {
     /// What to train
     #[arg(value_enum, value_name = "vae|gan", required_unless_present_any = ["resume", "config"])]
     model: Option<ModelKind>,
-    /// Go on with a run where it stands; flags may change how far it goes (--epochs, --steps), where (--device, --threads, --data)
+    /// Resume a run; flags may change its length (--epochs, --steps), where it computes and reads (--device, --threads, --data)
     /// and what it writes (--keep, --log-every and so on)
     #[arg(long, value_name = "RUN", conflicts_with = "config")]
     resume: Option<PathBuf>,
     /// Settings in TOML, the keys as the flags; flags win over the file, the file over the preset
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Show the resolved settings as TOML and end
+    /// Print the resolved settings as TOML and exit
     #[arg(long)]
     print_config: bool,
     #[command(flatten)]

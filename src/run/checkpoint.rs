@@ -36,20 +36,20 @@ pub struct State {
     pub step: u64,
     /// Seconds of training so far, over all processes.
     pub wall_s: f64,
-    /// Images in the running sums of the log interval under way.
+    /// Images in the running sums of the current log interval.
     pub meter_images: u64,
     /// Length of metrics.jsonl: rows after it belong to steps that a resumed run does again.
     pub metrics_bytes: u64,
-    /// Settings that must stay as they are, by key.
+    /// Settings that must not change, by key.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
     /// What the run computes with, by key, as in `[run.tuning]` of config.toml.
     #[serde(default)]
     pub tuning: BTreeMap<String, String>,
-    /// Whether the score, the pictures and the curves of the epoch that ends here are still to be made.
+    /// Whether the evaluation of the epoch that ends here is not done yet.
     #[serde(default)]
     pub epoch_due: bool,
-    /// Times that the run has gone back after a divergence.
+    /// Rollbacks after a divergence so far.
     #[serde(default)]
     pub rollbacks: u32,
     /// The checkpoint with the best held-out value so far.
@@ -59,7 +59,7 @@ pub struct State {
     pub files: BTreeMap<String, FileSum>,
 }
 
-/// A checkpoint and its held-out value, of which less is better.
+/// A checkpoint and its held-out value; lower is better.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Updates done.
@@ -89,7 +89,7 @@ impl State {
         State { format: FORMAT, model, step, ..State::default() }
     }
 
-    /// Refuses a checkpoint of another kind of model than the run says it is.
+    /// Refuses a checkpoint of another kind of model than the run.
     pub fn check_model(&self, model: impl std::fmt::Display) -> Result<()> {
         let State { model: found, step, .. } = self;
         ensure!(*found == model.to_string(), "the checkpoint of step {step} is of a {found}, the run of a {model}");
@@ -110,7 +110,7 @@ fn file_name(part: Part) -> &'static str {
 /// on the disk.
 ///
 /// # Errors
-/// When a file cannot be written; names it. The checkpoints before stay as they were.
+/// When a file cannot be written; names it. Earlier checkpoints are unchanged.
 pub fn save(
     folder: &Path,
     mut state: State,
@@ -261,7 +261,7 @@ fn verify(dir: &Path) -> Result<State> {
     Ok(state)
 }
 
-/// Copies the state in checkpoint `dir` into what `visit` shows; `parts` says which files are wanted.
+/// Copies the state in checkpoint `dir` into the tensors that `visit` shows; `parts` are the files to read.
 ///
 /// # Errors
 /// When names, shapes or types differ: the sentence lists the differences, and nothing has been copied then.

@@ -182,7 +182,7 @@ impl RunDir {
             let (root, own) = (self.root.display(), env!("CARGO_PKG_VERSION"));
             usage!(
                 "{root} was made by ganvae {ganvae}, whose noise and settings differ from those of this one, {own}: go on with it with \
-                 ganvae {ganvae}, or train anew"
+                 ganvae {ganvae}, or train a new run"
             );
         }
         let (model, settings) = file::parse(&text, &path)?;

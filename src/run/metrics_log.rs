@@ -95,7 +95,7 @@ mod tests {
         log.cut(kept).unwrap();
         log.append(&row(100.0, 3.0)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap().lines().last().unwrap(), "{\"step\":100,\"loss\":3}");
-        // Rows were lost: whole lines stay, a torn one goes.
+        // Rows were lost: complete lines are kept, an incomplete one is removed.
         fs::write(&path, "{\"step\":50}\n{\"st").unwrap();
         assert_eq!(MetricsLog::open(path.clone(), 1_000_000).unwrap().sync().unwrap(), 12);
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":50}\n");

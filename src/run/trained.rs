@@ -77,8 +77,8 @@ fn after_batch<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result
 }
 
 impl Trained {
-    /// Opens a run's folder (its newest whole checkpoint), a folder of exported modules, or one exported module, whose partner
-    /// is looked for beside it. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Opens a run's folder (its newest intact checkpoint), a folder of exported modules, or one exported module, with the encoder or
+    /// decoder in the same folder. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] when `path` is none of these; when a run has no intact checkpoint, or a module cannot be read.

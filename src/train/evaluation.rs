@@ -2,9 +2,7 @@
 
 use anyhow::Result;
 
-use super::log::Recorder;
-use super::stepper::AverageMeter;
-use super::{Session, divergence};
+use super::{Session, divergence, log::Recorder, stepper::AverageMeter};
 use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
 use crate::models::noise::Noise;

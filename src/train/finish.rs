@@ -4,8 +4,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tch::Device;
 
-use super::Session;
-use super::log::Recorder;
+use super::{Session, log::Recorder};
 use crate::base::progress;
 use crate::models::{Model, Part};
 use crate::pictures::animation;

@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::Session;
-use super::setup::Setup;
+use super::{Session, setup::Setup};
 use crate::base::progress::Progress;
 use crate::config::device;
 use crate::config::training::STEPS;

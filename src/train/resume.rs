@@ -4,8 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::setup::steps_of;
-use super::{Outcome, Session};
+use super::{Outcome, Session, setup::steps_of};
 use crate::base::progress;
 use crate::base::setting::Settings;
 use crate::base::signals;

@@ -5,9 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use tch::Kind;
 
-use super::Session;
-use super::divergence::Diverged;
-use super::log::Recorder;
+use super::{Session, divergence::Diverged, log::Recorder};
 use crate::models::{Part, Visit};
 use crate::run::checkpoint::{self, State};
 
