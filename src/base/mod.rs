@@ -11,5 +11,6 @@ pub mod shape;
 pub mod signals;
 pub mod small_file;
 pub mod timer;
+pub mod torch_file;
 pub mod usage;
 pub mod weights_file;

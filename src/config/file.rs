@@ -58,6 +58,9 @@ pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
 /// # Errors
 /// As that, and when the file cannot be read.
 pub fn read(file: &Path) -> Result<(Option<ModelKind>, Settings)> {
+    if file.exists() && !file.is_file() {
+        usage!("--config {}: it is a folder, a pipe or a device: give a file", file.display());
+    }
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text, file),
         Err(e) => usage!("--config {}: the file cannot be read ({e})", file.display()),

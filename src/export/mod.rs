@@ -175,6 +175,16 @@ fn give_back(part: &Path, dir: &Path) -> Result<()> {
     remove(part)
 }
 
+/// The step of the run that the folder `dir` is an export of; none where it is no complete export, or one that
+/// was killed while it put the folder in place.
+pub fn step_of(dir: &Path) -> Option<u64> {
+    if beside(dir).exists() {
+        return None;
+    }
+    let about: Value = serde_json::from_slice(&fs::read(dir.join(ABOUT)).ok()?).ok()?;
+    about["step"].as_u64()
+}
+
 /// Takes a folder for this process, while the file lives.
 fn lock(dir: &Path) -> Result<fs::File> {
     let folder = fs::File::open(dir).with_context(|| format!("the folder {} could not be read", dir.display()))?;

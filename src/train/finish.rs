@@ -1,5 +1,7 @@
 //! The end of a run: exports, the training animation, the summary.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tch::Device;
@@ -9,7 +11,17 @@ use crate::base::progress;
 use crate::models::{Model, Part};
 use crate::pictures::animation;
 use crate::run::checkpoint;
+use crate::run::folder::RunDir;
 use crate::{export, native};
+
+/// Whether a run whose last step is `step` has what it ends with: the training animation, where there are pictures for one, and the
+/// export.
+pub(super) fn is_finished(run: &RunDir, step: u64) -> bool {
+    let samples = fs::read_dir(run.samples()).into_iter().flatten().flatten();
+    let pictures = samples.filter(|entry| entry.path().extension().is_some_and(|e| e == "png")).count();
+    let animated = pictures < 2 || run.samples().join("progress.gif").is_file();
+    animated && export::step_of(&run.path("export")) == Some(step)
+}
 
 impl Session<'_> {
     /// Exports the networks in every format.
@@ -56,7 +68,8 @@ impl Session<'_> {
              weights  {root}/checkpoints/step-{:08}/model.safetensors\n\
              exports  {root}/export (TorchScript, safetensors, ONNX)\n\
              more     ganvae sample {root}\n",
-            rec.scores,
+            // Empty where the steps were done before, and the run had not been finished.
+            if rec.scores.is_empty() { format!("all {} steps were done", self.step) } else { rec.scores.clone() },
             rec.picture,
             self.draw_training_animation(rec),
             self.step

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::SafeTensors;
 use tch::Tensor;
 
-use crate::base::weights_file;
+use crate::base::{torch_file, weights_file};
 use crate::models::{Model, Part};
-use crate::native;
 use crate::nets::NETWORKS;
 use crate::run::checkpoint;
 
@@ -42,7 +41,7 @@ impl std::fmt::Display for LoadReport {
     }
 }
 
-/// Copies the weights and buffers in `path` into `model` by key: a .safetensors or TorchScript .pt file of a complete model
+/// Copies the weights and buffers in `path` into `model` by key: a .safetensors file, or a .pt or .pth file of PyTorch, of a complete model
 /// (`decoder.fc1.weight`) or of one network (`fc1.weight`, in a file named after it), a folder of exports, or a run. A moving
 /// average that the file does not have starts at the loaded weights.
 ///
@@ -86,6 +85,12 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
     })
 }
 
+/// Whether all numbers are finite; false also where libtorch cannot say.
+fn is_finite(t: &Tensor) -> bool {
+    // sync: once for each tensor of a file, on the CPU.
+    t.f_isfinite().and_then(|t| t.f_all()).and_then(|t| t.f_int64_value(&[])).is_ok_and(|all| all == 1)
+}
+
 /// The key of the model that a file's tensor belongs to, or why there is none.
 fn target(live: &BTreeMap<String, Tensor>, key: &str, t: &Tensor) -> std::result::Result<String, String> {
     let candidates: Vec<String> = match live.contains_key(key) {
@@ -97,8 +102,7 @@ fn target(live: &BTreeMap<String, Tensor>, key: &str, t: &Tensor) -> std::result
         [one] if live[one].size() != t.size() => {
             Err(format!("has shape {:?}, the model's {:?}", t.size(), live[one].size()))
         }
-        // sync: once for each tensor of a file, on the CPU.
-        [_] if t.isfinite().all().int64_value(&[]) == 0 => Err("holds numbers that are not finite".to_owned()),
+        [_] if !is_finite(t) => Err("holds numbers that are not finite".to_owned()),
         [one] => Ok(one.clone()),
         several => Err(format!("could be {}: name the file after its network", several.join(" or "))),
     }
@@ -139,6 +143,7 @@ fn read(path: &Path) -> Result<Contents> {
 /// Key, tensor (none for a type that weights cannot have) and name of the type of each entry.
 fn read_file(path: &Path) -> Result<Vec<(String, Option<Tensor>, String)>> {
     ensure!(path.exists(), "there is no such file or folder");
+    ensure!(path.is_file(), "it is a pipe or a device: give a file");
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match extension.as_deref() {
         Some("safetensors") => {
@@ -151,13 +156,10 @@ fn read_file(path: &Path) -> Result<Vec<(String, Option<Tensor>, String)>> {
             Ok(entries)
         }
         Some("pt" | "pth" | "ts") => {
-            let all = native::script_tensors(path).context(
-                "no TorchScript module that can be read (of a state_dict made by torch.save, make a .safetensors first: \
-                 safetensors.torch.save_file(state_dict, FILE))",
-            )?;
-            Ok(all.into_iter().map(|(key, t, _)| (key, Some(t.shallow_clone()), format!("{:?}", t.kind()))).collect())
+            let all = torch_file::read(path)?;
+            Ok(all.into_iter().map(|t| (t.key, t.tensor, t.kind)).collect())
         }
-        _ => bail!("wanted a .safetensors or TorchScript .pt file, a folder of exports, or a run"),
+        _ => bail!("wanted a .safetensors file, a .pt or .pth file of PyTorch, a folder of exports, or a run"),
     }
 }
 

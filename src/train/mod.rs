@@ -145,6 +145,9 @@ impl<'a> Session<'a> {
         if let Some(warning) = self.short_run_warning() {
             rec.progress.say(&warning);
         }
+        if self.step == self.setup.total && !self.epoch_due {
+            self.draw_curves(&mut rec);
+        }
         if self.config.rollbacks > 0 && self.step == 0 {
             // For a rollback before the first regular checkpoint.
             self.checkpoint(&mut rec)?;
@@ -168,8 +171,10 @@ impl<'a> Session<'a> {
             bail!("{diverged}, and stops{after}{intact}; try a lower --lr, --clip-norm 1{or}");
         }
         rec.progress.finish();
+        // The export comes last: where it is there, all is.
+        let summary = self.summary(&rec);
         self.export(&rec)?;
-        Ok(Outcome::Done(self.summary(&rec)))
+        Ok(Outcome::Done(summary))
     }
 
     /// One update and the work that is due after it: metrics, evaluation, samples, a checkpoint; an outcome when a signal has come.

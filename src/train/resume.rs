@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::{Outcome, Session, setup::steps_of};
+use super::{Outcome, Session, finish::is_finished, setup::steps_of};
 use crate::base::progress;
 use crate::base::setting::Settings;
 use crate::base::signals;
@@ -66,7 +66,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     }
     session.info = RunInfo { tuning, ..info };
     let state = match found {
-        Some((_, state)) if state.step >= total && !state.epoch_due => {
+        Some((_, state)) if state.step >= total && !state.epoch_due && is_finished(&run, state.step) => {
             checkpoint::settle(&run.checkpoints(), &state, config.keep)?;
             usage!("{shown} has done all of its {} steps: give more with --epochs or --steps", state.step);
         }
