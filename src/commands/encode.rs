@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::arguments::{RealImages, TrainedModel};
 use super::print;
@@ -12,7 +12,6 @@ use crate::base::progress::Tally;
 use crate::base::usage::usage;
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
-use crate::pictures::image_writer::flat;
 use crate::pictures::npy::NpyWriter;
 use crate::run::folder::ignore_missing;
 use crate::run::trained::{BATCH, Trained, default_place};
@@ -40,17 +39,16 @@ impl Encode {
         let images = self.images.split.of(&source);
         let (n, z) = (images.count, trained.latent() as usize);
         let mut files = vec![out.clone(), out.with_extension("logvar.npy")];
-        let mut mus = NpyWriter::<f32>::create(&files[0], &[n, z])?;
-        let mut logvars = NpyWriter::<f32>::create(&files[1], &[n, z])?;
+        let mut mus = NpyWriter::create(&files[0], &[n, z], Kind::Float)?;
+        let mut logvars = NpyWriter::create(&files[1], &[n, z], Kind::Float)?;
         each_posterior(&trained, images, |mu, logvar| {
-            // sync: the numbers are written to files.
-            mus.push(&Vec::<f32>::try_from(&flat(mu)?)?)?;
-            logvars.push(&Vec::<f32>::try_from(&flat(logvar)?)?)
+            mus.push(mu)?;
+            logvars.push(logvar)
         })?;
         let labels_file = out.with_extension("labels.npy");
         if !images.labels.is_empty() {
-            let mut labels = NpyWriter::<i64>::create(&labels_file, &[n])?;
-            labels.push(&images.labels.iter().map(|l| i64::from(*l)).collect::<Vec<_>>())?;
+            let mut labels = NpyWriter::create(&labels_file, &[n], Kind::Int64)?;
+            labels.push(&Tensor::f_from_slice(&images.labels)?)?;
             labels.finish()?;
             files.push(labels_file.clone());
         }

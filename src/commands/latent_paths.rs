@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::arguments::check_range;
 use crate::pictures::animation::{is_gif, write_gif};
 use crate::pictures::grid;
-use crate::pictures::image_writer::{Format, ImageWriter, flat};
+use crate::pictures::image_writer::{ImageWriter, OutputFormat};
 use crate::run::trained::{BATCH, Trained, default_place};
 
 /// Default images of a path in a still picture, and in an animation.
@@ -30,11 +30,11 @@ pub struct PathOutput {
 
 impl PathOutput {
     /// The file, its format, and the images of a path, for `rows` paths; `name` is the default file in the samples of `run`.
-    pub fn resolve(&self, run: &Path, name: &str, rows: i64) -> Result<(PathBuf, Format, i64)> {
+    pub fn resolve(&self, run: &Path, name: &str, rows: i64) -> Result<(PathBuf, OutputFormat, i64)> {
         let out = self.out.clone().unwrap_or_else(|| default_place(run, "samples", name));
         let steps = self.steps.unwrap_or(if is_gif(&out) { STEPS.1 } else { STEPS.0 });
         check_range("steps", steps, 2..=1000)?;
-        let format = Format::of(&out, (rows * steps) as usize, true)?;
+        let format = OutputFormat::of(&out, (rows * steps) as usize, true)?;
         Ok((out, format, steps))
     }
 }
@@ -42,8 +42,7 @@ impl PathOutput {
 /// Rows of latents z [N,Z] on the CPU.
 pub fn vectors(z: &Tensor) -> Result<Vec<Vec<f32>>> {
     // sync: paths are computed on the CPU, in double precision.
-    let all = Vec::<f32>::try_from(&flat(z)?)?;
-    Ok(all.chunks_exact(z.size()[1] as usize).map(<[f32]>::to_vec).collect())
+    Ok(Vec::<Vec<f32>>::try_from(z)?)
 }
 
 /// Rows of `steps` images each.
@@ -59,8 +58,8 @@ pub struct LatentPaths<'a> {
 
 impl LatentPaths<'_> {
     /// Draws them into `out`.
-    pub fn draw(&self, out: &Path, format: Format) -> Result<()> {
-        if format == Format::Gif {
+    pub fn draw(&self, out: &Path, format: OutputFormat) -> Result<()> {
+        if format == OutputFormat::Gif {
             // Few enough, as `PathOutput::resolve` checks; each is decoded once for both directions.
             let mut images = Vec::new();
             self.each(|batch| {

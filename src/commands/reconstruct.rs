@@ -11,7 +11,7 @@ use super::print_path;
 use crate::data::dataset::Dataset;
 use crate::data::images::spread;
 use crate::pictures::grid::{alternate, columns_for};
-use crate::pictures::image_writer::{Format, ImageWriter};
+use crate::pictures::image_writer::{OutputFormat, ImageWriter};
 use crate::run::trained::{BATCH, default_place};
 
 #[derive(Debug, Args)]
@@ -40,9 +40,9 @@ impl Reconstruct {
         });
         let name = format!("reconstruct{of}.png");
         let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "reconstructions", &name));
-        let grid = Format::of(&out, 1, false)? == Format::Grid;
+        let grid = OutputFormat::of(&out, 1, false)? == OutputFormat::Grid;
         let pictures = |images: usize| if grid { 2 * images } else { images };
-        Format::of(&out, pictures(count), false)?;
+        OutputFormat::of(&out, pictures(count), false)?;
         let trained = self.of.open_with_encoder()?;
         let source = self.images.source(&trained)?;
         let images = self.images.split.of(&source);

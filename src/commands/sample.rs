@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::arguments::{TrainedModel, check_range};
 use super::print_path;
-use crate::pictures::image_writer::{Format, ImageWriter};
+use crate::pictures::image_writer::{ImageWriter, OutputFormat};
 use crate::run::trained::{BATCH, default_place};
 
 /// Range of `--truncation`. Below it all images are alike; a normal number exceeds 10 with a probability of 1e-23.
@@ -41,7 +41,7 @@ impl Sample {
         truncation.map_or(Ok(()), |bound| check_range("truncation", bound, TRUNCATION))?;
         let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
         let out = out.clone().unwrap_or_else(|| default_place(&of.run, "samples", &format!("sample-{seed}{cut}.png")));
-        Format::of(&out, count as usize, false)?;
+        OutputFormat::of(&out, count as usize, false)?;
         let trained = of.open()?;
         let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
         for from in (0..count).step_by(BATCH as usize) {

@@ -1,4 +1,4 @@
-//! Animations: pictures one after another as a GIF that repeats for ever, among them training from its sample pictures.
+//! Animated GIFs, among them training as a sequence of its sample grids.
 
 use std::path::{Path, PathBuf};
 
@@ -7,130 +7,117 @@ use anyhow::{Context, Result, ensure};
 use crate::base::atomic_file::AtomicFile;
 use crate::pictures::grid::Picture;
 
-/// How thoroughly a frame with more than 256 colours is brought down to them: 1 the best, 30 the fastest. At 10 a frame takes
-/// a tenth of the time that it takes at 1, and looks the same.
+/// Speed of reducing a frame to 256 colours, 1 (best) to 30 (fastest). At 10 a frame takes a tenth of the time that it takes at
+/// 1, and looks the same.
 const SPEED: i32 = 10;
-/// Frames of training at the most: longer animations are not watched to the end.
+/// The largest number of training frames: longer animations are not watched to the end.
 const MAX_FRAMES: usize = 100;
-/// Seconds that all frames of training but the last take together, within the limits for one.
-const LENGTH_S: usize = 8;
-/// Hundredths of a second for a frame of training at the least and at the most, and for the last one.
-const SHOWN: (usize, usize, u16) = (10, 50, 250);
-/// Pixels of the longer side of a frame of training at the most; larger pictures are made smaller.
+/// Total duration in hundredths of a second of all training frames but the last, within [`FRAME_DELAYS`].
+const DURATION: usize = 800;
+/// Shortest and longest delay of a training frame in hundredths of a second.
+const FRAME_DELAYS: (usize, usize) = (10, 50);
+/// Delay of the last training frame.
+const LAST_DELAY: u16 = 250;
+/// Training frames with a longer side than this many pixels are scaled down to it.
 const MAX_SIDE: u32 = 720;
 
-/// Whether a file's ending asks for an animation.
+/// Whether the file extension is `.gif`.
 pub fn is_gif(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gif"))
 }
 
-/// Writes frames, each shown for so many hundredths of a second, one at a time; the file appears when all are in it.
+/// Writes frames with their delays in hundredths of a second as a GIF that repeats forever. The file appears when it is complete.
 ///
 /// # Errors
-/// A frame that is an error, of another size than those before or too large for a GIF; no frame; a full disk.
+/// A frame that is an error, differs in size from the first, or has a side above 65535 pixels; no frames; a failed write.
 pub fn write_gif(out: &Path, frames: impl IntoIterator<Item = Result<(Picture, u16)>>) -> Result<()> {
     let unwritten = || format!("the animation {} could not be written", out.display());
     let file = AtomicFile::create(out).with_context(unwritten)?;
     let mut frames = frames.into_iter();
     let first = frames.next().with_context(|| format!("{} has no frames", out.display()))??;
-    let size = (first.0.width, first.0.height);
-    let side = |n: usize| {
-        u16::try_from(n).with_context(|| {
-            format!(
-                "{}: {}x{} pixels, and no side of a GIF may have more than {}",
-                unwritten(),
-                size.0,
-                size.1,
-                u16::MAX
-            )
-        })
-    };
-    let mut encoder = gif::Encoder::new(file, side(size.0)?, side(size.1)?, &[]).with_context(unwritten)?;
+    let (w, h) = first.0.0.dimensions();
+    let too_large = || format!("{}: {w}x{h} pixels, and a GIF has at most {} a side", unwritten(), u16::MAX);
+    let [gif_w, gif_h] = [w, h].map(|side| u16::try_from(side).with_context(too_large));
+    let mut encoder = gif::Encoder::new(file, gif_w?, gif_h?, &[]).with_context(unwritten)?;
     encoder.set_repeat(gif::Repeat::Infinite).with_context(unwritten)?;
     for (i, frame) in std::iter::once(Ok(first)).chain(frames).enumerate() {
         let (picture, delay) = frame?;
-        ensure!(
-            size == (picture.width, picture.height),
-            "frame {} of {} has {}x{} pixels, those before it {}x{}: they must be of one size",
-            i + 1,
-            out.display(),
-            picture.width,
-            picture.height,
-            size.0,
-            size.1
-        );
+        check_size(&picture, (w, h), || format!("frame {} of {}", i + 1, out.display()))?;
         encoder.write_frame(&gif::Frame { delay, ..frame_of(picture) }).with_context(unwritten)?;
     }
-    let file: AtomicFile = encoder.into_inner().with_context(unwritten)?;
-    Ok(file.commit_unsynced()?)
+    Ok(encoder.into_inner().with_context(unwritten)?.commit_unsynced()?)
+}
+
+/// Checks that a picture, called `name` in the error, has as many pixels across and down as those before it.
+fn check_size(picture: &Picture, (w, h): (u32, u32), name: impl Fn() -> String) -> Result<()> {
+    let (found_w, found_h) = picture.0.dimensions();
+    ensure!(
+        (found_w, found_h) == (w, h),
+        "{} has {found_w}x{found_h} pixels, those before it {w}x{h}: all frames of an animation must have one size",
+        name()
+    );
+    Ok(())
 }
 
 /// A picture in at most 256 colours.
-fn frame_of(mut picture: Picture) -> gif::Frame<'static> {
-    // The greys of images and the colour between them are one too many for a palette, and choosing among them would dither:
-    // every second grey is enough for the eye.
-    for pixel in picture.rgb.chunks_exact_mut(3).filter(|p| p[0] == p[1] && p[1] == p[2]) {
-        pixel.fill((u16::from(pixel[0] >> 1) * 255 / 127) as u8);
+fn frame_of(Picture(mut image): Picture) -> gif::Frame<'static> {
+    // 256 greys and the background of a grid are one colour too many, and would be dithered: half of the greys are enough.
+    for pixel in image.pixels_mut().map(|p| &mut p.0).filter(|p| p[0] == p[1] && p[1] == p[2]) {
+        *pixel = [(u16::from(pixel[0] >> 1) * 255 / 127) as u8; 3];
     }
-    gif::Frame::from_rgb_speed(picture.width as u16, picture.height as u16, &picture.rgb, SPEED)
+    gif::Frame::from_rgb_speed(image.width() as u16, image.height() as u16, &image, SPEED)
 }
 
-/// Draws training: the pictures `epoch-*.png` and `step-*.png` of the folder `samples`, first to last, as an animation at `out`.
-/// Epochs have `per_epoch` steps. True when there is one: a single picture does not move.
+/// Writes the pictures `epoch-*.png` and `step-*.png` of the folder `samples`, in the order of their steps, as an animation to
+/// `out`. An epoch has `per_epoch` steps. False when there are fewer than two pictures, and nothing was written.
 ///
 /// # Errors
-/// A picture that cannot be read; an animation that cannot be written.
+/// A picture that cannot be read; as [`write_gif`].
 pub fn draw_training(samples: &Path, per_epoch: u64, out: &Path) -> Result<bool> {
     let pictures = sample_pictures(samples, per_epoch)?;
     if pictures.len() < 2 {
         return Ok(false);
     }
     let (last, frames) = (pictures.len() - 1, pictures.len().min(MAX_FRAMES));
-    let shown = (100 * LENGTH_S / frames).clamp(SHOWN.0, SHOWN.1) as u16;
-    // The first and the last picture, and evenly between.
-    let chosen = (0..frames).map(|i| &pictures[i * last / (frames - 1)]);
-    let mut first = None;
-    let frame = |(i, path): (usize, &PathBuf)| {
+    let delay = (DURATION / frames).clamp(FRAME_DELAYS.0, FRAME_DELAYS.1) as u16;
+    let mut size = None;
+    let frame = |i: usize| {
+        // Evenly spaced from the first picture to the last.
+        let (_, path) = &pictures[i * last / (frames - 1)];
         let picture = read_picture(path)?;
-        let (w, h) = (picture.width, picture.height);
-        let (first_w, first_h) = *first.get_or_insert((w, h));
-        ensure!(
-            (w, h) == (first_w, first_h),
-            "the picture {} has {w}x{h} pixels, those before it {first_w}x{first_h}: an animation needs one size",
-            path.display()
-        );
-        Ok((picture, if i + 1 == frames { SHOWN.2 } else { shown }))
+        let size = *size.get_or_insert(picture.0.dimensions());
+        check_size(&picture, size, || format!("the picture {}", path.display()))?;
+        Ok((picture, if i + 1 == frames { LAST_DELAY } else { delay }))
     };
-    write_gif(out, chosen.enumerate().map(frame))?;
+    write_gif(out, (0..frames).map(frame))?;
     Ok(true)
 }
 
-/// The sample pictures in the order of their steps.
-fn sample_pictures(samples: &Path, per_epoch: u64) -> Result<Vec<PathBuf>> {
-    let mut all: Vec<(u64, PathBuf)> = Vec::new();
+/// The sample pictures and their steps, in the order of the steps.
+fn sample_pictures(samples: &Path, per_epoch: u64) -> Result<Vec<(u64, PathBuf)>> {
+    let mut all = Vec::new();
     for entry in std::fs::read_dir(samples).with_context(|| format!("{} cannot be read", samples.display()))? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let number = |prefix: &str| name.strip_prefix(prefix)?.strip_suffix(".png")?.parse::<u64>().ok();
         let step = number("epoch-").map(|e| e.saturating_mul(per_epoch)).or_else(|| number("step-"));
-        all.extend(step.map(|step| (step, path)));
+        all.extend(step.map(|step| (step, path.clone())));
     }
     all.sort();
-    Ok(all.into_iter().map(|(_, path)| path).collect())
+    Ok(all)
 }
 
 fn read_picture(path: &Path) -> Result<Picture> {
     let image = image::open(path).with_context(|| format!("the picture {} cannot be read", path.display()))?;
     let large = image.width().max(image.height()) > MAX_SIDE;
-    let image = if large { image.thumbnail(MAX_SIDE, MAX_SIDE) } else { image }.into_rgb8();
-    Ok(Picture { width: image.width() as usize, height: image.height() as usize, rgb: image.into_raw() })
+    Ok(Picture(if large { image.thumbnail(MAX_SIDE, MAX_SIDE) } else { image }.into_rgb8()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::AnimationDecoder;
     use image::codecs::gif::GifDecoder;
+    use image::{AnimationDecoder, RgbImage};
     use std::fs::File;
     use std::io::BufReader;
 
@@ -138,7 +125,7 @@ mod tests {
     fn picture(i: u8) -> Picture {
         let greys = (0..=255u8).flat_map(|v| [v; 3]);
         let rgb = [40, 44, 200 + i].repeat(32).into_iter().chain(greys).collect();
-        Picture { width: 32, height: 9, rgb }
+        Picture(RgbImage::from_raw(32, 9, rgb).unwrap())
     }
 
     fn decoded(path: &Path) -> Vec<image::Frame> {
@@ -161,9 +148,9 @@ mod tests {
         assert_eq!(delays.iter().map(|d| d.0 / d.1).collect::<Vec<_>>(), [80, 80, 1500]);
         for (i, frame) in frames.iter().enumerate() {
             assert_eq!(frame.buffer().dimensions(), (32, 9));
-            let want = picture(i as u8).rgb;
-            for (got, want) in frame.buffer().pixels().zip(want.chunks_exact(3)) {
-                let near = got.0.iter().zip(want).all(|(g, w)| g.abs_diff(*w) <= 1);
+            let want = picture(i as u8).0;
+            for (got, want) in frame.buffer().pixels().zip(want.pixels()) {
+                let near = got.0.iter().zip(&want.0).all(|(g, w)| g.abs_diff(*w) <= 1);
                 assert!(near, "frame {i}: {got:?}, not {want:?}");
             }
             assert_eq!(frame.buffer().get_pixel(0, 0).0, [40, 44, 200 + i as u8, 255], "other colours are exact");
@@ -182,16 +169,16 @@ mod tests {
         };
         assert!(refused(vec![]).contains("no frames"));
         assert!(refused(vec![Ok(picture(0)), Err(anyhow::anyhow!("lost"))]).contains("lost"));
-        let small = Picture { width: 1, height: 1, rgb: vec![0; 3] };
+        let small = Picture(RgbImage::new(1, 1));
         assert!(refused(vec![Ok(picture(0)), Ok(small)]).contains("1x1 pixels, those before it 32x9"));
-        let wide = Picture { width: 70_000, height: 1, rgb: vec![0; 210_000] };
+        let wide = Picture(RgbImage::new(70_000, 1));
         assert!(refused(vec![Ok(wide)]).contains("70000x1"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(write_gif(Path::new("/nonexistent/a.gif"), [Ok((picture(0), 8))]).is_err());
     }
 
-    fn save(dir: &Path, name: &str, level: u8, (width, height): (usize, usize)) {
-        Picture { width, height, rgb: vec![level; width * height * 3] }.save(&dir.join(name)).unwrap();
+    fn save(dir: &Path, name: &str, level: u8, (width, height): (u32, u32)) {
+        Picture(RgbImage::from_pixel(width, height, image::Rgb([level; 3]))).save(&dir.join(name)).unwrap();
     }
 
     /// The level of each frame's first pixel, its size, and how long it is shown in ms.

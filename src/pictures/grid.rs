@@ -1,85 +1,76 @@
-//! Images in a tensor drawn as one picture, or each as its own.
+//! Draws the images of a tensor: all in one grid, or each as a picture.
 
+use std::io::Cursor;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use image::{ImageFormat, Rgb, RgbImage, imageops};
 use tch::{Device, Kind, Tensor};
 
 use crate::base::atomic_file;
 
-/// Pixels between two images of a grid and around it.
+/// Pixels between two tiles of a grid and around it.
 const GAP: usize = 2;
-/// A tile's shorter side is enlarged (each pixel to a square) to at least about this many pixels, so that 28×28 digits can
-/// be seen without a magnifier.
-const LEGIBLE: usize = 56;
-/// Colour of the gaps: neither black nor white, so that the edge of a black or white tile can be seen.
-const BACKGROUND: [u8; 3] = [40, 44, 52];
+/// The shorter side of a tile is enlarged to at least about this many pixels, by nearest neighbour, so that 28×28 digits are
+/// easy to see.
+const MIN_SIDE: usize = 56;
+/// Colour of the gaps: neither black nor white, so that the edges of black and white tiles are visible.
+const BACKGROUND: Rgb<u8> = Rgb([40, 44, 52]);
 
-/// A picture in memory: `rgb` holds height·width·3 bytes.
+/// An RGB picture in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
-    /// Pixels across.
-    pub width: usize,
-    /// Pixels down.
-    pub height: usize,
-    /// Red, green, blue for each pixel, row by row.
-    pub rgb: Vec<u8>,
+pub struct Picture(pub RgbImage);
+
+impl Picture {
+    /// Writes the picture as a PNG, atomically.
+    ///
+    /// # Errors
+    /// When the file cannot be written; names it.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut png = Cursor::new(Vec::new());
+        self.0.write_to(&mut png, ImageFormat::Png)?;
+        Ok(atomic_file::write_unsynced(path, png.get_ref())?)
+    }
 }
 
-/// Columns that make a grid of `n` tiles of h×w pixels about square; every image is shown, whatever `n`.
+/// The number of columns that makes a grid of `n` tiles of h×w pixels about square.
 pub fn columns_for(n: usize, h: usize, w: usize) -> usize {
     let ideal = (n as f64 * h as f64 / w as f64).sqrt();
     (ideal.round() as usize).clamp(1, n.max(1))
 }
 
-/// Draws images [N,C,H,W] (floats in [0,1] or bytes; C of 1 or 3) in rows of `columns`, left to right, top to bottom.
+/// Draws images [N,C,H,W] (floats in [0,1] or bytes; C is 1 or 3) as a grid of `columns`, row by row from the top left.
 ///
-/// Values outside [0,1] are clipped. The last row may be part empty; no image is left out.
+/// Values outside [0,1] are clamped. All images are drawn: the last row may be partly empty.
 ///
 /// # Errors
-/// When there is no image, C is neither 1 nor 3, or `columns` is 0.
+/// When the shape is another, a dimension is 0, or `columns` is 0.
 pub fn draw(images: &Tensor, columns: usize) -> Result<Picture> {
-    let size = images.size();
-    ensure!(
-        size.len() == 4 && size[0] > 0 && (size[1] == 1 || size[1] == 3) && columns > 0,
-        "a grid takes [N,C,H,W] with N above 0 and C of 1 or 3 in at least one column, found {size:?} in {columns}"
-    );
-    let (n, h, w) = (size[0] as usize, size[2] as usize, size[3] as usize);
-    // A long thin image stays thin: its longer side is not blown up past eight legible tiles.
-    let scale = LEGIBLE.div_ceil(h.min(w)).min(8 * LEGIBLE / h.max(w)).max(1);
-    let tiles = rgb_tiles(images, scale)?;
-    let (tile_h, tile_w) = (h * scale, w * scale);
+    ensure!(columns > 0, "a grid needs at least one column");
+    let [n, h, w] = dims(images)?;
+    // The longer side of a thin image stays below 8 * MIN_SIDE.
+    let scale = MIN_SIDE.div_ceil(h.min(w)).min(8 * MIN_SIDE / h.max(w)).max(1);
     let (columns, rows) = (columns.min(n), n.div_ceil(columns));
-    let width = columns * (tile_w + GAP) + GAP;
-    let height = rows * (tile_h + GAP) + GAP;
-    let mut rgb = BACKGROUND.repeat(width * height);
-    for (i, tile) in tiles.chunks_exact(tile_h * tile_w * 3).enumerate() {
-        let (x, y) = (GAP + i % columns * (tile_w + GAP), GAP + i / columns * (tile_h + GAP));
-        for (row, pixels) in tile.chunks_exact(tile_w * 3).enumerate() {
-            let at = ((y + row) * width + x) * 3;
-            rgb[at..at + tile_w * 3].copy_from_slice(pixels);
-        }
+    let (step_x, step_y) = (w * scale + GAP, h * scale + GAP);
+    let [width, height] = [columns * step_x + GAP, rows * step_y + GAP].map(|side| side as u32);
+    let mut grid = RgbImage::from_pixel(width, height, BACKGROUND);
+    for (i, tile) in enlarged(images, scale)?.iter().enumerate() {
+        let (x, y) = (GAP + i % columns * step_x, GAP + i / columns * step_y);
+        imageops::replace(&mut grid, &tile.0, x as i64, y as i64);
     }
-    Ok(Picture { width, height, rgb })
+    Ok(Picture(grid))
 }
 
-/// Each of the images [N,C,H,W] as it is: no frame, no enlargement.
+/// Each of the images [N,C,H,W] as a picture of W×H pixels.
 ///
 /// # Errors
-/// As [`draw`].
+/// When the shape is another, or a dimension is 0.
 pub fn singles(images: &Tensor) -> Result<Vec<Picture>> {
-    let size = images.size();
-    ensure!(
-        size.len() == 4 && size.iter().all(|n| *n > 0) && (size[1] == 1 || size[1] == 3),
-        "single pictures take [N,C,H,W] with C of 1 or 3, found {size:?}"
-    );
-    let (width, height) = (size[3] as usize, size[2] as usize);
-    let tiles = rgb_tiles(images, 1)?;
-    Ok(tiles.chunks_exact(width * height * 3).map(|rgb| Picture { width, height, rgb: rgb.to_vec() }).collect())
+    enlarged(images, 1)
 }
 
-/// Images [N,C,H,W] of floats in [0,1] as bytes on the CPU, a quarter of the memory and the same picture; values outside are
-/// clipped, bytes stay as they are.
+/// Images [N,C,H,W] of floats in [0,1] as bytes on the CPU, a quarter of the memory and the same picture. Values outside are
+/// clamped; bytes stay unchanged.
 ///
 /// # Errors
 /// libtorch's.
@@ -93,39 +84,31 @@ pub fn bytes(images: &Tensor) -> Result<Tensor> {
     Ok(bytes.f_to_device(Device::Cpu)?)
 }
 
-/// [N,C,H,W] -> N enlarged tiles of H·W RGB pixels, one after another.
-fn rgb_tiles(images: &Tensor, scale: usize) -> Result<Vec<u8>> {
-    let bytes = bytes(images)?;
-    let s = scale as i64;
-    let size = bytes.size();
-    let rgb = bytes
-        .f_expand([size[0], 3, size[2], size[3]], false)?
-        .f_permute([0, 2, 3, 1])? // [N,H,W,3]
-        .f_repeat_interleave_self_int(s, 1, None)?
-        .f_repeat_interleave_self_int(s, 2, None)? // [N,sH,sW,3]
-        .f_contiguous()?
-        .f_reshape([-1])?;
-    Ok(Vec::<u8>::try_from(&rgb)?)
-}
-
-impl Picture {
-    /// Writes the picture as a PNG, atomically.
-    ///
-    /// # Errors
-    /// When the file cannot be written; names it.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        // Encoded in memory: dropping an encoder on a file would lose the error of its last bytes.
-        let mut bytes = Vec::new();
-        let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.rgb)?;
-        writer.finish()?;
-        Ok(atomic_file::write_unsynced(path, &bytes)?)
+/// N, H and W of images [N,C,H,W].
+fn dims(images: &Tensor) -> Result<[usize; 3]> {
+    match images.size()[..] {
+        [n, 1 | 3, h, w] if n.min(h).min(w) > 0 => Ok([n, h, w].map(|side| side as usize)),
+        ref size => bail!("images must be [N,C,H,W] with C of 1 or 3 and no dimension of 0, found {size:?}"),
     }
 }
 
-/// Rows of `columns` originals, each row followed by one of their reconstructions: both [N,C,H,W] -> [2N,C,H,W].
+/// Images [N,C,H,W] as N pictures, each pixel a square of `scale` pixels.
+fn enlarged(images: &Tensor, scale: usize) -> Result<Vec<Picture>> {
+    let [n, h, w] = dims(images)?.map(|side| side as i64);
+    let s = scale as i64;
+    let rgb = bytes(images)?
+        .f_expand([n, 3, h, w], false)?
+        .f_permute([0, 2, 3, 1])? // [N,H,W,3]
+        .f_repeat_interleave_self_int(s, 1, None)?
+        .f_repeat_interleave_self_int(s, 2, None)? // [N,sH,sW,3]
+        .f_reshape([n, -1])?;
+    let pictures = Vec::<Vec<u8>>::try_from(&rgb)?.into_iter();
+    let picture = |rgb| RgbImage::from_raw((w * s) as u32, (h * s) as u32, rgb).map(Picture).context("too few bytes");
+    pictures.map(picture).collect()
+}
+
+/// Rows of `columns` originals, each row followed by the row of their reconstructions: both [N,C,H,W] -> one tensor for
+/// [`draw`].
 ///
 /// # Errors
 /// libtorch's, when the shapes differ.
@@ -135,12 +118,9 @@ pub fn alternate(originals: &Tensor, images: &Tensor, columns: usize) -> Result<
     for from in (0..n).step_by(columns as usize) {
         let count = columns.min(n - from);
         for set in [originals, images] {
-            let row = set.f_narrow(0, from, count)?;
-            // A short last row is filled with black, so that the reconstructions still stand below their originals.
-            let mut size = row.size();
-            size[0] = columns - count;
-            let black = Tensor::f_zeros(&size, (row.kind(), row.device()))?;
-            rows.push(Tensor::f_cat(&[row, black], 0)?);
+            // A short last row is padded with black images, so that each reconstruction is below its original.
+            let padding = [0, 0, 0, 0, 0, 0, 0, columns - count];
+            rows.push(set.f_narrow(0, from, count)?.f_constant_pad_nd(padding)?);
         }
     }
     Ok(Tensor::f_cat(&rows, 0)?)
@@ -151,11 +131,10 @@ mod tests {
     use super::*;
 
     fn pixel(p: &Picture, x: usize, y: usize) -> [u8; 3] {
-        let i = (y * p.width + x) * 3;
-        [p.rgb[i], p.rgb[i + 1], p.rgb[i + 2]]
+        p.0.get_pixel(x as u32, y as u32).0
     }
 
-    /// A known mistake of peers: a grid that shows 36 of 64 samples, or drops those after the last full row.
+    /// A known bug elsewhere: a grid that shows 36 of 64 samples, or drops those after the last full row.
     #[test]
     fn every_image_is_in_the_grid_in_order() {
         for (n, columns) in [(1, 8), (7, 3), (10, 4), (13, 13), (64, 8), (65, 8)] {
@@ -171,8 +150,8 @@ mod tests {
                     assert_eq!(pixel(&p, x + dx, y + dy), [(i + 1) as u8; 3], "image {i} of {n}");
                 }
             }
-            assert_eq!(p.width, across * (tile_w + GAP) + GAP);
-            assert_eq!(p.height, (n as usize).div_ceil(across) * (tile_h + GAP) + GAP);
+            assert_eq!(p.0.width() as usize, across * (tile_w + GAP) + GAP);
+            assert_eq!(p.0.height() as usize, (n as usize).div_ceil(across) * (tile_h + GAP) + GAP);
         }
     }
 
@@ -181,7 +160,7 @@ mod tests {
         let image = Tensor::from_slice(&[2.0f32, 0.5, -1.0]).view([1, 3, 1, 1]).expand([1, 3, 64, 64], false);
         let p = draw(&image, 1).unwrap();
         assert_eq!(pixel(&p, 10, 10), [255, 128, 0]);
-        assert_eq!((p.width, p.height), (68, 68));
+        assert_eq!(p.0.dimensions(), (68, 68));
     }
 
     #[test]
@@ -189,8 +168,8 @@ mod tests {
         let images = Tensor::from_slice(&[0.0f32, 1.0, 0.2, 0.4, 0.6, 0.8, 0.1, 0.36]).view([2, 1, 2, 2]);
         let all = singles(&images).unwrap();
         assert_eq!(all.len(), 2);
-        assert_eq!((all[1].width, all[1].height), (2, 2));
-        let greys: Vec<u8> = all[1].rgb.chunks(3).map(|p| p[0]).collect();
+        assert_eq!(all[1].0.dimensions(), (2, 2));
+        let greys: Vec<u8> = all[1].0.pixels().map(|p| p[0]).collect();
         assert_eq!(greys, [153, 204, 26, 92]);
         assert_eq!(singles(&bytes(&images).unwrap()).unwrap(), all, "bytes are the same picture");
         assert!(singles(&Tensor::zeros([1, 2, 4, 4], (Kind::Float, Device::Cpu))).is_err());
@@ -217,11 +196,8 @@ mod tests {
         let path = dir.path().join("a.png");
         let p = draw(&Tensor::ones([3, 1, 8, 8], (Kind::Float, Device::Cpu)), 2).unwrap();
         p.save(&path).unwrap();
-        let mut reader =
-            png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&path).unwrap())).read_info().unwrap();
-        let mut back = vec![0; reader.output_buffer_size().unwrap()];
-        reader.next_frame(&mut back).unwrap();
-        assert_eq!(back, p.rgb);
+        let back = image::open(&path).unwrap();
+        assert_eq!((back.color(), back.into_rgb8()), (image::ColorType::Rgb8, p.0.clone()));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(p.save(Path::new("/nonexistent/a.png")).is_err());
     }
@@ -231,7 +207,7 @@ mod tests {
         let originals = (Tensor::arange(11, (Kind::Float, Device::Cpu)) + 1.0).view([11, 1, 1, 1]);
         let all = alternate(&originals, &(&originals + 100.0), 8).unwrap();
         let bytes = alternate(&originals.to_kind(Kind::Uint8), &originals.to_kind(Kind::Uint8), 8).unwrap();
-        assert_eq!(bytes.kind(), Kind::Uint8, "as floats, bytes would be far too bright");
+        assert_eq!(bytes.kind(), Kind::Uint8, "bytes stay bytes");
         let values = Vec::<f32>::try_from(all.flatten(0, -1)).unwrap();
         let mut want: Vec<f32> = (1..=8).chain(101..=108).chain(9..=11).map(|v| v as f32).collect();
         want.extend([0.0; 5]);

@@ -1,13 +1,12 @@
-//! Where images go: a grid in one picture, a folder of single pictures, or numbers for NumPy.
+//! Where images are written: a grid in one picture, a folder of single pictures, or an array for NumPy.
 //!
-//! Images come in batches and, but for a grid's, are written before the next ones come: a million need no more memory than
-//! a hundred.
+//! Images arrive in batches. All outputs but a grid write each batch at once, so memory does not grow with the number of images.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::base::progress::Tally;
 use crate::base::shape::Shape;
@@ -15,34 +14,34 @@ use crate::base::usage::usage;
 use crate::pictures::grid;
 use crate::pictures::npy::NpyWriter;
 
-/// Images in one grid at the most.
-const MOST_IN_A_GRID: usize = 10_000;
+/// The largest number of images in one grid.
+const MAX_GRID: usize = 10_000;
 
-/// What an output's ending asks for.
+/// The kind of output, chosen by the file extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum OutputFormat {
     /// `.png`: all images in one picture.
     Grid,
-    /// `.npy`: the numbers, float32.
+    /// `.npy`: a float32 array [N,C,H,W].
     Npy,
-    /// No ending: a folder with a picture for each image.
+    /// No extension: a folder with a picture for each image.
     Folder,
-    /// `.gif`: one frame after another.
+    /// `.gif`: an animation.
     Gif,
 }
 
-impl Format {
-    /// What `out` asks for, of `count` images; `animated` says whether the command can make an animation.
+impl OutputFormat {
+    /// The format of `out` for `count` images; `animated` allows a `.gif`.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] for another ending, too many images for a grid, a folder that has something in it.
-    pub fn of(out: &Path, count: usize, animated: bool) -> Result<Format> {
+    /// [`crate::base::usage::Usage`] for another extension, too many images for a grid, or a folder that is not empty.
+    pub fn of(out: &Path, count: usize, animated: bool) -> Result<Self> {
         let extension = out.extension().map(|e| e.to_string_lossy().to_lowercase());
         let format = match extension.as_deref() {
-            Some("png") => Format::Grid,
-            Some("npy") => Format::Npy,
-            None => Format::Folder,
-            Some("gif") if animated => Format::Gif,
+            Some("png") => OutputFormat::Grid,
+            Some("npy") => OutputFormat::Npy,
+            None => OutputFormat::Folder,
+            Some("gif") if animated => OutputFormat::Gif,
             _ => {
                 let gif = if animated { " a .gif for an animation," } else { "" };
                 usage!(
@@ -51,108 +50,86 @@ impl Format {
                 );
             }
         };
-        if matches!(format, Format::Grid | Format::Gif) && count > MOST_IN_A_GRID {
+        if matches!(format, OutputFormat::Grid | OutputFormat::Gif) && count > MAX_GRID {
             usage!(
-                "{count} images are too many for one grid (at most {MOST_IN_A_GRID}): give --out a folder or a .npy, or ask \
-                 for fewer"
+                "{count} images are too many for one grid (at most {MAX_GRID}): give --out a folder or a .npy, or ask for fewer"
             );
         }
-        if format == Format::Folder && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-            usage!(
-                "--out {}: the folder is not empty, and its files could be overwritten: name another",
-                out.display()
-            );
+        if format == OutputFormat::Folder && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+            usage!("--out {}: the folder is not empty, and files could be overwritten: name another", out.display());
         }
         Ok(format)
     }
 }
 
-/// Writes images batch by batch; [`ImageWriter::finish`] says that all have come.
+/// Writes images batch by batch.
 #[derive(Debug)]
 pub struct ImageWriter {
     out: PathBuf,
     output: Output,
+    columns: usize,
     tally: Tally,
 }
 
 #[derive(Debug)]
 enum Output {
-    /// Kept as bytes, a quarter of the floats that came.
-    Grid {
-        images: Vec<Tensor>,
-        columns: usize,
-    },
-    Npy(NpyWriter<f32>),
-    Folder {
-        next: usize,
-    },
+    /// Batches as bytes: a quarter of the memory of floats.
+    Grid(Vec<Tensor>),
+    Npy(NpyWriter),
+    /// The number of the next picture.
+    Folder(usize),
 }
 
 impl ImageWriter {
-    /// Opens `out` for `count` images of this shape; a grid has `columns`, or is about square.
+    /// Opens `out` for `count` images of this shape. A grid has `columns`; by default it is about square.
     ///
     /// # Errors
-    /// As [`Format::of`]; when the file or folder cannot be made.
+    /// As [`OutputFormat::of`]; when the file or folder cannot be created.
     pub fn open(out: &Path, count: usize, shape: Shape, columns: Option<usize>) -> Result<Self> {
         let [c, h, w] = shape.dims().map(|n| n as usize);
-        let output = match Format::of(out, count, false)? {
-            Format::Npy => Output::Npy(NpyWriter::create(out, &[count, c, h, w])?),
-            Format::Folder => {
+        let output = match OutputFormat::of(out, count, false)? {
+            OutputFormat::Npy => Output::Npy(NpyWriter::create(out, &[count, c, h, w], Kind::Float)?),
+            OutputFormat::Folder => {
                 std::fs::create_dir_all(out)
                     .with_context(|| format!("--out {}: the folder could not be made", out.display()))?;
-                Output::Folder { next: 0 }
+                Output::Folder(0)
             }
-            Format::Grid | Format::Gif => {
-                let columns = columns.unwrap_or_else(|| grid::columns_for(count, h, w));
-                Output::Grid { images: Vec::new(), columns }
-            }
+            OutputFormat::Grid | OutputFormat::Gif => Output::Grid(Vec::new()),
         };
-        Ok(ImageWriter { out: out.to_owned(), output, tally: Tally::start("images", count as u64) })
+        let columns = columns.unwrap_or_else(|| grid::columns_for(count, h, w));
+        Ok(ImageWriter { out: out.to_owned(), output, columns, tally: Tally::start("images", count as u64) })
     }
 
-    /// The next images, [B,C,H,W] in [0,1] on any device.
+    /// Writes the next images, [B,C,H,W] in [0,1] on any device.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When a file cannot be written.
     pub fn push(&mut self, images: &Tensor) -> Result<()> {
-        let count = images.size()[0] as usize;
         match &mut self.output {
-            Output::Grid { images: all, .. } => all.push(grid::bytes(images)?),
-            Output::Npy(file) => {
-                // sync: on their way to a file.
-                file.push(&Vec::<f32>::try_from(&flat(images)?)?)?;
-            }
-            Output::Folder { next } => {
-                let (first, out) = (*next, &self.out);
-                let save =
-                    |(i, picture): (usize, &grid::Picture)| picture.save(&out.join(format!("{:06}.png", first + i)));
-                grid::singles(images)?.par_iter().enumerate().try_for_each(save)?;
-                *next += count;
+            Output::Grid(batches) => batches.push(grid::bytes(images)?),
+            Output::Npy(file) => file.push(images)?,
+            Output::Folder(next) => {
+                let pictures = grid::singles(images)?;
+                let save = |(i, p): (usize, &grid::Picture)| p.save(&self.out.join(format!("{:06}.png", *next + i)));
+                pictures.par_iter().enumerate().try_for_each(save)?;
+                *next += pictures.len();
             }
         }
-        self.tally.advance(count as u64);
+        self.tally.advance(images.size()[0] as u64);
         Ok(())
     }
 
-    /// Puts everything in its place.
+    /// Completes the output after the last batch.
     ///
     /// # Errors
-    /// When the disk refuses, or an array lacks images.
+    /// When a file cannot be written, or an array lacks images.
     pub fn finish(self) -> Result<()> {
         match self.output {
-            Output::Grid { images, columns } => grid::draw(&Tensor::f_cat(&images, 0)?, columns)?.save(&self.out),
+            Output::Grid(batches) => grid::draw(&Tensor::f_cat(&batches, 0)?, self.columns)?.save(&self.out),
             Output::Npy(file) => file.finish(),
-            Output::Folder { .. } => Ok(()),
+            Output::Folder(_) => Ok(()),
         }
     }
-}
-
-/// All numbers of a tensor in C order, float32 on the CPU.
-///
-/// # Errors
-/// libtorch's.
-pub fn flat(t: &Tensor) -> Result<Tensor> {
-    Ok(t.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_reshape([-1])?)
 }
 
 #[cfg(test)]
@@ -200,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("x"), "").unwrap();
         let refused = |out: &Path, count, animated| {
-            let e = Format::of(out, count, animated).unwrap_err();
+            let e = OutputFormat::of(out, count, animated).unwrap_err();
             assert!(e.is::<crate::base::usage::Usage>(), "{e}");
             e.to_string()
         };
@@ -209,8 +186,8 @@ mod tests {
         assert!(!refused(Path::new("a.gif"), 1, false).contains("animation"));
         assert!(refused(Path::new("a.png"), 10_001, false).contains("10001 images are too many"));
         assert!(refused(dir.path(), 1, false).contains("not empty"));
-        assert_eq!(Format::of(Path::new("a.npy"), 1 << 40, false).unwrap(), Format::Npy);
-        assert_eq!(Format::of(Path::new("a.GIF"), 9, true).unwrap(), Format::Gif);
+        assert_eq!(OutputFormat::of(Path::new("a.npy"), 1 << 40, false).unwrap(), OutputFormat::Npy);
+        assert_eq!(OutputFormat::of(Path::new("a.GIF"), 9, true).unwrap(), OutputFormat::Gif);
         assert!(ImageWriter::open(Path::new("/dev/null/x"), 1, SHAPE, None).is_err());
     }
 
@@ -218,7 +195,7 @@ mod tests {
     fn an_array_that_lacks_images_is_no_array() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = ImageWriter::open(&dir.path().join("a.npy"), 3, SHAPE, None).unwrap();
-        writer.push(&Tensor::zeros([2, 3, 4, 5], (Kind::Float, Device::Cpu))).unwrap();
+        writer.push(&Tensor::zeros([2, 3, 4, 5], (Kind::Float, tch::Device::Cpu))).unwrap();
         assert!(writer.finish().is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
