@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use indicatif::HumanCount;
 use tch::{Device, Kind, Tensor};
 
 use super::encode::each_posterior;
 use crate::data::images::Source;
-use crate::pictures::curves::thousands;
 use crate::pictures::latent_scatter::LatentScatter;
 use crate::run::trained::Trained;
 
@@ -36,7 +36,7 @@ pub fn draw(trained: &Trained, source: Source, projection: Projection, (title, o
     })?;
     let plane = plane(&Tensor::f_cat(&mus, 0)?, projection)?;
     let scatter = LatentScatter {
-        title: format!("{title}: latents of {} held-out images of {}", thousands(shown.count), source.name),
+        title: format!("{title}: latents of {} held-out images of {}", HumanCount(shown.count as u64), source.name),
         note: format!("{} of {} dimensions active", plane.active, trained.latent()),
         x_label: plane.labels.0,
         y_label: plane.labels.1,

@@ -1,4 +1,4 @@
-//! Panels of curves: axes and grids by plotters, ranges that show what matters, legends above the frames.
+//! Figures of panels with curves: axes and grids by plotters, robust ranges, legends above the frames.
 
 use std::ops::Range;
 
@@ -24,20 +24,21 @@ pub(super) const TITLE_SIZE: f64 = 19.0;
 pub(super) const LABEL_SIZE: f64 = 14.0;
 pub(super) const TICK_SIZE: f64 = 13.0;
 pub(super) const MARGIN: f64 = 20.0;
-/// What a frame leaves free below it, for its ticks and its label.
+/// Space below a frame for its ticks and its label.
 pub(super) const BELOW: f64 = 50.0;
-/// What a frame leaves free to its left beside its widest tick, for its label and gaps.
+/// Space to the left of a frame besides its widest tick, for its label and gaps.
 pub(super) const LEFT: f64 = 46.0;
-/// Height of a legend's row; length of the line before its text, and the gaps after it and after the text.
+/// Height of a row of a legend.
 const LEGEND_ROW: f64 = 22.0;
+/// Length of the line before an entry's text, the gap after the line, and the gap after the text.
 const SAMPLE: f64 = 26.0;
 const SAMPLE_GAP: f64 = 7.0;
 const ENTRY_GAP: f64 = 22.0;
-/// Legends of more rows would leave no room for the curves.
+/// More rows would leave no room for the curves.
 const MAX_LEGEND_ROWS: usize = 4;
 
-/// How a curve is drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How a curve is drawn; in the order of drawing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Style {
     /// Every logged value, faint.
     Raw,
@@ -49,7 +50,7 @@ pub(super) enum Style {
     Dots,
     /// Dots joined by a dashed line.
     DashedDots,
-    /// The value of the only point as a faint dashed level, named at the right edge.
+    /// A faint dashed horizontal line at the value of the only point, labelled at the right edge.
     Level,
 }
 
@@ -68,9 +69,7 @@ impl Style {
         };
         let style = ShapeStyle { color: color.mix(alpha), filled: false, stroke_width: units(width) as u32 };
         match dash {
-            Some((on_for, off_for)) => {
-                on.draw(&DashedPathElement::new(points, units(on_for), units(off_for), style))?
-            }
+            Some((dash, gap)) => on.draw(&DashedPathElement::new(points, units(dash), units(gap), style))?,
             None => on.draw(&PathElement::new(points, style))?,
         }
         Ok(())
@@ -81,13 +80,13 @@ impl Style {
     }
 }
 
-/// Points (step, value), finite, with rising steps; may be empty.
+/// Points (step, value): finite, with increasing steps; may be empty.
 #[derive(Clone, Debug)]
 pub(super) struct Curve {
     pub style: Style,
     pub color: RGBColor,
     pub points: Vec<Pt>,
-    /// Its text in the legend; empty for none.
+    /// Text in the legend; empty for no entry.
     pub label: String,
 }
 
@@ -97,12 +96,13 @@ pub(super) struct Panel {
     pub curves: Vec<Curve>,
 }
 
-/// A whole picture: rows of panels that share the x axis.
+/// A picture: rows of panels with the same x axis.
+#[derive(Default)]
 pub(super) struct Figure {
     pub title: String,
-    /// A short fact at the right end of the title's line.
+    /// A short text to the right of the title.
     pub note: String,
-    /// What holds for all panels; may be empty.
+    /// Legend of all panels; may be empty.
     pub legend: Vec<Curve>,
     pub rows: Vec<Vec<Panel>>,
     pub x_label: String,
@@ -118,7 +118,7 @@ pub(super) struct Frame {
     pub y1: f64,
 }
 
-/// One of a chart's axes.
+/// One axis of a panel.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
     pub label: String,
@@ -136,7 +136,7 @@ impl Ranged for Axis {
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        // plotters asks once for lines between the ticks, and once for the ticks.
+        // plotters asks for light points between the ticks first, then for the ticks.
         if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.clone() }
     }
 
@@ -147,13 +147,13 @@ impl Ranged for Axis {
 
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
-        let at = self.ticks.iter().position(|t| t == value);
-        at.and_then(|i| tick_texts(&self.ticks).into_iter().nth(i)).unwrap_or_default()
+        let texts = std::iter::zip(&self.ticks, tick_texts(&self.ticks));
+        texts.into_iter().find(|(tick, _)| *tick == value).map_or_else(String::new, |(_, text)| text)
     }
 }
 
-/// A chart of plotters, on which elements are placed by their values.
-pub(super) type Plot<'a, DB> = ChartContext<'a, DB, Cartesian2d<Axis, Axis>>;
+/// A plotters chart: elements are placed by their values.
+pub(super) type Axes<'a, DB> = ChartContext<'a, DB, Cartesian2d<Axis, Axis>>;
 
 impl<DB: Backend> Surface<DB> {
     /// A title, and a note to its right.
@@ -163,8 +163,8 @@ impl<DB: Backend> Surface<DB> {
         self.text(note, (self.size.0 - MARGIN, 29.0), (LABEL_SIZE, GREY), HPos::Right)
     }
 
-    /// A grid with ticks and labels around `frame`. What is drawn on it must lie within its ranges.
-    pub(super) fn axes(&self, frame: Frame, x: Axis, y: Axis) -> Result<Plot<'_, DB>> {
+    /// Draws a grid in `frame`, with ticks and labels around it. Elements on it are not clipped to the frame.
+    pub(super) fn axes(&self, frame: Frame, x: Axis, y: Axis) -> Result<Axes<'_, DB>> {
         let (x_label, y_label) = (x.label.clone(), y.label.clone());
         let left = widest(&y.ticks) + LEFT - 13.0;
         let mut plot = ChartBuilder::on(&self.root)
@@ -184,7 +184,7 @@ impl<DB: Backend> Surface<DB> {
             .x_desc(x_label)
             .y_desc(shorten(&y_label, LABEL_SIZE, frame.y1 - frame.y0 + 40.0))
             .draw()?;
-        // In the middle of its pixels, so that it is sharp.
+        // Centred on whole pixels, so that it is sharp.
         let [x0, y0, x1, y1] = [frame.x0, frame.y0, frame.x1, frame.y1].map(|v| units(v) + 1);
         let corners = vec![(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)];
         self.root.draw(&PathElement::new(corners, BORDER.stroke_width(units(1.0) as u32)))?;
@@ -195,16 +195,16 @@ impl<DB: Backend> Surface<DB> {
         let range = y_range(panel);
         let legend = legend_rows(&panel.curves, area.x1 - area.x0 - 110.0);
         let (y0, y1) = ((area.y0 + 8.0 + legend.len() as f64 * LEGEND_ROW).round(), (area.y1 - BELOW).round());
-        // The range of an empty panel is made up: it gets no ticks.
+        // An empty panel has no range, so it gets no ticks.
         let empty = panel.curves.iter().all(|c| c.points.is_empty() || c.style == Style::Level);
-        let y_ticks =
-            if empty { Vec::new() } else { ticks(range.0, range.1, ((y1 - y0) / 40.0).clamp(2.0, 9.0) as usize) };
+        let mut y_ticks = ticks(range.0, range.1, ((y1 - y0) / 40.0).clamp(2.0, 9.0) as usize);
+        y_ticks.retain(|_| !empty);
         let levels = panel.curves.iter().any(|c| c.style == Style::Level);
         let x0 = (area.x0 + widest(&y_ticks) + LEFT).round();
         let frame = Frame { x0, y0, x1: (area.x1 - if levels { 44.0 } else { 16.0 }).round(), y1 };
         let x_range = (0.0, figure.x_max * 1.015);
         let mut x_ticks = ticks(x_range.0, x_range.1, ((frame.x1 - frame.x0) / 95.0).max(2.0) as usize);
-        // Steps are whole, so ticks between them would mean nothing.
+        // Steps are integers.
         x_ticks.retain(|t| !empty && (t - t.round()).abs() < 1e-9);
         let mut plot = self.axes(
             frame,
@@ -214,11 +214,11 @@ impl<DB: Backend> Surface<DB> {
         self.legend(&legend, (frame.x0, area.y0 + 2.0))?;
         self.levels(&plot, panel, (range, frame.x1))?;
         for curve in panel.curves.iter().filter(|c| c.style != Style::Level) {
-            // Half a pixel wide, so that dense noise has no gaps.
+            // Half a pixel, so that dense noise has no gaps.
             let column = x_range.1 / (frame.x1 - frame.x0) / 2.0;
             let lines = within(&thinned(&curve.points, column), range);
             lines.into_iter().try_for_each(|line| curve.style.line(plot.plotting_area(), curve.color, line))?;
-            // With many points the dots shrink, or they would melt into one; a line of one point is a small dot.
+            // Many dots are drawn smaller, so that they stay distinct; a line of one point is a small dot.
             let (dots, single) = (curve.style.has_dots(), curve.points.len() == 1);
             let gap = (frame.x1 - frame.x0) / curve.points.len().max(1) as f64;
             let radius = if dots { (gap * 0.35).clamp(1.6, 4.5) } else { 3.0 };
@@ -234,17 +234,17 @@ impl<DB: Backend> Surface<DB> {
         Ok(())
     }
 
-    /// Draws the levels of a panel that lie in its range, and their names to the right of the frame's edge.
-    fn levels(&self, plot: &Plot<DB>, panel: &Panel, (range, right): (Pt, f64)) -> Result<()> {
+    /// Draws the levels of a panel that lie in its range, with labels to the right of the frame.
+    fn levels(&self, plot: &Axes<DB>, panel: &Panel, (range, right): (Pt, f64)) -> Result<()> {
         let levels = panel.curves.iter().filter(|c| c.style == Style::Level);
-        let values = levels.flat_map(|c| c.points.iter().map(|p| (p.1, c.color)));
-        let mut levels: Vec<_> = values.filter(|(v, _)| *v > range.0 && *v < range.1).collect();
+        let levels = levels.flat_map(|c| c.points.iter().map(|p| (p.1, c.color)));
+        let mut levels: Vec<_> = levels.filter(|(v, _)| *v > range.0 && *v < range.1).collect();
         levels.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut free_below = f64::INFINITY;
         for (value, color) in levels {
             let x = plot.x_range();
             Style::Level.line(plot.plotting_area(), color, vec![(x.start, value), (x.end, value)])?;
-            // Two close levels: the upper one's name moves up, not onto the lower one's.
+            // The label of a level close above another moves up.
             let y = f64::from(plot.backend_coord(&(x.end, value)).1) / f64::from(units(1.0));
             let at = y.min(free_below);
             free_below = at - TICK_SIZE - 1.0;
@@ -258,11 +258,11 @@ impl<DB: Backend> Surface<DB> {
             let y = y0 + (i as f64 + 0.5) * LEGEND_ROW;
             for entry in row {
                 let (from, to) = (x0 + entry.x, x0 + entry.x + SAMPLE);
-                let unit = |x| (units(x), units(y));
+                let at = |x| (units(x), units(y));
                 if let Some((style, color)) = entry.line {
-                    style.line(&self.root, color, vec![unit(from), unit(to)])?;
+                    style.line(&self.root, color, vec![at(from), at(to)])?;
                     if style.has_dots() {
-                        dot(unit((from + to) / 2.0), 4.5, color).iter().try_for_each(|d| self.root.draw(d))?;
+                        dot(at((from + to) / 2.0), 4.5, color).iter().try_for_each(|d| self.root.draw(d))?;
                     }
                 }
                 self.text(&entry.text, (to + SAMPLE_GAP, y), (LABEL_SIZE, INK), HPos::Left)?;
@@ -279,7 +279,7 @@ impl Drawing for Figure {
         let legend = legend_rows(&self.legend, width - 2.0 * MARGIN);
         on.legend(&legend, (MARGIN, 50.0))?;
         let top = 50.0 + legend.len() as f64 * LEGEND_ROW;
-        // The first row is the one people look at: it is higher than those below.
+        // The first row is higher: it shows the most important curves.
         let weight = |row: usize| if row == 0 { 1.17 } else { 1.0 };
         let weights: f64 = (0..self.rows.len()).map(weight).sum();
         let mut y = top;
@@ -307,14 +307,14 @@ fn dot<P: Clone>(at: P, radius: f64, color: RGBColor) -> Vec<Circle<P, i32>> {
     if radius > 3.0 { vec![disc(radius, color), disc(radius - 1.8, WHITE)] } else { vec![disc(radius, color)] }
 }
 
-/// ln 2, −ln 4, or its digits.
+/// The label of a level: ln 2, −ln 4, or its decimals.
 fn level_name(value: f64) -> String {
     let sign = if value < 0.0 { "−" } else { "" };
     let log = (2..10).find(|n| (f64::from(*n).ln() - value.abs()).abs() < 1e-6);
     log.map_or_else(|| grouped(value, 2), |n| format!("{sign}ln {n}"))
 }
 
-/// Of each column the first, the lowest, the highest and the last point: as many as can be seen.
+/// The first, lowest, highest and last point of each column: as many as are visible.
 fn thinned(points: &[Pt], column: f64) -> Vec<Pt> {
     let columns = points.chunk_by(|a, b| (a.0 / column).floor() == (b.0 / column).floor());
     let extremes = |c: &[Pt]| {
@@ -329,7 +329,7 @@ fn thinned(points: &[Pt], column: f64) -> Vec<Pt> {
     kept
 }
 
-/// The parts of a line whose values lie in a range, cut where it leaves it.
+/// Clips a line to a range of values; gives the parts inside.
 fn within(line: &[Pt], (low, high): Pt) -> Vec<Vec<Pt>> {
     let mut parts: Vec<Vec<Pt>> = Vec::new();
     for (a, b) in line.iter().zip(line.iter().skip(1)) {
@@ -338,7 +338,7 @@ fn within(line: &[Pt], (low, high): Pt) -> Vec<Vec<Pt>> {
         }
         let cut = |p: &Pt| match p.1.clamp(low, high) {
             y if y == p.1 => *p,
-            // Divided first: the difference of two large values may be too large for a number.
+            // Halved first, so that the difference of two large values does not overflow.
             y => (a.0 + (b.0 - a.0) * ((y / 2.0 - a.1 / 2.0) / (b.1 / 2.0 - a.1 / 2.0)), y),
         };
         let (from, to) = (cut(a), cut(b));
@@ -350,12 +350,11 @@ fn within(line: &[Pt], (low, high): Pt) -> Vec<Vec<Pt>> {
     parts
 }
 
-/// The values that a panel shows. The first steps of a training are often far off and would flatten
-/// everything after them, and so would a few outliers: lines count from the 2nd to the 98th percentile
-/// of what follows the first 5 % of the steps. Their last values and all dots are always inside.
+/// The range of values that a panel shows. A line counts from the 2nd to the 98th percentile of the values after the first 5 %
+/// of the steps, because first values and outliers would flatten the rest. Last values and all dots are always inside.
 fn y_range(panel: &Panel) -> Pt {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-    // Clamped so that the span of any two values stays finite.
+    // Clamped, so that the difference of any two values is finite.
     let mut hold = |v: f64| {
         let v = v.clamp(-1e300, 1e300);
         (low, high) = (low.min(v), high.max(v));
@@ -373,11 +372,11 @@ fn y_range(panel: &Panel) -> Pt {
         let skip = curve.points.partition_point(|p| p.0 < 0.05 * last_step);
         let start = if curve.points.len() - skip < 5 { 0 } else { skip };
         let mut values: Vec<f64> = curve.points[start..].iter().map(|p| p.1).collect();
-        // Selecting instead of sorting: a long run has many values.
+        // Selection takes linear time: a long run has many values.
         let end = values.len() - 1;
         let mut ranked = |i: usize| *values.select_nth_unstable_by(i, f64::total_cmp).1;
         let (from, to) = (ranked(end * 2 / 100), ranked((end * 98).div_ceil(100)));
-        // Ordinary noise just beyond the percentiles need not be cut off.
+        // Values just outside the percentiles are shown.
         let near = 0.2 * (to - from);
         hold(ranked(0).max(from - near));
         hold(ranked(end).min(to + near));
@@ -386,7 +385,7 @@ fn y_range(panel: &Panel) -> Pt {
         return (0.0, 1.0);
     }
     let span = high - low;
-    // A level is shown if that leaves the curves at least half of the height.
+    // A level is inside if the curves keep at least half of the height.
     for value in levels.iter().flat_map(|l| &l.points).map(|p| p.1) {
         if value > high - 2.0 * span && value < low + 2.0 * span {
             (low, high) = (low.min(value), high.max(value));
@@ -394,14 +393,14 @@ fn y_range(panel: &Panel) -> Pt {
     }
     let size = low.abs().max(high.abs());
     let pad = match high - low {
-        // Constant values, apart from rounding: a range of a tenth of their size.
+        // Constant values up to rounding: ±10 % of their magnitude.
         flat if flat <= size * 1e-9 => (size * 0.1).max(f64::MIN_POSITIVE.sqrt()),
         span => span * 0.06,
     };
     if size == 0.0 { (-1.0, 1.0) } else { (low - pad, high + pad) }
 }
 
-/// One text of a legend, and the line that it explains.
+/// An entry of a legend: a text and the line that it explains.
 #[derive(Debug)]
 struct Entry {
     x: f64,
@@ -409,7 +408,7 @@ struct Entry {
     line: Option<(Style, RGBColor)>,
 }
 
-/// Breaks the legend of curves into rows of the given width; what needs too many rows is counted, not shown.
+/// The legend of curves in rows of this width. Entries beyond the last row are replaced by their number.
 fn legend_rows(curves: &[Curve], width: f64) -> Vec<Vec<Entry>> {
     let named: Vec<&Curve> = curves.iter().filter(|c| !c.label.is_empty()).collect();
     let mut rows: Vec<Vec<Entry>> = Vec::new();
@@ -418,20 +417,19 @@ fn legend_rows(curves: &[Curve], width: f64) -> Vec<Vec<Entry>> {
         let text = shorten(&curve.label, LABEL_SIZE, width - SAMPLE - SAMPLE_GAP);
         let wide = SAMPLE + SAMPLE_GAP + text_width(&text, LABEL_SIZE);
         let more = format!("and {} more", named.len() - i);
-        let last_row = rows.len() == MAX_LEGEND_ROWS && i + 1 < named.len();
-        let tail = if last_row { text_width(&more, LABEL_SIZE) + ENTRY_GAP } else { 0.0 };
-        if x + wide + tail > width {
-            if rows.len() == MAX_LEGEND_ROWS {
-                rows.last_mut().into_iter().for_each(|r| {
-                    r.push(Entry { x: x - SAMPLE - SAMPLE_GAP, text: more.clone(), line: None });
-                });
-                break;
-            }
+        let last_row = rows.len() == MAX_LEGEND_ROWS;
+        let tail = if last_row && i + 1 < named.len() { text_width(&more, LABEL_SIZE) + ENTRY_GAP } else { 0.0 };
+        let fits = x + wide + tail <= width;
+        if !fits && !last_row {
             rows.push(Vec::new());
             x = 0.0;
         }
-        let entry = || Entry { x, text: text.clone(), line: Some((curve.style, curve.color)) };
-        rows.last_mut().into_iter().for_each(|r| r.push(entry()));
+        let Some(row) = rows.last_mut() else { break };
+        if !fits && last_row {
+            row.push(Entry { x: x - SAMPLE - SAMPLE_GAP, text: more, line: None });
+            break;
+        }
+        row.push(Entry { x, text, line: Some((curve.style, curve.color)) });
         x += wide + ENTRY_GAP;
     }
     rows

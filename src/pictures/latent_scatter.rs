@@ -1,4 +1,4 @@
-//! Latents as points in the plane, a colour for each class, beside circles for the prior.
+//! A scatter plot of latents in two dimensions, with a colour for each class and circles for the prior.
 
 use std::path::Path;
 
@@ -14,54 +14,42 @@ use crate::pictures::ticks::{grouped, ticks};
 
 /// Width and height of the picture in pixels.
 const SIZE: (u32, u32) = (1000, 800);
-/// The frame of the axes; the legend stands to its right.
+/// The frame of the axes; the legend is to its right.
 const FRAME: Frame = Frame { x0: 78.0, y0: 54.0, x1: 810.0, y1: 738.0 };
+/// Height of a row of the legend.
 const ROW: f64 = 24.0;
-/// Standard deviations of the prior that are drawn as circles.
-const CIRCLES: [f64; 3] = [1.0, 2.0, 3.0];
 const CIRCLE: RGBColor = RGBColor(150, 150, 150);
 
-/// Ten colours that readers with any kind of colour vision can tell apart: Petroff 2021 (arXiv 2107.02270). Of the palettes
-/// of ten in use, the one whose two closest colours lie farthest apart in simulated colour blindness.
-const PALETTE: [RGBColor; 10] = [
-    RGBColor(63, 144, 218),
-    RGBColor(255, 169, 14),
-    RGBColor(189, 31, 1),
-    RGBColor(148, 164, 162),
-    RGBColor(131, 45, 182),
-    RGBColor(169, 107, 89),
-    RGBColor(231, 99, 0),
-    RGBColor(185, 172, 112),
-    RGBColor(113, 117, 129),
-    RGBColor(146, 218, 221),
-];
+/// The ten-colour palette of Petroff 2021 (arXiv 2107.02270) as 0xRRGGBB, distinct under every kind of colour vision deficiency.
+const PALETTE: [u32; 10] =
+    [0x3f90da, 0xffa90e, 0xbd1f01, 0x94a4a2, 0x832db6, 0xa96b59, 0xe76300, 0xb9ac70, 0x717581, 0x92dadd];
 
-/// Points, their classes, and what stands beside them.
+/// A scatter plot of latents.
 #[derive(Clone, Debug, Default)]
 pub struct LatentScatter {
-    /// Above the picture.
+    /// Above the plot.
     pub title: String,
-    /// A short fact at the right end of the title's line.
+    /// A short text to the right of the title.
     pub note: String,
-    /// Below the picture.
+    /// Below the plot.
     pub x_label: String,
-    /// To its left.
+    /// To the left of the plot.
     pub y_label: String,
     /// The points, finite.
     pub points: Vec<(f64, f64)>,
-    /// A class number for each point, or empty where there are no classes.
+    /// The class number of each point; empty without classes.
     pub classes: Vec<usize>,
-    /// Names of the classes by number; one without a name is called by its number.
+    /// Names of the classes by number. A class without a name is labelled by its number.
     pub names: Vec<String>,
-    /// The mean of a standard normal prior, of which circles show one, two and three standard deviations.
+    /// The mean of a standard normal prior, the centre of circles at one, two and three standard deviations.
     pub prior: (f64, f64),
 }
 
 impl LatentScatter {
-    /// Draws the picture to `out`.
+    /// Draws the plot to `out`.
     ///
     /// # Errors
-    /// If `out` does not end in `.png` or `.svg`, or cannot be written. The file is replaced as a whole or not at all.
+    /// If `out` does not end in `.png` or `.svg`, or cannot be written. The write is atomic.
     pub fn draw_to(&self, out: &Path) -> Result<()> {
         surface::write(self, SIZE, out)
     }
@@ -71,7 +59,8 @@ impl LatentScatter {
     }
 
     fn color(&self, class: Option<&usize>) -> RGBColor {
-        class.map_or(BLUE, |c| shade(&PALETTE, *c))
+        let rgb = |hex: u32| RGBColor((hex >> 16) as u8, (hex >> 8) as u8, hex as u8);
+        class.map_or(BLUE, |c| shade(&PALETTE.map(rgb), *c))
     }
 
     /// Class numbers that occur, and how often.
@@ -81,20 +70,19 @@ impl LatentScatter {
         counts.into_iter().enumerate().filter(|(_, n)| *n > 0).collect()
     }
 
-    /// Ranges of x and y that hold all points, a unit as long across as upwards.
+    /// Ranges of x and y that contain all points, with the same scale on both axes.
     fn ranges(&self) -> (Pt, Pt) {
-        // Two standard deviations of the prior are always in sight: latents that have collapsed show as such.
+        // Two standard deviations of the prior are always inside, so that collapsed latents look collapsed.
         let (x, y) = self.prior;
-        let around = [(x - 2.0, y - 2.0), (x + 2.0, y + 2.0)];
-        let points = || self.points.iter().chain(&around);
-        let span = |of: fn(&Pt) -> f64| {
+        let points = || self.points.iter().copied().chain([(x - 2.0, y - 2.0), (x + 2.0, y + 2.0)]);
+        let span = |of: fn(Pt) -> f64| {
             let (low, high) =
                 points().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |r, v| (r.0.min(v), r.1.max(v)));
             ((low + high) / 2.0, high - low)
         };
         let ((x, wide), (y, tall)) = (span(|p| p.0), span(|p| p.1));
         let (across, upwards) = (FRAME.x1 - FRAME.x0, FRAME.y1 - FRAME.y0);
-        // A little air, so that no point lies on the frame.
+        // A margin of 3 % on each side, so that no point lies on the frame.
         let unit = 1.06 / 2.0 * (wide / across).max(tall / upwards);
         ((x - unit * across, x + unit * across), (y - unit * upwards, y + unit * upwards))
     }
@@ -120,10 +108,8 @@ impl LatentScatter {
             row += ROW;
         }
         row += if counts.is_empty() { 0.0 } else { ROW / 2.0 };
-        for (i, text) in ["circles: 1, 2, 3 standard", "deviations of the prior"].into_iter().enumerate() {
-            on.text(text, (x, row + 18.0 * i as f64), (TICK_SIZE - 0.5, GREY), HPos::Left)?;
-        }
-        Ok(())
+        on.text("circles: 1, 2, 3 standard", (x, row), (TICK_SIZE - 0.5, GREY), HPos::Left)?;
+        on.text("deviations of the prior", (x, row + 18.0), (TICK_SIZE - 0.5, GREY), HPos::Left)
     }
 }
 
@@ -137,8 +123,7 @@ impl Drawing for LatentScatter {
         let count = self.points.len();
         let root = (count as f64).sqrt().max(1.0);
         let (radius, alpha) = ((150.0 / root).clamp(2.0, 5.0), (25.0 / root).clamp(0.45, 0.85));
-        // Data may stand class by class, and the last class would hide the others: a stride that has no factor in common with
-        // any likely count mixes them, the same way every time.
+        // Data sorted by class would hide all classes but the last: a stride coprime to the count gives a fixed permutation.
         let stride = if count.is_multiple_of(7919) { 1 } else { 7919 };
         plot.draw_series(
             (0..count).map(|i| i * stride % count).map(|i| {
@@ -148,20 +133,22 @@ impl Drawing for LatentScatter {
 
         let (x, y) = self.prior;
         let inside = |p: &Pt| (x_range.0..x_range.1).contains(&p.0) && (y_range.0..y_range.1).contains(&p.1);
-        for circle in CIRCLES {
-            let at =
-                |i: i32| (x + circle * f64::from(i).to_radians().sin(), y + circle * f64::from(i).to_radians().cos());
+        for sigmas in [1.0, 2.0, 3.0] {
+            let at = |degrees: i32| {
+                let (sin, cos) = f64::from(degrees).to_radians().sin_cos();
+                (x + sigmas * sin, y + sigmas * cos)
+            };
             let points: Vec<Pt> = (0..=360).map(at).collect();
             let parts = points.chunk_by(|a, b| inside(a) == inside(b)).filter(|part| inside(&part[0]));
             plot.draw_series(parts.map(|part| PathElement::new(part, CIRCLE.stroke_width(units(1.0) as u32))))?;
             if inside(&at(0)) {
-                let name = format!("{circle}σ");
-                let top = plot.backend_coord(&at(0));
-                let half = (units(text_width(&name, TICK_SIZE)) / 2 + units(3.0), units(8.0));
-                let corners = [(top.0 - half.0, top.1 - half.1), (top.0 + half.0, top.1 + half.1)];
+                let name = format!("{sigmas}σ");
+                let (mid_x, mid_y) = plot.backend_coord(&at(0));
+                let (half_w, half_h) = (units(text_width(&name, TICK_SIZE)) / 2 + units(3.0), units(8.0));
+                let corners = [(mid_x - half_w, mid_y - half_h), (mid_x + half_w, mid_y + half_h)];
                 on.root.draw(&Rectangle::new(corners, WHITE.filled()))?;
-                let one = f64::from(units(1.0));
-                on.text(&name, (f64::from(top.0) / one, f64::from(top.1) / one), (TICK_SIZE, GREY), HPos::Center)?;
+                let [mid_x, mid_y] = [mid_x, mid_y].map(|v| f64::from(v) / f64::from(units(1.0)));
+                on.text(&name, (mid_x, mid_y), (TICK_SIZE, GREY), HPos::Center)?;
             }
         }
         self.legend(on)

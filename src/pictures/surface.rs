@@ -1,15 +1,15 @@
-//! What charts are drawn on: a PNG or an SVG with the same lines and texts, written whole or not at all.
+//! The surface that charts are drawn on: a PNG or an SVG with the same lines and texts.
 //!
-//! plotters places everything on whole pixels, draws spikes where a wide line turns sharply, and sets text above its
-//! baseline. So a pixel has three units to either side here, and [`Pixels`], a backend of plotters, draws a PNG in them
-//! with a round pen; each of its pixels is the mean of nine.
+//! The PNG backend of plotters rounds to whole pixels, draws spikes at sharp turns of wide lines, and misplaces the baseline of
+//! text. So plotters works in units of a third of a pixel here, and our backend [`Pixels`] draws with a round pen; each pixel of
+//! the PNG is the mean of 3x3 units.
 
 use std::convert::Infallible;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
+use image::{ExtendedColorType, ImageEncoder, Pixel, Rgb, RgbImage};
 use plotters::coord::Shift;
 use plotters::element::Text;
 use plotters::prelude::{DrawingArea, FontDesc, FontFamily, FontStyle, IntoDrawingArea, RGBColor, SVGBackend, WHITE};
@@ -24,35 +24,35 @@ pub(super) type Pt = (f64, f64);
 
 /// A subset of DejaVu Sans; see `src/assets/plot-sans.LICENSE.txt`.
 const FONT: &[u8] = include_bytes!("../assets/plot-sans.ttf");
-/// The name under which plotters knows it: what an SVG asks its viewer for.
+/// Its font family in plotters and in an SVG.
 const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
-/// Height of the font from its lowest to its highest point, which plotters takes a bitmap's font size for, in ems.
+/// Height of the font from its lowest to its highest point in ems: the unit of plotters' font sizes on a bitmap.
 const FONT_HEIGHT: f64 = 1.164;
 /// plotters divides the font sizes of an SVG by this.
 const SVG_FONT_HEIGHT: f64 = 1.24;
-/// From the middle of a text to its baseline in ems: half the height of its capitals.
+/// Distance from the middle of capitals to the baseline in ems.
 const HALF_CAPITAL: f64 = 0.36;
 /// plotters' units per pixel.
 const FINE: u32 = 3;
 
-/// Pixels as plotters' units.
+/// Converts pixels to units.
 pub(super) fn units(pixels: f64) -> i32 {
     (pixels * f64::from(FINE)).round() as i32
 }
 
-/// A backend of plotters whose errors can be passed on.
+/// A plotters backend whose errors convert to [`anyhow::Error`].
 pub(super) trait Backend: DrawingBackend<ErrorType: 'static> {}
 
 impl<DB: DrawingBackend<ErrorType: 'static>> Backend for DB {}
 
-/// What can be drawn on a surface of either kind.
+/// A chart that can be drawn on either kind of surface.
 pub(super) trait Drawing {
     fn draw<DB: Backend>(&self, on: &Surface<DB>) -> Result<()>;
 }
 
-/// A picture that is being drawn on. Sizes and positions are in pixels.
+/// A surface to draw on. Sizes and positions are in pixels.
 pub(super) struct Surface<DB: DrawingBackend> {
-    /// plotters' own face of it, in units.
+    /// The plotters drawing area, in units.
     pub root: DrawingArea<DB, Shift>,
     /// Width and height.
     pub size: Pt,
@@ -66,24 +66,24 @@ impl<DB: Backend> Surface<DB> {
         Surface { root: backend.into_drawing_area(), size: (f64::from(w / FINE), f64::from(h / FINE)), em }
     }
 
-    /// Text of this many pixels per em.
+    /// A text style of this many pixels per em.
     pub(super) fn font(&self, size: f64, color: RGBColor) -> TextStyle<'static> {
         font(size * self.em).color(&color)
     }
 
-    /// Writes a text; its `side` is at `at`, its capitals are centred there vertically.
+    /// Draws a text: its `side` is at `at`, its capitals are vertically centred there.
     pub(super) fn text(&self, text: &str, at: Pt, (size, color): (f64, RGBColor), side: HPos) -> Result<()> {
         let style = self.font(size, color).pos(Pos::new(side, VPos::Center));
-        // XML 1.0 has no way to write these.
+        // XML 1.0 does not allow these characters.
         let unwritable = |c: char| c.is_control() || c == '\u{fffe}' || c == '\u{ffff}';
         Ok(self.root.draw(&Text::new(text.replace(unwritable, " "), (units(at.0), units(at.1)), style))?)
     }
 }
 
-/// A font of this size in plotters' sense.
+/// The embedded font at this plotters font size.
 fn font(size: f64) -> FontDesc<'static> {
     static ONCE: std::sync::Once = std::sync::Once::new();
-    // A font that cannot be read fails where text is drawn with it, and is reported there.
+    // An error shows when text is drawn with the font.
     ONCE.call_once(|| drop(register_font(FAMILY, FontStyle::Normal, FONT)));
     // An even size puts the baseline on a whole unit.
     FontDesc::new(FontFamily::Name(FAMILY), (size * f64::from(FINE) / 2.0).round() * 2.0, FontStyle::Normal)
@@ -94,7 +94,7 @@ pub(super) fn text_width(text: &str, size: f64) -> f64 {
     font(size * FONT_HEIGHT).box_size(text).map_or(0.0, |(w, _)| f64::from(w) / f64::from(FINE))
 }
 
-/// Takes letters out of the middle of a text until it fits: the ends of names tell runs apart.
+/// Shortens the middle of a text until it fits: run names differ at their ends.
 pub(super) fn shorten(text: &str, size: f64, width: f64) -> String {
     if text_width(text, size) <= width {
         return text.to_owned();
@@ -102,19 +102,15 @@ pub(super) fn shorten(text: &str, size: f64, width: f64) -> String {
     let letters: Vec<char> = text.chars().collect();
     let ends =
         |keep: usize| letters[..keep].iter().chain(&['…']).chain(&letters[letters.len() - keep..]).collect::<String>();
-    // A bisection, as a name may be any length.
-    let (mut fits, mut too_long) = (0, letters.len() / 2 + 1);
-    while too_long - fits > 1 {
-        let keep = (fits + too_long) / 2;
-        if text_width(&ends(keep), size) <= width { fits = keep } else { too_long = keep }
-    }
-    ends(fits)
+    let keeps: Vec<usize> = (0..=letters.len() / 2).collect();
+    let fitting = keeps.partition_point(|keep| text_width(&ends(*keep), size) <= width);
+    ends(fitting.saturating_sub(1))
 }
 
-/// Draws a chart of this many pixels to `out`.
+/// Draws a chart of this many pixels to `out`, with an atomic write.
 ///
 /// # Errors
-/// When `out` ends in neither `.png` nor `.svg`, or cannot be written; the file that was there stays.
+/// When `out` ends in neither `.png` nor `.svg`, or cannot be written.
 pub(super) fn write(drawing: &impl Drawing, size: (u32, u32), out: &Path) -> Result<()> {
     let extension = out.extension().map(|e| e.to_string_lossy().to_lowercase());
     let bytes = match extension.as_deref() {
@@ -135,7 +131,7 @@ fn png(drawing: &impl Drawing, (w, h): (u32, u32)) -> Result<Vec<u8>> {
     drawing.draw(&Surface::new(Pixels(&mut large), FONT_HEIGHT))?;
     let image = image::imageops::thumbnail(&large, w, h);
     let mut out = Vec::new();
-    // Measured: 15 times faster than the default compression; files a third larger to a third smaller.
+    // Measured: 15 times faster than the default compression; files from a third smaller to a third larger.
     PngEncoder::new_with_quality(&mut out, CompressionType::Fast, FilterType::Adaptive)
         .write_image(&image, w, h, ExtendedColorType::Rgb8)
         .context("cannot encode the chart as PNG")?;
@@ -149,7 +145,7 @@ fn svg(drawing: &impl Drawing, (w, h): (u32, u32)) -> Result<Vec<u8>> {
     surface.root.fill(&WHITE)?;
     drawing.draw(&surface)?;
     drop(surface);
-    // Shown at its true size; a unit's middle is where plotters counts it; lines turn and end as those of a PNG.
+    // Scales units to pixels, puts coordinates at the centre of a unit, and rounds joins and ends of lines as in a PNG.
     let head = |w, h, from| format!("width=\"{w}\" height=\"{h}\" viewBox=\"{from} {from} {large_w} {large_h}\"");
     let round = " stroke-linejoin=\"round\" stroke-linecap=\"round\"";
     Ok(out
@@ -159,55 +155,40 @@ fn svg(drawing: &impl Drawing, (w, h): (u32, u32)) -> Result<Vec<u8>> {
         .into_bytes())
 }
 
-/// A backend of plotters that draws on an image.
+/// A plotters backend that draws on an image.
 struct Pixels<'a>(&'a mut RgbImage);
 
 type Drawn = Result<(), DrawingErrorKind<Infallible>>;
 
 impl Pixels<'_> {
-    fn paint(&mut self, (x, y): BackendCoord, color: BackendColor) {
+    fn paint(&mut self, (x, y): BackendCoord, BackendColor { alpha, rgb: (r, g, b) }: BackendColor) {
         let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y)) else { return };
+        let blend = |old, new| (f64::from(old) + alpha * (f64::from(new) - f64::from(old))).round() as u8;
         if let Some(pixel) = self.0.get_pixel_mut_checked(x, y) {
-            let (r, g, b) = color.rgb;
-            for (old, new) in pixel.0.iter_mut().zip([r, g, b]) {
-                *old = (f64::from(*old) + color.alpha * (f64::from(new) - f64::from(*old))).round() as u8;
-            }
+            pixel.apply2(&Rgb([r, g, b]), blend);
         }
     }
 
-    /// Draws a path of any length with a round pen. Where the path crosses itself it is painted once.
+    /// Draws a path with a round pen. Each pixel is painted once, also where the path crosses itself.
     fn pen(&mut self, path: &[BackendCoord], radius: f64, color: BackendColor) {
+        let (xs, ys) = (path.iter().map(|p| p.0), path.iter().map(|p| p.1));
+        let (Some(left), Some(top)) = (xs.clone().min(), ys.clone().min()) else { return };
+        let (Some(right), Some(bottom)) = (xs.max(), ys.max()) else { return };
         let reach = radius.ceil() as i32;
-        let (Some(left), Some(right)) = (path.iter().map(|p| p.0).min(), path.iter().map(|p| p.0).max()) else {
-            return;
-        };
-        let (Some(top), Some(bottom)) = (path.iter().map(|p| p.1).min(), path.iter().map(|p| p.1).max()) else {
-            return;
-        };
-        let (left, top) = (left - reach, top - reach);
-        let width = (right + reach - left + 1) as usize;
-        let mut painted = vec![false; width * (bottom + reach - top + 1) as usize];
+        let width = (right - left + 2 * reach + 1) as usize;
+        let mut painted = vec![false; width * (bottom - top + 2 * reach + 1) as usize];
         for i in 0..(path.len() - 1).max(1) {
             let (a, b) = (path[i], path[(i + 1).min(path.len() - 1)]);
             let (dx, dy) = (f64::from(b.0 - a.0), f64::from(b.1 - a.1));
-            let length = dx.hypot(dy);
-            // How far to either side the pen reaches within a row.
-            let aside = if dy == 0.0 { f64::INFINITY } else { radius * length / dy.abs() };
             for y in a.1.min(b.1) - reach..=a.1.max(b.1) + reach {
-                let up = f64::from(y - a.1);
-                let middle = if dy == 0.0 { 0.0 } else { dx * (up / dy).clamp(0.0, 1.0) };
-                let from = (dx.min(0.0) - radius).max(middle - aside).floor() as i32;
-                let to = (dx.max(0.0) + radius).min(middle + aside).ceil() as i32;
-                for x in from..=to {
-                    let along = f64::from(x);
-                    let t =
-                        if length == 0.0 { 0.0 } else { ((along * dx + up * dy) / (length * length)).clamp(0.0, 1.0) };
-                    let at = (a.0 + x, y);
-                    let covered = (along - t * dx).hypot(up - t * dy) <= radius;
-                    if covered
-                        && !std::mem::replace(&mut painted[(y - top) as usize * width + (at.0 - left) as usize], true)
-                    {
-                        self.paint(at, color);
+                for x in a.0.min(b.0) - reach..=a.0.max(b.0) + reach {
+                    let (px, py) = (f64::from(x - a.0), f64::from(y - a.1));
+                    // The nearest point of the segment is a + t·(b − a).
+                    let t = ((px * dx + py * dy) / (dx * dx + dy * dy).max(1.0)).clamp(0.0, 1.0);
+                    let covered = (px - t * dx).powi(2) + (py - t * dy).powi(2) <= radius * radius;
+                    let pixel = (y - top + reach) as usize * width + (x - left + reach) as usize;
+                    if covered && !std::mem::replace(&mut painted[pixel], true) {
+                        self.paint((x, y), color);
                     }
                 }
             }
@@ -235,7 +216,7 @@ impl DrawingBackend for Pixels<'_> {
         Ok(())
     }
 
-    /// A line of a grid, or a row of a rectangle: the whole pixels that it touches, so that it is sharp.
+    /// Fills the whole pixels that a line of a grid or a row of a rectangle touches, so that it is sharp.
     fn draw_line<S: BackendStyle>(&mut self, a: BackendCoord, b: BackendCoord, style: &S) -> Drawn {
         let fine = FINE as i32;
         let first = |v: i32| v - v.rem_euclid(fine);
@@ -258,7 +239,7 @@ impl DrawingBackend for Pixels<'_> {
         Ok(())
     }
 
-    /// As a viewer of the SVG sets it.
+    /// Places text as an SVG viewer does.
     fn draw_text<S: BackendTextStyle>(&mut self, text: &str, style: &S, at: BackendCoord) -> Drawn {
         let unknown = |e| DrawingErrorKind::FontError(Box::new(e));
         let ((left, _), (right, _)) = style.layout_box(text).map_err(unknown)?;
@@ -275,11 +256,11 @@ impl DrawingBackend for Pixels<'_> {
         let down = (baseline * style.size() / FONT_HEIGHT).round() as i32;
         let turn = style.transform();
         let (x, y) = turn.transform(aside, down);
-        // On a whole pixel, so that it is sharp.
+        // Rounded to a whole pixel, so that text is sharp.
         let whole = |v: i32| units((f64::from(v) / f64::from(FINE)).round());
         let start = (whole(at.0 + x), whole(at.1 + y));
         let put = |x, y, color| {
-            // plotters' own baseline lies half the font's size down.
+            // The baseline of plotters is half of the font size below the top.
             let (x, y) = turn.transform(x, y - (style.size() / 2.0) as i32);
             self.paint((start.0 + x, start.1 + y), color);
             Ok(())

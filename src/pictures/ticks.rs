@@ -1,6 +1,8 @@
-//! Round values for an axis, and numbers as charts write them.
+//! Tick positions of an axis, and numbers formatted for charts.
 
-/// At most about `wanted` round values from `low` to `high`: multiples of 1, 2 or 5 times a power of ten.
+use indicatif::HumanCount;
+
+/// About `wanted` tick positions from `low` to `high`: multiples of 1, 2 or 5 times a power of ten.
 pub(super) fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let rough = (high - low) / wanted as f64;
     let power = 10f64.powf(rough.log10().floor());
@@ -12,7 +14,7 @@ pub(super) fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect()
 }
 
-/// Texts for tick values, all in one unit and with the decimals that tell them apart: 12k, 0.25, 1,500.
+/// Tick labels, all in one unit and with the same number of decimals: 12k, 0.25, 1,500.
 pub(super) fn tick_texts(ticks: &[f64]) -> Vec<String> {
     let size = ticks.iter().fold(0.0, |m: f64, t| m.max(t.abs()));
     let gap = if let [a, b, ..] = ticks { b - a } else { size };
@@ -35,21 +37,12 @@ pub(super) fn tick_texts(ticks: &[f64]) -> Vec<String> {
     ticks.iter().map(|t| zero_or(t, format!("{}{suffix}", grouped(t / unit, decimals)))).collect()
 }
 
-/// A number with `decimals` places, commas between thousands and a real minus sign.
+/// A number with `decimals` decimals, commas between thousands and U+2212 as the minus sign. Larger ones than 2^64 print as 2^64.
 pub(super) fn grouped(value: f64, decimals: usize) -> String {
-    let plain = format!("{:.decimals$}", value.abs());
-    let whole = plain.find('.').unwrap_or(plain.len());
-    let mut out = String::new();
-    if value < 0.0 && plain.contains(|c: char| ('1'..='9').contains(&c)) {
-        out.push('−');
-    }
-    for (i, c) in plain.chars().enumerate() {
-        if i > 0 && i < whole && (whole - i) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
+    let text = format!("{:.decimals$}", value.abs());
+    let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let sign = if value < 0.0 && text.contains(|c| ('1'..='9').contains(&c)) { "−" } else { "" };
+    format!("{sign}{}{fraction}", HumanCount(whole.parse().unwrap_or(u64::MAX)))
 }
 
 /// A number as 1.50e−7.
