@@ -1,4 +1,4 @@
-//! Atomic writes: a file is written beside its place, then renamed, so that it is there whole or not at all.
+//! Atomic writes: a file is written under another name, then renamed, so that it is complete or absent.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is being written. It appears under its name at [`AtomicFile::commit`]; dropped before, it leaves nothing behind.
+/// An atomic write in progress. The file gets its final name at [`AtomicFile::commit`]; a drop before that deletes it.
 ///
 /// Every error names the file.
 #[derive(Debug)]
@@ -18,18 +18,18 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// A file that will be `out`, written to `out.part` until then. What a killed process left there is overwritten.
+    /// Starts a write of `out`, to the temporary file `out.part`, which is overwritten if it exists.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be created.
     pub fn create(out: &Path) -> io::Result<Self> {
         AtomicFile::create_as(out, ".part")
     }
 
-    /// [`AtomicFile::create`] for a place where several processes may write at once: each writes a file of its own until then.
+    /// [`AtomicFile::create`] where several processes may write the same file: the temporary name contains the process id.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be created.
     pub fn create_shared(out: &Path) -> io::Result<Self> {
         AtomicFile::create_as(out, &format!(".{}.part", std::process::id()))
     }
@@ -41,10 +41,10 @@ impl AtomicFile {
         Ok(AtomicFile { out: out.to_owned(), part: part.into(), file, committed: false })
     }
 
-    /// Puts the file in its place and on the disk: it survives a power cut.
+    /// Syncs the file, renames it to its final name, and syncs the folder: it survives a power failure.
     ///
     /// # Errors
-    /// When the last bytes cannot be written, or the file cannot be renamed.
+    /// When the file cannot be written or renamed.
     pub fn commit(mut self) -> io::Result<()> {
         let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         synced.map_err(|e| unwritten(&self.out, &e))?;
@@ -54,7 +54,7 @@ impl AtomicFile {
         sync(folder).map_err(|e| unwritten(&out, &e))
     }
 
-    /// Puts the file in its place and leaves it to the system when the disk gets it: for what can be made again.
+    /// Renames the file to its final name without a sync: for files that can be made again.
     ///
     /// # Errors
     /// As [`AtomicFile::commit`].
@@ -63,6 +63,11 @@ impl AtomicFile {
         renamed.map_err(|e| unwritten(&self.out, &e))?;
         self.committed = true;
         Ok(())
+    }
+
+    fn write_and(mut self, bytes: &[u8], commit: fn(Self) -> io::Result<()>) -> io::Result<()> {
+        self.write_all(bytes)?;
+        commit(self)
     }
 }
 
@@ -84,14 +89,20 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Writes a whole file that survives a power cut.
+/// Writes a whole file that survives a power failure.
 ///
 /// # Errors
 /// As [`AtomicFile::commit`].
 pub fn write(out: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = AtomicFile::create(out)?;
-    file.write_all(bytes)?;
-    file.commit()
+    AtomicFile::create(out)?.write_and(bytes, AtomicFile::commit)
+}
+
+/// [`write`] where several processes may write the same file.
+///
+/// # Errors
+/// As [`AtomicFile::commit`].
+pub fn write_shared(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    AtomicFile::create_shared(out)?.write_and(bytes, AtomicFile::commit)
 }
 
 /// Writes a whole file that can be made again.
@@ -99,12 +110,10 @@ pub fn write(out: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`AtomicFile::commit_unsynced`].
 pub fn write_unsynced(out: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = AtomicFile::create(out)?;
-    file.write_all(bytes)?;
-    file.commit_unsynced()
+    AtomicFile::create(out)?.write_and(bytes, AtomicFile::commit_unsynced)
 }
 
-/// Puts a folder that has been written at `part` in its place; what is there already is exchanged with it, then removed.
+/// Renames the complete folder `part` to `out`. An existing `out` is exchanged with it, then removed.
 ///
 /// # Errors
 /// The system's.
@@ -132,7 +141,7 @@ pub fn exchange(a: &Path, b: &Path) -> io::Result<bool> {
     Ok(unsafe { libc::renameat2(here, a.as_ptr(), here, b.as_ptr(), libc::RENAME_EXCHANGE) } == 0)
 }
 
-/// Waits until a file or folder is on the disk.
+/// Syncs a file or folder to the disk.
 ///
 /// # Errors
 /// The system's.

@@ -1,11 +1,11 @@
-//! Progress on stderr: a bar in a terminal, a plain line per log interval in a pipe.
+//! Progress on stderr: a bar in a terminal, a line of text per log interval elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Prints one line on stderr. A stderr that cannot be written (`2>&1 | head`, a full disk) does not stop a run.
+/// Prints one line on stderr, and ignores a write error (`2>&1 | head`, a full disk).
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -13,38 +13,32 @@ pub fn say(text: &str) {
 /// The progress of one run.
 #[derive(Debug)]
 pub struct Progress {
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     total: u64,
     smoothed: Vec<(String, f64)>,
     logged: u64,
 }
 
 impl Progress {
-    /// A run of `total` steps of which `done` are behind it.
+    /// A run of `total` steps, `done` of them complete.
     pub fn start(done: u64, total: u64) -> Self {
-        let bar = bar(total, "{prefix} {bar:20.cyan/white.dim} {percent:>3}% {wide_msg}");
-        let bar = bar.map(|bar| bar.with_position(done));
+        let bar = bar(total, "{prefix} {bar:20.cyan/white.dim} {percent:>3}% {wide_msg}").with_position(done);
         Progress { bar, total, smoothed: Vec::new(), logged: 0 }
     }
 
-    /// Prints a line that stays: above the bar in a terminal.
+    /// Prints a line, in a terminal above the bar.
     pub fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => say(text),
-        }
+        if self.bar.is_hidden() { say(text) } else { self.bar.println(text) }
     }
 
-    /// After every step: moves the bar. Its values wait for the log interval, because reading them waits for the device.
+    /// Moves the bar after a step. Values are shown by [`Progress::update`] only, because reading them waits for the device.
     pub fn advance(&self, step: u64) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(step);
-        }
+        self.bar.set_position(step);
     }
 
-    /// After a log interval: where the run stands, its speed, and the values of the interval.
+    /// Shows step, speed, and the values of a log interval.
     pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(String, f64)]) {
-        let Some(bar) = &self.bar else {
+        if self.bar.is_hidden() {
             let values: Vec<_> = values.iter().map(|(name, v)| format!("{name} {}", short(*v))).collect();
             say(&format!(
                 "step {step}/{}  epoch {epoch:.2}  {}  {images_per_s:.0} img/s  ETA {}",
@@ -53,9 +47,9 @@ impl Progress {
                 clock(eta_s)
             ));
             return;
-        };
+        }
         self.logged += 1;
-        // Bias-corrected average over about the last ten intervals, as Adam's moments are corrected.
+        // Bias-corrected moving average over about ten intervals.
         let weight = 0.1 / (1.0 - 0.9f64.powf(self.logged as f64));
         for (i, (name, v)) in values.iter().enumerate() {
             match self.smoothed.get_mut(i) {
@@ -67,41 +61,38 @@ impl Progress {
         let facts = [format!("ETA {}", clock(eta_s)), format!("{images_per_s:.0} img/s")].into_iter().chain(shown);
         let prefix = format!("epoch {epoch:.1}");
         let room = usize::from(console::Term::stderr().size().1).saturating_sub(prefix.len() + BAR);
-        bar.set_message(as_fit(facts, room));
-        bar.set_prefix(prefix);
+        self.bar.set_message(as_fit(facts, room));
+        self.bar.set_prefix(prefix);
     }
 
-    /// Shows what is being done between two steps, until the next [`Progress::update`].
+    /// Shows the current activity until the next [`Progress::update`].
     pub fn doing(&self, what: &'static str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(what);
-        }
+        self.bar.set_message(what);
     }
 
     /// Removes the bar.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.bar.finish_and_clear();
     }
 }
 
-/// A bar of this template in a terminal, none in a pipe.
-fn bar(total: u64, template: &str) -> Option<ProgressBar> {
-    std::io::stderr().is_terminal().then(|| {
-        let bar = ProgressBar::new(total);
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("━━─"));
-        }
-        bar.enable_steady_tick(Duration::from_millis(250));
-        bar
-    })
+/// A bar with this template in a terminal, a hidden one elsewhere.
+pub fn bar(total: u64, template: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(total);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━━─"));
+    }
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
 }
 
-/// Columns of a run's bar itself, its share of the whole and the spaces around them.
+/// Columns of the bar, the percentage, and the spaces around them.
 const BAR: usize = 27;
 
-/// The first of `facts` that fit into so many columns: a number that is cut off reads as another.
+/// The first of `facts` that fit completely into this many columns.
 fn as_fit(facts: impl Iterator<Item = String>, columns: usize) -> String {
     let mut text = String::new();
     for fact in facts {
@@ -115,14 +106,13 @@ fn as_fit(facts: impl Iterator<Item = String>, columns: usize) -> String {
     text
 }
 
-/// Seconds between two lines of a [`Tally`] in a pipe, and before the first.
+/// Seconds before each line of a [`Tally`] without a terminal.
 const LINE_S: f64 = 10.0;
 
-/// The progress of a job that makes many of one thing: a bar in a terminal, a line every ten seconds in a pipe, nothing for
-/// one that takes less.
+/// The progress of a count of items: a bar in a terminal, a line every ten seconds elsewhere.
 #[derive(Debug)]
 pub struct Tally {
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     what: &'static str,
     done: u64,
     total: u64,
@@ -131,27 +121,23 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// A job of `total` things; `what` says what happens to them (`images written`).
+    /// A count to `total`; `what` names the items (`images encoded`).
     pub fn start(what: &'static str, total: u64) -> Self {
         let bar = bar(total, "{bar:20.cyan/white.dim} {percent:>3}% {human_pos} of {human_len} {msg}, ETA {eta}");
-        let bar = bar.map(|bar| bar.with_message(what));
-        Tally { bar, what, done: 0, total, started: Instant::now(), said: Instant::now() }
+        Tally { bar: bar.with_message(what), what, done: 0, total, started: Instant::now(), said: Instant::now() }
     }
 
-    /// `n` more are done.
+    /// Adds `n` items.
     pub fn advance(&mut self, n: u64) {
         self.done += n;
-        match &self.bar {
-            Some(bar) => bar.set_position(self.done),
-            None if self.said.elapsed().as_secs_f64() >= LINE_S => {
-                say(&self.line(self.started.elapsed().as_secs_f64()));
-                self.said = Instant::now();
-            }
-            None => {}
+        self.bar.set_position(self.done);
+        if self.bar.is_hidden() && self.said.elapsed().as_secs_f64() >= LINE_S {
+            say(&self.line(self.started.elapsed().as_secs_f64()));
+            self.said = Instant::now();
         }
     }
 
-    /// Where the job stands after so many seconds.
+    /// The line of text after this many seconds.
     fn line(&self, seconds: f64) -> String {
         let left = self.total.saturating_sub(self.done);
         let eta_s = seconds / self.done.max(1) as f64 * left as f64;
@@ -160,11 +146,9 @@ impl Tally {
 }
 
 impl Drop for Tally {
-    /// Takes the bar away, on an error too: the sentence must not stand behind it.
+    /// Removes the bar, also before an error is printed.
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.bar.finish_and_clear();
     }
 }
 

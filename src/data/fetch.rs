@@ -2,65 +2,61 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
-use sha2::{Digest, Sha256};
+use indicatif::{ProgressBar, ProgressFinish};
 use ureq::Agent;
 
 use super::idx;
-use crate::base::atomic_file::AtomicFile;
-use crate::base::hash::{self, hex};
-use crate::base::progress::say;
+use crate::base::atomic_file;
+use crate::base::hash;
+use crate::base::progress::{bar, say};
 
-/// The variable that names a server to ask first: it must serve `<set>/<file>`, such as `mnist/train-images-...gz`.
+/// The environment variable with the URL of a preferred mirror. It serves `<set>/<file>`, such as `mnist/train-images-...gz`.
 pub const MIRROR_VARIABLE: &str = "GANVAE_MIRROR";
 
+/// Time limit of DNS and of connecting.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a server may send nothing.
+/// Time limit of each read.
 const STALL: Duration = Duration::from_secs(30);
 
-/// A file as its authors published it.
+/// A published file.
 pub struct KnownFile {
     /// Its name, which ends in `.gz`.
     pub name: &'static str,
-    /// Its length in bytes; more than this is never taken from a server.
+    /// Its length in bytes; a download reads at most one byte more.
     pub bytes: u64,
-    /// Its SHA-256 in lower-case hexadecimal digits.
+    /// Its SHA-256 in lower-case hexadecimal.
     pub sha256: &'static str,
 }
 
-/// A data set that the command line knows by name.
+/// A data set with a name on the command line.
 pub struct NamedSet {
     /// The name on the command line, and the folder of the set inside the data folder.
     pub name: &'static str,
-    /// Where torchvision keeps the same files inside its data folder: `<this>/raw`.
+    /// Torchvision's folder of the set inside its data folder; the files are in `<this>/raw`.
     pub torchvision: &'static str,
     /// The files, in the order of [`idx::STEMS`].
     pub files: [KnownFile; 4],
-    /// Addresses that end in `/` and are followed by the name of the file, the best first.
+    /// URLs that end in `/`, to be followed by the file name; the best first.
     pub mirrors: &'static [&'static str],
-    /// The names of the classes 0..=9.
-    pub classes: [&'static str; 10],
+    /// The names of the classes 0..=9, separated by commas.
+    pub classes: &'static str,
 }
 
-const fn files(sums: [(u64, &'static str); 4]) -> [KnownFile; 4] {
-    const NAMES: [&str; 4] = [
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
-    ];
-    const fn file(name: &'static str, (bytes, sha256): (u64, &'static str)) -> KnownFile {
-        KnownFile { name, bytes, sha256 }
-    }
-    [file(NAMES[0], sums[0]), file(NAMES[1], sums[1]), file(NAMES[2], sums[2]), file(NAMES[3], sums[3])]
+const fn files([a, b, c, d]: [(u64, &'static str); 4]) -> [KnownFile; 4] {
+    [
+        KnownFile { name: "train-images-idx3-ubyte.gz", bytes: a.0, sha256: a.1 },
+        KnownFile { name: "train-labels-idx1-ubyte.gz", bytes: b.0, sha256: b.1 },
+        KnownFile { name: "t10k-images-idx3-ubyte.gz", bytes: c.0, sha256: c.1 },
+        KnownFile { name: "t10k-labels-idx1-ubyte.gz", bytes: d.0, sha256: d.1 },
+    ]
 }
 
-/// The sets that can be named: MNIST (LeCun, Cortes, Burges 1998), Fashion-MNIST (Xiao, Rasul, Vollgraf 2017,
+/// The named sets: MNIST (LeCun, Cortes, Burges 1998), Fashion-MNIST (Xiao, Rasul, Vollgraf 2017,
 /// arXiv:1708.07747) and Kuzushiji-MNIST (Clanuwat et al. 2018, arXiv:1812.01718).
 pub static SETS: [NamedSet; 3] = [
     NamedSet {
@@ -76,7 +72,7 @@ pub static SETS: [NamedSet; 3] = [
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ],
-        classes: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+        classes: "0,1,2,3,4,5,6,7,8,9",
     },
     NamedSet {
         name: "fashion-mnist",
@@ -91,18 +87,7 @@ pub static SETS: [NamedSet; 3] = [
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
             "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
         ],
-        classes: [
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ],
+        classes: "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot",
     },
     NamedSet {
         name: "kmnist",
@@ -117,7 +102,7 @@ pub static SETS: [NamedSet; 3] = [
             "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
             "https://huggingface.co/datasets/tanganke/kmnist/resolve/53810959241e8f35890445245170c8cec0672f81/raw/",
         ],
-        classes: ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
+        classes: "o,ki,su,tsu,na,ha,ma,ya,re,wo",
     },
 ];
 
@@ -126,17 +111,14 @@ pub fn find(name: &str) -> Option<&'static NamedSet> {
     SETS.iter().find(|set| set.name == name)
 }
 
-/// The folder that holds the four files of `set`, after downloading those that are missing.
+/// Downloads the missing files of `set` and returns the folder that holds all four.
 ///
-/// Looked for, plain or packed, in `data_dir/<name>`, in torchvision's `data_dir/<Name>/raw`, and in `data_dir` itself.
-/// There the files could be any of the three sets, which share their names, so they count only when `data_dir` is
-/// called as the set is or its packed training labels are the published ones. Files that are found are not compared
-/// with the published ones (a repacked copy is as good, and reading them checks their form); downloaded files are,
-/// and appear under their name only once they are whole.
+/// Searched, with and without `.gz`: `data_dir/<name>`, torchvision's `data_dir/<Name>/raw`, and `data_dir`. All sets use the same
+/// file names, so `data_dir` counts only if it has the name of the set or its packed training labels have the published checksum.
+/// Checksums of other local files are not compared, because a repacked copy differs. Downloads are compared, and atomic.
 ///
 /// # Errors
-/// When a file is missing and no mirror serves it (the error says which files to put where), or when the folder cannot
-/// be written.
+/// When a file is missing and no mirror serves it (says which files to put where), or when the folder cannot be written.
 pub fn ensure(set: &NamedSet, data_dir: &Path) -> Result<PathBuf> {
     let first = std::env::var_os(MIRROR_VARIABLE).map(|v| v.to_string_lossy().into_owned());
     let first = first.filter(|url| !url.is_empty());
@@ -162,7 +144,7 @@ fn ensure_with(set: &NamedSet, data_dir: &Path, first: Option<&str>, agent: &Age
             return Ok(dir.clone());
         }
     }
-    if missing(set, data_dir).is_empty() && is_surely(set, data_dir) {
+    if missing(set, data_dir).is_empty() && is_set(set, data_dir) {
         return Ok(data_dir.to_owned());
     }
     let mut bases: Vec<String> = set.mirrors.iter().map(|&m| m.to_owned()).collect();
@@ -171,20 +153,20 @@ fn ensure_with(set: &NamedSet, data_dir: &Path, first: Option<&str>, agent: &Age
     }
     for file in missing(set, &own) {
         let good = download(set, file, &own, &bases, agent)?;
-        bases[..=good].rotate_right(1); // so that a dead mirror is waited for once, not four times
+        bases[..=good].rotate_right(1); // the next file starts with the mirror that worked
     }
     Ok(own)
 }
 
-/// The files of `set` that `dir` does not hold in any spelling.
+/// The files of `set` that are not in `dir`, packed or unpacked.
 fn missing<'a>(set: &'a NamedSet, dir: &Path) -> Vec<&'a KnownFile> {
     let stem = |file: &KnownFile| file.name.trim_end_matches(".gz");
     let absent = |file: &&KnownFile| idx::find_file(dir, stem(file)).is_none();
     set.files.iter().filter(absent).collect()
 }
 
-/// Whether the four files in `dir` are this set and not one of the others, which share their names.
-fn is_surely(set: &NamedSet, dir: &Path) -> bool {
+/// Whether the four files in `dir` are this set and not another, which has the same file names.
+fn is_set(set: &NamedSet, dir: &Path) -> bool {
     let real = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let name = real.file_name().unwrap_or_default().to_string_lossy();
     if name.eq_ignore_ascii_case(set.name) || name == set.torchvision {
@@ -194,19 +176,19 @@ fn is_surely(set: &NamedSet, dir: &Path) -> bool {
     hash::sha256_file(&dir.join(labels.name)).is_ok_and(|found| found == (labels.bytes, labels.sha256.to_owned()))
 }
 
-/// Tries the mirrors in turn and returns the index of the one that served `file` into `dir`.
+/// Downloads `file` into `dir` from the first mirror that serves it, and returns the index of that mirror.
 fn download(set: &NamedSet, file: &KnownFile, dir: &Path, bases: &[String], agent: &Agent) -> Result<usize> {
     let mut reasons = Vec::new();
     for (i, base) in bases.iter().enumerate() {
-        match try_mirror(&format!("{base}{}", file.name), file, dir, agent) {
-            Ok(()) => return Ok(i),
-            Err(Failure::Mirror(why)) => reasons.push(format!("{}: {why}", host(base))),
-            Err(Failure::Disk(e)) => {
-                let (name, dir) = (file.name, dir.display());
-                return Err(e).with_context(|| {
+        match fetch(&format!("{base}{}", file.name), file, agent) {
+            Ok(bytes) => {
+                let write = || atomic_file::write_shared(&dir.join(file.name), &bytes);
+                return fs::create_dir_all(dir).and_then(|()| write()).map(|()| i).with_context(|| {
+                    let (name, dir) = (file.name, dir.display());
                     format!("cannot write {name} into {dir}: free some space or choose another --data-dir")
                 });
             }
+            Err(why) => reasons.push(format!("{}: {why}", host(base))),
         }
     }
     let names: Vec<&str> = missing(set, dir).iter().map(|f| f.name).collect();
@@ -226,65 +208,35 @@ fn download(set: &NamedSet, file: &KnownFile, dir: &Path, bases: &[String], agen
     );
 }
 
-/// Why one attempt failed: the next mirror may do better, or no mirror can.
-enum Failure {
-    Mirror(String),
-    Disk(io::Error),
+/// The content of `file` from `url`, checked against its length and checksum; the error is a short reason.
+fn fetch(url: &str, file: &KnownFile, agent: &Agent) -> Result<Vec<u8>, String> {
+    let mut body = agent.get(url).call().map_err(|e| short(&e))?.into_body();
+    let wanted = file.bytes;
+    if let Some(len) = body.content_length().filter(|&len| len != wanted) {
+        return Err(format!("offers {len} bytes, wanted {wanted}"));
+    }
+    let mut bytes = Vec::new();
+    let read = progress(file, url).wrap_read(body.as_reader().take(wanted + 1)).read_to_end(&mut bytes);
+    let found = bytes.len() as u64;
+    if let Err(e) = read {
+        return Err(format!("broke off after {found} of {wanted} bytes, {}", shorten(&e)));
+    }
+    if found != wanted {
+        let only = if found < wanted { "only" } else { "more than" };
+        return Err(format!("sent {only} {} bytes, wanted {wanted}", found.min(wanted)));
+    }
+    let sum = hash::sha256([&bytes[..]]);
+    if sum != file.sha256 {
+        return Err(format!("wrong checksum, SHA-256 {sum:.12}... instead of {:.12}...", file.sha256));
+    }
+    Ok(bytes)
 }
 
-fn try_mirror(url: &str, file: &KnownFile, dir: &Path, agent: &Agent) -> Result<(), Failure> {
-    let response = agent.get(url).call().map_err(|e| Failure::Mirror(short(&e)))?;
-    let mut body = response.into_body();
-    if let Some(len) = body.content_length().filter(|&len| len != file.bytes) {
-        return Err(Failure::Mirror(format!("offers {len} bytes, wanted {}", file.bytes)));
-    }
-    // Made only now: a machine without a network is left as it was.
-    fs::create_dir_all(dir).map_err(Failure::Disk)?;
-    let mut out = AtomicFile::create_shared(&dir.join(file.name)).map_err(Failure::Disk)?;
-    let bar = progress(file, url);
-    let mut sum = Sha256::new();
-    let mut have = 0u64;
-    let mut body = body.as_reader().take(file.bytes + 1);
-    let mut block = vec![0u8; 1 << 16];
-    loop {
-        let n = match body.read(&mut block) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => {
-                let why = format!("broke off after {have} of {} bytes, {}", file.bytes, shorten(&e));
-                return Err(Failure::Mirror(why));
-            }
-        };
-        sum.update(&block[..n]);
-        out.write_all(&block[..n]).map_err(Failure::Disk)?;
-        have += n as u64;
-        bar.set_position(have);
-    }
-    if have != file.bytes {
-        let found = if have < file.bytes { "only" } else { "more than" };
-        let shown = have.min(file.bytes);
-        return Err(Failure::Mirror(format!("sent {found} {shown} bytes, wanted {}", file.bytes)));
-    }
-    let found = hex(&sum.finalize());
-    if found != file.sha256 {
-        let why = format!("wrong checksum, SHA-256 {:.12}... instead of {:.12}...", found, file.sha256);
-        return Err(Failure::Mirror(why));
-    }
-    out.commit().map_err(Failure::Disk)
-}
-
-/// A bar on a terminal; elsewhere one plain line, so that a log shows what is waited for.
+/// A progress bar in a terminal; elsewhere a line of text.
 fn progress(file: &KnownFile, url: &str) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        let megabytes = file.bytes as f64 / 1e6;
-        say(&format!("downloading {} ({megabytes:.1} MB) from {}", file.name, host(url)));
-    }
-    // Draws nothing when stderr is not a terminal.
-    let bar = ProgressBar::with_draw_target(Some(file.bytes), ProgressDrawTarget::stderr());
-    let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+    let bar = bar(file.bytes, "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    if bar.is_hidden() {
+        say(&format!("downloading {} ({:.1} MB) from {}", file.name, file.bytes as f64 / 1e6, host(url)));
     }
     bar.with_message(file.name).with_finish(ProgressFinish::AndClear)
 }
@@ -299,14 +251,14 @@ fn short(e: &ureq::Error) -> String {
         ureq::Error::StatusCode(code) => format!("answered {code}"),
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
         ureq::Error::HostNotFound => "host not found".to_owned(),
-        // What the system's resolver says has no kind of its own.
+        // Errors of the system's resolver.
         ureq::Error::Io(e) if e.to_string().contains("lookup") => "host not found".to_owned(),
         ureq::Error::Io(e) => shorten(e),
         e => shorten(e),
     }
 }
 
-/// A message of another crate, on one line and short enough to stand beside others.
+/// The first 80 characters of an error, on one line.
 fn shorten(e: &impl fmt::Display) -> String {
     let text = e.to_string().replace('\n', " ");
     text.chars().take(80).collect()
@@ -315,7 +267,7 @@ fn shorten(e: &impl fmt::Display) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use tempfile::tempdir;
 
@@ -392,7 +344,7 @@ mod tests {
         NamedSet {
             files: known.map(|name| {
                 let bytes = content(name);
-                let sha256 = hex(&Sha256::digest(&bytes));
+                let sha256 = hash::sha256([&bytes[..]]);
                 KnownFile { name, bytes: bytes.len() as u64, sha256: Box::leak(sha256.into_boxed_str()) }
             }),
             mirrors: Box::leak(mirrors.to_vec().into_boxed_slice()),
