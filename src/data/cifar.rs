@@ -1,4 +1,4 @@
-//! Reads CIFAR-10 in its binary version.
+//! Reads the binary version of CIFAR-10.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::images::{Images, Source};
 use crate::base::small_file;
 
-/// One record: a label and 32x32 bytes each of red, green and blue, which is [C,H,W] already.
+/// Bytes of a record: a label, then an image [3,32,32].
 const RECORD: usize = 1 + PIXELS;
 const PIXELS: usize = 3 * 32 * 32;
 
@@ -18,6 +18,7 @@ const TEST: &str = "test_batch.bin";
 
 /// The folder that the published archive unpacks to.
 const ARCHIVE_FOLDER: &str = "cifar-10-batches-bin";
+const AGAIN: &str = "so unpack cifar-10-binary.tar.gz again";
 
 /// The ten classes by label, as Krizhevsky (2009) names them.
 pub const CLASSES: [&str; 10] =
@@ -31,8 +32,7 @@ pub fn is_cifar(dir: &Path) -> bool {
 
 /// CIFAR-10 from `dir` or from `dir/cifar-10-batches-bin`: training and test images [N,3,32,32] with labels 0..=9.
 ///
-/// Classes are named by `batches.meta.txt`, or by [`CLASSES`] when that file is absent. A batch may hold any number
-/// of records but none.
+/// `batches.meta.txt` names the classes; [`CLASSES`] without that file. A batch holds any number of records above 0.
 ///
 /// # Errors
 /// When one of the six batches is missing, is not a whole number of records long, or holds a label above 9, or when
@@ -42,11 +42,9 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
     let missing: Vec<&str> = TRAIN.into_iter().chain([TEST]).filter(|name| !root.join(name).is_file()).collect();
     ensure!(
         missing.is_empty(),
-        "{} has no {}: CIFAR-10 needs {} to {} and {TEST}, so unpack cifar-10-binary.tar.gz there again",
+        "{} has no {}: CIFAR-10 needs data_batch_1.bin to data_batch_5.bin and {TEST}, {AGAIN}",
         root.display(),
-        missing.join(" and no "),
-        TRAIN[0],
-        TRAIN[4]
+        missing.join(" and no ")
     );
     let classes = class_names(&root)?;
     let paths = TRAIN.map(|name| root.join(name));
@@ -67,15 +65,14 @@ fn class_names(root: &Path) -> Result<Vec<String>> {
     let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     ensure!(
         names.len() == CLASSES.len(),
-        "{} holds {} names, wanted {} (one class on each line): delete it to use CIFAR-10's own names",
+        "{} holds {} names, wanted 10 (one class on each line): delete it to use the standard names",
         path.display(),
-        names.len(),
-        CLASSES.len()
+        names.len()
     );
     Ok(names)
 }
 
-/// The records of several batches, one after the other.
+/// The records of several batches, concatenated.
 fn read(paths: &[PathBuf]) -> Result<Images> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new()); // [N,C,H,W], [N]
     for path in paths {
@@ -84,8 +81,7 @@ fn read(paths: &[PathBuf]) -> Result<Images> {
         ensure!(
             len > 0 && len % RECORD == 0,
             "{}: found {len} bytes, wanted a whole number of records of {RECORD} bytes and at least one \
-             (the last whole record ends at byte {}); the file is incomplete or not CIFAR-10's binary version, \
-             so unpack cifar-10-binary.tar.gz again",
+             (the last whole record ends at byte {}); the file is incomplete or not CIFAR-10's binary version, {AGAIN}",
             path.display(),
             len - len % RECORD
         );
@@ -93,8 +89,7 @@ fn read(paths: &[PathBuf]) -> Result<Images> {
         for (i, record) in bytes.chunks_exact(RECORD).enumerate() {
             ensure!(
                 record[0] <= 9,
-                "{}: found label {} at byte {}, wanted 0 to 9; the file is damaged or not CIFAR-10's binary version, \
-                 so unpack cifar-10-binary.tar.gz again",
+                "{}: found label {} at byte {}, wanted 0 to 9; the file is damaged or not CIFAR-10's binary version, {AGAIN}",
                 path.display(),
                 record[0],
                 i * RECORD

@@ -1,6 +1,6 @@
-//! A set of images on the device, handed out in batches.
+//! A set of images on the device, and batches of it.
 //!
-//! Images stay bytes for the whole run; a batch is gathered, converted and scaled when it is needed.
+//! Images stay bytes; each batch is gathered and converted to floats when it is needed.
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
@@ -9,7 +9,7 @@ use super::images::{self, Images};
 use crate::base::batch::Batch;
 use crate::base::shape::Shape;
 
-/// Images as bytes on the device, handed out in batches.
+/// Images as bytes on the device.
 #[derive(Debug)]
 pub struct Dataset {
     /// [N,C,H,W], bytes.
@@ -23,7 +23,7 @@ impl Dataset {
     /// Moves a set to the device.
     ///
     /// # Errors
-    /// libtorch's, when memory ends.
+    /// libtorch's, when there is not enough memory.
     pub fn new(images: &Images, device: Device) -> Result<Self> {
         let shape =
             Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
@@ -37,12 +37,12 @@ impl Dataset {
         load().with_context(|| format!("moving {} images to the device", images.count))
     }
 
-    /// N.
+    /// N, the number of images.
     pub fn len(&self) -> usize {
         self.images.size()[0] as usize
     }
 
-    /// Whether there is no image at all.
+    /// Whether N is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -52,7 +52,7 @@ impl Dataset {
         self.shape
     }
 
-    /// Images number `from` to `from + count` as they stand, fewer at the end.
+    /// Images `from..from + count` in the order of the set, fewer at its end.
     ///
     /// # Errors
     /// libtorch's.
@@ -61,7 +61,7 @@ impl Dataset {
         self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.images.device()))?)
     }
 
-    /// At most `n` images evenly spread over the set, fewer when they are large (2^24 pixels in all), at least four.
+    /// At most `n` images, evenly spaced in the set: at most 2^24 pixels in all, but at least four images.
     ///
     /// # Errors
     /// libtorch's.
@@ -70,18 +70,18 @@ impl Dataset {
         self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.images.device())?)
     }
 
-    /// How many of `n` images of this shape make a picture of at most 2^24 pixels; at least four.
+    /// The number of images, up to `n`, that fit into a picture of 2^24 pixels; at least four.
     pub fn showable(&self, n: usize) -> usize {
         let pixels = (self.shape.height * self.shape.width).max(1) as usize;
         n.min(((1 << 24) / pixels).max(4))
     }
 
-    /// The images that `index` [B] (int64, on the device) names, with their labels.
+    /// The images with the indices `index` [B] (int64, on the device), and their labels.
     ///
     /// # Errors
     /// libtorch's.
     pub fn gather(&self, index: &Tensor) -> Result<Batch> {
-        // Division turns bytes into floats by itself: on a GPU two launches, one for the bytes of the batch.
+        // Division promotes bytes to floats: two kernels on a GPU.
         let x = self.images.f_index_select(0, index)?.f_div_scalar(255.0)?;
         let labels = self.labels.as_ref().map(|labels| labels.f_index_select(0, index)).transpose()?;
         Ok(Batch { x, labels })

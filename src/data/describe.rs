@@ -1,4 +1,4 @@
-//! What `ganvae data` prints.
+//! The description of a data set that `ganvae data` prints.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::pictures::grid;
 /// Images in a preview.
 const PREVIEW: usize = 100;
 
-/// Counts, shape, range of values, classes and checksums as text, a line each.
+/// Counts, shape, range of values, classes and checksums, a line each.
 pub fn describe(source: &Source) -> String {
     let mut out = String::new();
     let i = &source.train;
@@ -34,7 +34,7 @@ pub fn describe(source: &Source) -> String {
     out
 }
 
-/// Draws training images, evenly spread over the set.
+/// Draws training images, evenly spaced in the set.
 ///
 /// # Errors
 /// When the picture cannot be written.

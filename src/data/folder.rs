@@ -9,54 +9,52 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::imageops::FilterType;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageReader, ImageResult, Limits};
 use rayon::prelude::*;
 
-use super::idx::zeroed;
+use super::idx::reserve;
 use super::images::{self, Images, Source};
 
-/// Files with another extension are ignored; what a file really is, its content decides.
+/// Extensions of picture files; others are ignored. The format is detected from the content.
 pub const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "pbm", "pgm", "ppm", "pnm"];
 
-/// A picture that unpacks to more than this is refused: a file of a few kilobytes can claim gigabytes.
+/// The largest decoded picture in bytes: the header of a small file can claim gigabytes.
 const MAX_BYTES: u64 = 256 << 20;
 /// The longest side of a picture in pixels.
 const MAX_SIDE: u32 = 1 << 15;
-/// One image in this many is held out when the folder has no split of its own.
+/// Without a split, one image in this many is held out.
 const HOLD_OUT: usize = 10;
 
-/// Pictures by class; a folder without classes is one group without a name.
+/// Paths by class. A folder without classes has one group without a name.
 type Groups = Vec<(Option<String>, Vec<PathBuf>)>;
 
-/// One split: the pictures in order, with their class numbers or none.
+/// One split: paths in order, with a class number each or none.
 #[derive(Default)]
-struct Split {
+struct PictureList {
     paths: Vec<PathBuf>,
     labels: Vec<u8>,
 }
 
-/// The pictures of `dir` as images [N,C,H,W].
+/// Reads the pictures of `dir` as images [N,C,H,W].
 ///
-/// *Layout.* Pictures lie in `dir` itself (no labels) or in its sub-folders, one for each class, numbered in the
-/// order of their names; deeper folders are not searched. When `dir` has a folder `train` and a folder `test` (or
-/// `val`), they are laid out so each and give the split, and other folders beside them are ignored. Otherwise every tenth picture of each class, in the order
-/// of the file names, is held out, and when that is none at all, the last picture is. Hidden files and files with
-/// other extensions are ignored.
+/// *Layout.* Pictures are in `dir` (no labels) or in its sub-folders, one for each class, numbered in the order of their names;
+/// deeper folders are not searched. If `dir` has a folder `train` and a folder `test` (or `val`), these give the split, and other
+/// folders are ignored. Otherwise every tenth picture of each class is held out, in the order of the file names; at least the last
+/// picture of all. Hidden files and other extensions are ignored.
 ///
-/// *Size.* `size` is (H,W): each picture is scaled until it just covers H x W (triangle filter, which averages when
-/// it shrinks and never rings) and the rest is cut off evenly on both sides. Without it all pictures must have one
-/// size already.
+/// *Size.* `size` is (H,W): each picture is scaled to cover H x W (triangle filter, which averages when it shrinks and does not
+/// ring) and center-cropped. Without `size` all pictures must have the same size.
 ///
-/// *Values.* `channels` is 1 or 3; without it 3, or 1 when every picture is grey. Colour becomes grey by Rec. 709
-/// weights. Transparent pixels lie on black, which is 0 as the ground of MNIST is. 16-bit values are
-/// rounded to 8 bits, EXIF orientation is applied, and of an animation the first frame counts.
+/// *Values.* `channels` is 1 or 3; by default 3, or 1 if all pictures are grey. Colour is converted to grey by Rec. 709 weights.
+/// Transparent pixels are composited on black, the background of MNIST. 16-bit values are rounded to 8 bits, EXIF orientation is
+/// applied, and the first frame of an animation is used.
 ///
-/// *Limits.* At most so many training and held-out pictures, evenly spread over the list; no other is opened.
+/// *Limits.* The largest numbers of training and held-out pictures, evenly spaced in the list; no others are opened.
 ///
 /// # Errors
-/// When there are no pictures, fewer than two without a split, or more than 256 classes; when pictures lie both beside
-/// and in class folders; when a picture is broken, too large to be decoded (256 MiB or 32768 pixels on a side), or of
-/// another size than the first; when `size` or `channels` is out of range.
+/// When there are no pictures, fewer than two without a split, or more than 256 classes; when pictures are both beside and in
+/// class folders; when a picture is damaged, too large to decode (256 MiB or 32768 pixels on a side), or differs in size from the
+/// first; when `size` or `channels` is out of range.
 pub fn load_folder(
     dir: &Path,
     size: Option<(usize, usize)>,
@@ -84,21 +82,20 @@ pub fn load_folder(
     })
 }
 
-/// Lists both splits and the names of the classes.
-fn list(dir: &Path) -> Result<(Split, Split, Vec<String>)> {
+/// The training split, the held-out split, and the names of the classes.
+fn list(dir: &Path) -> Result<(PictureList, PictureList, Vec<String>)> {
     let (pictures, folders) = scan(dir)?;
     let named = |name: &str| folders.iter().find(|f| f.file_name() == Some(name.as_ref()));
-    let Some(train) = named("train") else {
+    let (Some(train), Some(test)) = (named("train"), named("test").or_else(|| named("val"))) else {
+        // A folder `train` beside others is a class.
+        if let (Some(train), 1) = (named("train"), folders.len()) {
+            bail!(
+                "{} has a folder train but neither test nor val: add one, or give {} itself to hold out a tenth of it",
+                dir.display(),
+                train.display()
+            );
+        }
         return hold_out(groups(dir)?);
-    };
-    let Some(test) = named("test").or_else(|| named("val")) else {
-        ensure!(
-            folders.len() > 1,
-            "{} has a folder train but neither test nor val: add one, or give {} itself to hold out a tenth of it",
-            dir.display(),
-            train.display()
-        );
-        return hold_out(groups(dir)?); // `train` is the name of a class among others
     };
     if let Some(stray) = pictures.first() {
         bail!(
@@ -108,14 +105,13 @@ fn list(dir: &Path) -> Result<(Split, Split, Vec<String>)> {
         );
     }
     let (train_groups, test_groups) = (groups(train)?, groups(test)?);
-    let classes: Vec<String> = train_groups.iter().filter_map(|(name, _)| name.clone()).collect();
-    let mut splits = (Split::default(), Split::default());
-    for (i, (_, paths)) in train_groups.iter().enumerate() {
-        splits.0.add(i, paths, !classes.is_empty())?;
+    let classes = class_names(&train_groups);
+    let mut splits = (PictureList::default(), PictureList::default());
+    for (class, (_, paths)) in train_groups.iter().enumerate() {
+        paths.iter().for_each(|path| splits.0.push(path, class, &classes));
     }
     for (name, paths) in &test_groups {
-        let same = |(known, _): &(Option<String>, _)| known == name;
-        let Some(i) = train_groups.iter().position(same) else {
+        let Some(class) = train_groups.iter().position(|(known, _)| known == name) else {
             let name = name.as_deref().unwrap_or("(pictures without a class)");
             bail!(
                 "{}: class {name} is not in {}: both splits must have the same classes",
@@ -123,56 +119,52 @@ fn list(dir: &Path) -> Result<(Split, Split, Vec<String>)> {
                 train.display()
             );
         };
-        splits.1.add(i, paths, !classes.is_empty())?;
+        paths.iter().for_each(|path| splits.1.push(path, class, &classes));
     }
     Ok((splits.0, splits.1, classes))
 }
 
-impl Split {
-    /// `n` of the pictures, evenly spread.
+fn class_names(groups: &Groups) -> Vec<String> {
+    groups.iter().filter_map(|(name, _)| name.clone()).collect()
+}
+
+impl PictureList {
+    /// `n` of the pictures, evenly spaced.
     fn take(self, n: usize) -> Self {
         let chosen = images::spread(self.paths.len(), n);
-        Split {
+        PictureList {
             paths: chosen.iter().map(|&i| self.paths[i].clone()).collect(),
             labels: chosen.iter().filter_map(|&i| self.labels.get(i)).copied().collect(),
         }
     }
 
-    fn add(&mut self, class: usize, paths: &[PathBuf], labelled: bool) -> Result<()> {
-        self.paths.extend_from_slice(paths);
-        if labelled {
-            let label = u8::try_from(class).context("class numbers end at 255")?;
-            self.labels.resize(self.paths.len(), label);
-        }
-        Ok(())
+    /// Adds a picture; `class` is below 256 and ignored without `classes`.
+    fn push(&mut self, path: &Path, class: usize, classes: &[String]) {
+        self.paths.push(path.to_owned());
+        self.labels.extend((!classes.is_empty()).then_some(class as u8));
     }
 }
 
-fn hold_out(groups: Groups) -> Result<(Split, Split, Vec<String>)> {
-    let classes: Vec<String> = groups.iter().filter_map(|(name, _)| name.clone()).collect();
-    let (mut train, mut test) = (Split::default(), Split::default());
+fn hold_out(groups: Groups) -> Result<(PictureList, PictureList, Vec<String>)> {
+    let classes = class_names(&groups);
+    let (mut train, mut test) = (PictureList::default(), PictureList::default());
     for (class, (_, paths)) in groups.iter().enumerate() {
         for (i, path) in paths.iter().enumerate() {
-            let held = i % HOLD_OUT == HOLD_OUT - 1;
-            let split = if held { &mut test } else { &mut train };
-            split.add(class, std::slice::from_ref(path), !classes.is_empty())?;
+            let held_out = i % HOLD_OUT == HOLD_OUT - 1;
+            if held_out { &mut test } else { &mut train }.push(path, class, &classes);
         }
     }
     if test.paths.is_empty() {
         test.paths.extend(train.paths.pop());
         test.labels.extend(train.labels.pop());
     }
-    if train.paths.is_empty() {
-        let only = test.paths.first().map(|p| p.display().to_string());
-        bail!(
-            "{} is the only picture: give at least two, one to train on and one to hold out",
-            only.unwrap_or_default()
-        );
+    if let (true, Some(only)) = (train.paths.is_empty(), test.paths.first()) {
+        bail!("{} is the only picture: give at least two, one to train on and one to hold out", only.display());
     }
     Ok((train, test, classes))
 }
 
-/// The pictures of one split by class, at least one.
+/// The pictures of one split by class, at least one picture.
 fn groups(dir: &Path) -> Result<Groups> {
     let (pictures, folders) = scan(dir)?;
     let mut classes: Groups = Vec::new();
@@ -188,7 +180,7 @@ fn groups(dir: &Path) -> Result<Groups> {
             "{} holds pictures both directly ({}) and in class folders ({}): put all or none of them into class folders",
             dir.display(),
             picture.display(),
-            inside.first().map(|p| p.display().to_string()).unwrap_or_default()
+            inside[0].display()
         );
     }
     ensure!(
@@ -209,7 +201,7 @@ fn groups(dir: &Path) -> Result<Groups> {
     Ok(classes)
 }
 
-/// The pictures and the folders in `dir`, each in the order of their names; hidden ones are left out.
+/// The pictures and the folders in `dir`, sorted by name, without hidden ones.
 fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let unreadable = || format!("the folder {} cannot be read", dir.display());
     let (mut pictures, mut folders) = (Vec::new(), Vec::new());
@@ -222,7 +214,10 @@ fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         if path.is_dir() {
             folders.push(path);
-        } else if extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) && !is_special(&path) {
+        } else if extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
+            // Not a pipe, socket or device, which could block. Without metadata, opening the file gives the error.
+            && fs::metadata(&path).map_or(true, |meta| meta.is_file())
+        {
             pictures.push(path);
         }
     }
@@ -231,10 +226,10 @@ fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((pictures, folders))
 }
 
-/// [C,H,W] of every image to come, from the headers of all pictures where it does not follow from the arguments.
+/// (C,H,W) of all images: from the arguments, or else from the headers of all pictures.
 fn common_shape(
-    train: &Split,
-    test: &Split,
+    train: &PictureList,
+    test: &PictureList,
     size: Option<(usize, usize)>,
     channels: Option<usize>,
 ) -> Result<(usize, usize, usize)> {
@@ -242,45 +237,36 @@ fn common_shape(
         return Ok((c, h, w));
     }
     let all: Vec<&PathBuf> = train.paths.iter().chain(&test.paths).collect();
-    let headers: Vec<Result<Header>> = all.par_iter().map(|path| header(path)).collect();
-    let mut first: Option<(usize, usize)> = None;
-    let mut grey = true;
+    let headers: Vec<Result<_>> = all.par_iter().map(|path| header(path)).collect();
+    let (mut first, mut all_grey) = (None, true);
     for (path, header) in all.iter().zip(headers) {
-        let header = header?;
-        grey &= header.grey;
-        let (h, w) = *first.get_or_insert((header.height, header.width));
+        let ((height, width), grey) = header?;
+        all_grey &= grey;
+        let (h, w) = *first.get_or_insert((height, width));
         ensure!(
-            size.is_some() || (h, w) == (header.height, header.width),
-            "{} is {}x{} pixels (height x width), but the first picture, {}, is {h}x{w}: \
+            size.is_some() || (h, w) == (height, width),
+            "{} is {height}x{width} pixels (height x width), but the first picture, {}, is {h}x{w}: \
              all must have one size, so pass --image-size HxW (such as --image-size {h}x{w}) to scale and crop them",
             path.display(),
-            header.height,
-            header.width,
             all[0].display()
         );
     }
     let (h, w) = size.or(first).unwrap_or_default();
-    Ok((channels.unwrap_or(if grey { 1 } else { 3 }), h, w))
+    Ok((channels.unwrap_or(if all_grey { 1 } else { 3 }), h, w))
 }
 
-struct Header {
-    height: usize,
-    width: usize,
-    grey: bool,
-}
-
-fn header(path: &Path) -> Result<Header> {
+/// (H,W) of a picture after its EXIF orientation, and whether it is grey.
+fn header(path: &Path) -> Result<((usize, usize), bool)> {
     let file = File::open(path).map_err(|e| broken(path, e))?;
     let (decoder, orientation) = open(path, BufReader::new(file))?;
-    let (mut width, mut height) = decoder.dimensions();
+    let (width, height) = decoder.dimensions();
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-    if matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH) {
-        (width, height) = (height, width);
-    }
-    Ok(Header { height: height as usize, width: width as usize, grey: !decoder.color_type().has_color() })
+    let turned = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+    let (h, w) = if turned { (width, height) } else { (height, width) };
+    Ok(((h as usize, w as usize), !decoder.color_type().has_color()))
 }
 
-/// A decoder of the picture at `path` that has read the header and found it within the limits.
+/// A decoder of the picture at `path`, after it has read the header and checked the limits.
 fn open<'a>(path: &Path, file: impl BufRead + Seek + 'a) -> Result<(impl ImageDecoder + 'a, Orientation)> {
     let mut file = ImageReader::new(file).with_guessed_format().map_err(|e| broken(path, e))?;
     let mut limits = Limits::default();
@@ -288,8 +274,7 @@ fn open<'a>(path: &Path, file: impl BufRead + Seek + 'a) -> Result<(impl ImageDe
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
     file.limits(limits);
-    let decoder = guarded(|| file.into_decoder()).ok_or_else(|| broken(path, "its decoder failed"))?;
-    let mut decoder = decoder.map_err(|e| broken(path, e))?;
+    let mut decoder = guarded(path, || file.into_decoder())?;
     let bytes = decoder.total_bytes();
     let (w, h) = decoder.dimensions();
     if w == 0 || h == 0 {
@@ -307,19 +292,16 @@ fn broken(path: &Path, why: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("{} cannot be read as a picture ({why}): replace it or delete it", path.display())
 }
 
-fn decode_all(split: Split, size: Option<(usize, usize)>, (c, h, w): (usize, usize, usize)) -> Result<Images> {
+fn decode_all(split: PictureList, size: Option<(usize, usize)>, (c, h, w): (usize, usize, usize)) -> Result<Images> {
     let count = split.paths.len();
     let image_len = c * h * w;
     let total = count.checked_mul(image_len).context("too many pixels: pass a smaller --image-size")?;
-    let mut pixels = zeroed(total)?; // [N,C,H,W]
-    let first_error = pixels
-        .par_chunks_exact_mut(image_len)
-        .zip(&split.paths)
-        .map(|(out, path)| decode(path, size, (c, h, w), out))
-        .find_map_first(Result::err);
-    if let Some(e) = first_error {
-        return Err(e);
-    }
+    let mut pixels = Vec::new(); // [N,C,H,W]
+    reserve(&mut pixels, total)?;
+    pixels.resize(total, 0);
+    let images = pixels.par_chunks_exact_mut(image_len).zip(&split.paths);
+    let first_error = images.map(|(out, path)| decode(path, size, (c, h, w), out)).find_map_first(Result::err);
+    first_error.map_or(Ok(()), Err)?;
     Images::new([count, c, h, w], pixels, split.labels)
 }
 
@@ -327,29 +309,27 @@ thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is within a picture's decoder, whose panics are an error of the picture's and need not be told as ours.
+/// Whether this thread is in a picture decoder, whose panics are reported as errors of the picture.
 pub fn decoding() -> bool {
     DECODING.get()
 }
 
-/// What `decode` gives; none when it panics, as decoders of the `image` crate do on some damaged files.
-fn guarded<T>(decode: impl FnOnce() -> T) -> Option<T> {
+/// Runs a decoder of the `image` crate; some of them panic on damaged files.
+fn guarded<T>(path: &Path, decode: impl FnOnce() -> ImageResult<T>) -> Result<T> {
     DECODING.set(true);
     let result = catch_unwind(AssertUnwindSafe(decode));
     DECODING.set(false);
-    result.ok()
+    result.map_err(|_| broken(path, "its decoder failed"))?.map_err(|e| broken(path, e))
 }
 
-/// Decodes one picture into its place, [C,H,W].
+/// Decodes one picture to `out`, [C,H,W].
 fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, usize), out: &mut [u8]) -> Result<()> {
     let bytes = fs::read(path).map_err(|e| broken(path, e))?;
     if !has_end(&bytes) {
         return Err(broken(path, "it is cut off"));
     }
     let (decoder, orientation) = open(path, Cursor::new(&bytes))?;
-    let mut picture = guarded(|| DynamicImage::from_decoder(decoder))
-        .ok_or_else(|| broken(path, "its decoder failed"))?
-        .map_err(|e| broken(path, e))?;
+    let mut picture = guarded(path, || DynamicImage::from_decoder(decoder))?;
     picture.apply_orientation(orientation);
     if picture.color().has_alpha() {
         picture = on_black(picture);
@@ -361,7 +341,7 @@ fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, u
     let (height, width) = (picture.height() as usize, picture.width() as usize);
     if (height, width) != (h, w) {
         ensure!(size.is_some(), "{} changed its size while it was read: start again", path.display());
-        // Cut to the wanted shape around the middle before it is scaled: the whole of a long thin picture would become gigabytes.
+        // Center-cropped to the aspect ratio before it is scaled: a scaled thin picture could take gigabytes.
         let (cut_h, cut_w) =
             if width * h > height * w { (height, (height * w).div_ceil(h)) } else { ((width * h).div_ceil(w), width) };
         let [x, y, cut_w, cut_h] = [(width - cut_w) / 2, (height - cut_h) / 2, cut_w, cut_h].map(|n| n as u32);
@@ -376,13 +356,14 @@ fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, u
     Ok(())
 }
 
-/// Whether a picture has an end, which the decoders of all formats but JPEG check themselves: that one fills what is missing with
-/// grey. The end marker is looked for in the last 64 KiB, because some cameras write after it.
+/// Whether a JPEG has its end marker: the decoder fills missing data with grey. The decoders of other formats check this. The
+/// last 64 KiB are searched, because some cameras append data.
 fn has_end(bytes: &[u8]) -> bool {
     let tail = &bytes[bytes.len().saturating_sub(1 << 16)..];
     !bytes.starts_with(&[0xff, 0xd8]) || tail.windows(2).any(|pair| pair == [0xff, 0xd9])
 }
 
+/// Composites a picture with transparency on black.
 fn on_black(picture: DynamicImage) -> DynamicImage {
     let mut rgba = picture.into_rgba8();
     for pixel in rgba.pixels_mut() {
@@ -393,12 +374,6 @@ fn on_black(picture: DynamicImage) -> DynamicImage {
         pixel[3] = 255;
     }
     DynamicImage::ImageRgba8(rgba)
-}
-
-/// Whether a path is a pipe, socket or device, which could be read from for ever. What cannot be asked is no such thing:
-/// opening it will say what is wrong.
-fn is_special(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -10,52 +10,26 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::images::{Images, Source};
 
-/// The four files of a set, as they are called when unpacked: training images and labels, then test images and labels.
+/// The four files of a set without `.gz`: training images and labels, test images and labels.
 pub const STEMS: [&str; 4] =
     ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
 
-/// Deflate cannot shrink data more than 1032 to 1, so a header that promises more than this per byte of file lies.
+/// An upper bound of the compression ratio of deflate, which is 1032: a header that claims more is wrong.
 const MAX_RATIO: u64 = 1040;
 
 const AGAIN: &str = "the file is incomplete or damaged, so fetch it again";
 
-/// What a file has to hold; IDX itself allows any number of dimensions.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Images,
-    Labels,
-}
-
-impl Kind {
-    fn dims(self) -> usize {
-        match self {
-            Kind::Images => 3,
-            Kind::Labels => 1,
-        }
-    }
-
-    fn describe(self) -> &'static str {
-        match self {
-            Kind::Images => "3 (N x H x W grey images)",
-            Kind::Labels => "1 (one label for each image)",
-        }
-    }
-}
-
 /// The images of one IDX file: the shape [N,1,H,W] and N·H·W bytes, 0 = black.
 ///
-/// Whether the file is gzip is decided by its first two bytes, not by its name. Only grey images (three dimensions,
-/// N x H x W, of unsigned bytes) are accepted: four dimensions have no agreed order of channels.
+/// Gzip is detected by its first two bytes, not by the file name. Only grey images are accepted: three dimensions, N x H x W, of
+/// unsigned bytes. Four dimensions have no standard order of channels.
 ///
 /// # Errors
-/// When the file cannot be read, a header field is wrong, or the data is shorter or longer than the header says.
-/// Memory is only taken in proportion to the bytes that are really there.
+/// When the file cannot be read, a header field is wrong, or the data is shorter or longer than the header says. Memory grows
+/// with the bytes read, not with the header.
 pub fn read_images(path: &Path) -> Result<([usize; 4], Vec<u8>)> {
-    let (sizes, pixels) = read(path, Kind::Images)?;
-    match sizes[..] {
-        [n, h, w] => Ok(([n, 1, h, w], pixels)),
-        _ => bail!("{}: not three dimensions", path.display()),
-    }
+    let ([n, h, w], pixels) = read(path)?;
+    Ok(([n, 1, h, w], pixels))
 }
 
 /// The labels of one IDX file: N class numbers, 0..=255.
@@ -63,11 +37,11 @@ pub fn read_images(path: &Path) -> Result<([usize; 4], Vec<u8>)> {
 /// # Errors
 /// As [`read_images`].
 pub fn read_labels(path: &Path) -> Result<Vec<u8>> {
-    Ok(read(path, Kind::Labels)?.1)
+    read::<1>(path).map(|(_, labels)| labels)
 }
 
-/// Where `stem` lies in `dir`: as it is, with `.gz`, or in the spelling with a dot (`train-images.idx3-ubyte`).
-/// An unpacked file wins over a packed one, because it is read faster.
+/// The path of `stem` in `dir`: plain, with `.gz`, or in the spelling with a dot (`train-images.idx3-ubyte`). An unpacked file is
+/// preferred, because it reads faster.
 pub fn find_file(dir: &Path, stem: &str) -> Option<PathBuf> {
     let dotted = stem.replace("-idx", ".idx");
     [stem.to_owned(), dotted.clone(), format!("{stem}.gz"), format!("{dotted}.gz")]
@@ -76,16 +50,16 @@ pub fn find_file(dir: &Path, stem: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Whether `dir` holds at least one of the four files (so that the error of [`load_folder`] can name the others).
+/// Whether `dir` holds at least one of the four files, so that [`load_folder`] can name the missing ones.
 pub fn is_idx_folder(dir: &Path) -> bool {
     STEMS.iter().any(|stem| find_file(dir, stem).is_some())
 }
 
-/// The set in `dir`: its four files read, checked against each other, and classes named by their numbers, 0..=max.
+/// Reads the set in `dir`. Classes are named by their numbers, 0..=max.
 ///
 /// # Errors
-/// When one of the four files is missing or wrong, when there is not one label for each image, or when training and
-/// test images differ in size.
+/// When one of the four files is missing or wrong, when the numbers of images and labels differ, or when training and test
+/// images differ in size.
 pub fn load_folder(dir: &Path) -> Result<Source> {
     let paths = STEMS.map(|stem| find_file(dir, stem));
     let [Some(train_x), Some(train_y), Some(test_x), Some(test_y)] = &paths else {
@@ -98,7 +72,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
             STEMS.join(", ")
         );
     };
-    let (train, test) = rayon::join(|| split(train_x, train_y), || split(test_x, test_y));
+    let (train, test) = rayon::join(|| read_split(train_x, train_y), || read_split(test_x, test_y));
     let (train, test) = (train?, test?);
     ensure!(
         (train.height, train.width) == (test.height, test.width),
@@ -116,7 +90,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
     Ok(Source { name: dir.display().to_string(), train, test, classes: (0..classes).map(|c| c.to_string()).collect() })
 }
 
-fn split(images: &Path, labels: &Path) -> Result<Images> {
+fn read_split(images: &Path, labels: &Path) -> Result<Images> {
     let (shape, pixels) = read_images(images)?;
     let numbers = read_labels(labels)?;
     ensure!(
@@ -131,23 +105,13 @@ fn split(images: &Path, labels: &Path) -> Result<Images> {
     Images::new(shape, pixels, numbers)
 }
 
-/// `len` zero bytes, or an error instead of an abort when there is not that much memory.
-pub(super) fn zeroed(len: usize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    grow(&mut bytes, len)?;
-    Ok(bytes)
+/// Allocates memory for `len` bytes in all, or fails when there is not enough.
+pub(super) fn reserve(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
+    let reserved = bytes.try_reserve_exact(len.saturating_sub(bytes.len()));
+    reserved.map_err(|_| anyhow!("{len} bytes of images do not fit into memory: use fewer or smaller images"))
 }
 
-fn grow(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
-    let more = len.saturating_sub(bytes.len());
-    if bytes.try_reserve_exact(more).is_err() {
-        bail!("{len} bytes of images do not fit into memory: use fewer or smaller images");
-    }
-    bytes.resize(len, 0);
-    Ok(())
-}
-
-/// One open file; offsets count unpacked bytes.
+/// An open file. Offsets count unpacked bytes.
 struct Input<'a> {
     path: &'a Path,
     file_len: u64,
@@ -164,7 +128,7 @@ impl<'a> Input<'a> {
                 return Err(io::Error::other("it is not a regular file"));
             }
             let mut magic = [0u8; 2];
-            // A file too short for a magic number is left to the header check, which says so better.
+            // The header check reports a file without magic number.
             if meta.len() >= 2 {
                 file.read_exact(&mut magic)?;
                 file.rewind()?;
@@ -178,22 +142,15 @@ impl<'a> Input<'a> {
         Ok(Input { path, file_len, gzip, reader })
     }
 
-    /// Reads until `buf` is full or the data ends, and returns how many bytes came; `at` is the offset of the first.
-    fn fill(&mut self, buf: &mut [u8], at: usize) -> Result<usize> {
-        let mut have = 0;
-        while have < buf.len() {
-            match self.reader.read(&mut buf[have..]) {
-                Ok(0) => break,
-                Ok(n) => have += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(e) => return Err(self.damaged(at + have, &e)),
-            }
+    /// Reads until `data` has `len` bytes or the file ends; `start` is the offset of `data` in the file.
+    fn fill(&mut self, data: &mut Vec<u8>, start: usize, len: usize) -> Result<()> {
+        match self.reader.by_ref().take((len - data.len()) as u64).read_to_end(data) {
+            Err(e) if e.kind() != ErrorKind::UnexpectedEof => Err(self.damaged(start + data.len(), &e)),
+            _ => Ok(()),
         }
-        Ok(have)
     }
 
-    /// Checks that the data ends at offset `at`; for gzip this is also where its own checksum is verified.
+    /// Checks that the data ends at offset `at`. The checksum of gzip is verified here.
     fn end(&mut self, at: usize) -> Result<()> {
         match self.reader.read(&mut [0u8; 1]) {
             Ok(0) => Ok(()),
@@ -207,7 +164,7 @@ impl<'a> Input<'a> {
         self.fault(at, found, "data that can be read to its end", AGAIN)
     }
 
-    /// The one sentence of every error: file, offset, what was found, what was wanted, what to do.
+    /// An error with file, offset, what was found, what was wanted, and what to do.
     fn fault(&self, at: usize, found: impl Display, wanted: impl Display, todo: &str) -> anyhow::Error {
         let unpacked = if self.gzip { " of the unpacked data" } else { "" };
         let path = self.path.display();
@@ -215,42 +172,38 @@ impl<'a> Input<'a> {
     }
 }
 
-fn read(path: &Path, kind: Kind) -> Result<(Vec<usize>, Vec<u8>)> {
+/// The sizes of the `DIMS` dimensions, and the data: images have 3 dimensions, labels 1.
+fn read<const DIMS: usize>(path: &Path) -> Result<([usize; DIMS], Vec<u8>)> {
     let mut input = Input::open(path)?;
-    let sizes = read_header(&mut input, kind)?;
-    let start = 4 + 4 * sizes.len();
+    let sizes = read_header(&mut input)?;
+    let start = 4 + 4 * DIMS;
     let total = sizes.iter().try_fold(1usize, |a, &b| a.checked_mul(b));
     let Some(total) = total.filter(|&n| plausible(&input, start, n)) else {
         let len = input.file_len;
         let found = format!("sizes {sizes:?}, too much for a file of {len} bytes,");
         return Err(input.fault(4, found, "sizes that fit the data", AGAIN));
     };
-    let mut data = zeroed(first_len(&input, total)).with_context(|| input.path.display().to_string())?;
-    let mut have = 0;
-    loop {
-        have += input.fill(&mut data[have..], start + have)?;
-        if have < data.len() {
+    let (mut data, mut room) = (Vec::new(), first_len(&input, total));
+    while data.len() < total {
+        reserve(&mut data, room).with_context(|| path.display().to_string())?;
+        input.fill(&mut data, start, room)?;
+        if data.len() < room {
             let wanted = format!("{} bytes in all, as its header says", start + total);
-            return Err(input.fault(start + have, "the end of the data", wanted, AGAIN));
+            return Err(input.fault(start + data.len(), "the end of the data", wanted, AGAIN));
         }
-        if have == total {
-            break;
-        }
-        grow(&mut data, have.saturating_mul(2).min(total)).with_context(|| input.path.display().to_string())?;
+        room = room.saturating_mul(2).min(total);
     }
     input.end(start + total)?;
     Ok((sizes, data))
 }
 
-/// Whether a file this long can hold `total` bytes of data; asked before any memory is taken.
+/// Whether a file of this length can hold `total` bytes of data; checked before memory is allocated.
 fn plausible(input: &Input, start: usize, total: usize) -> bool {
     let most = if input.gzip { input.file_len.saturating_mul(MAX_RATIO) } else { input.file_len };
-    let need = start.checked_add(total).map(|n| n as u64);
-    need.is_some_and(|n| n <= most)
+    start.checked_add(total).is_some_and(|n| n as u64 <= most)
 }
 
-/// The bytes to reserve before the first one is read. A plain file's length has been checked; a gzip file's is only
-/// trusted up to 16 times its packed size (MNIST unpacks 5 to 1), and more is taken as bytes really arrive.
+/// The bytes to allocate at first: all of a plain file, up to 16 times the length of a gzip file (the ratio of MNIST is 5).
 fn first_len(input: &Input, total: usize) -> usize {
     if !input.gzip {
         return total;
@@ -259,38 +212,36 @@ fn first_len(input: &Input, total: usize) -> usize {
     total.min(usize::try_from(trusted).unwrap_or(usize::MAX))
 }
 
-/// Checks the magic number and returns the sizes, all of them at least 1.
-fn read_header(input: &mut Input, kind: Kind) -> Result<Vec<usize>> {
-    let mut header = [0u8; 16];
-    let header = &mut header[..4 + 4 * kind.dims()];
-    let have = input.fill(header, 0)?;
-    // The bytes that are there are checked before the missing ones, so that a stranger's file is called one.
-    if have >= 2 && header[..2] != [0, 0] {
+/// Checks the magic number and returns the sizes, each at least 1.
+fn read_header<const DIMS: usize>(input: &mut Input) -> Result<[usize; DIMS]> {
+    let len = 4 + 4 * DIMS;
+    let mut header = Vec::with_capacity(len);
+    input.fill(&mut header, 0, len)?;
+    // Checked before the length, so that a file of another format is reported as such.
+    if header.len() >= 2 && header[..2] != [0, 0] {
         let found = format!("{:02x} {:02x}", header[0], header[1]);
         let todo = "this is not an IDX file, so check where it came from";
         return Err(input.fault(0, found, "00 00 (IDX) or 1f 8b (gzip)", todo));
     }
-    if have >= 3 && header[2] != 0x08 {
-        let found = format!("type 0x{:02x} ({})", header[2], type_name(header[2]));
-        let todo = "convert the values to bytes 0..255";
-        return Err(input.fault(2, found, "0x08 (unsigned byte)", todo));
+    if let Some(&code) = header.get(2).filter(|&&code| code != 0x08) {
+        let found = format!("type 0x{code:02x} ({})", type_name(code));
+        return Err(input.fault(2, found, "0x08 (unsigned byte)", "convert the values to bytes 0..255"));
     }
-    if have >= 4 && usize::from(header[3]) != kind.dims() {
-        let (what, todo) = match (kind, header[3]) {
-            (Kind::Images, 1) => (" (this is a label file)", "give the file of images"),
-            (Kind::Labels, 3) => (" (this is a file of images)", "give the label file"),
-            (Kind::Images, 4) => ("", "give colour images as a folder of pictures"),
+    if let Some(&dims) = header.get(3).filter(|&&dims| usize::from(dims) != DIMS) {
+        let wanted = if DIMS == 3 { "3 (N x H x W grey images)" } else { "1 (one label for each image)" };
+        let (what, todo) = match (DIMS, dims) {
+            (3, 1) => (" (this is a label file)", "give the file of images"),
+            (1, 3) => (" (this is a file of images)", "give the label file"),
+            (3, 4) => ("", "give colour images as a folder of pictures"),
             _ => ("", "check where the file came from"),
         };
-        let found = format!("{} dimensions{what}", header[3]);
-        return Err(input.fault(3, found, kind.describe(), todo));
+        return Err(input.fault(3, format!("{dims} dimensions{what}"), wanted, todo));
     }
-    if have < header.len() {
-        let wanted = format!("an IDX header of {} bytes", header.len());
-        return Err(input.fault(have, "the end of the data", wanted, AGAIN));
+    if header.len() < len {
+        return Err(input.fault(header.len(), "the end of the data", format!("an IDX header of {len} bytes"), AGAIN));
     }
-    let words = header[4..].chunks_exact(4);
-    let sizes: Vec<usize> = words.map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize).collect();
+    let word = |i: usize| u32::from_be_bytes(std::array::from_fn(|byte| header[4 + 4 * i + byte])) as usize;
+    let sizes: [usize; DIMS] = std::array::from_fn(word);
     if let Some(i) = sizes.iter().position(|&size| size == 0) {
         return Err(input.fault(4 + 4 * i, "size 0", "a size of at least 1", AGAIN));
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-/// `count` images as bytes, [N,C,H,W] row-major, with one class number each (or none for the whole set).
+/// Images as bytes, [N,C,H,W] row-major, with one class number each or none at all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Images {
     /// N.
@@ -15,7 +15,7 @@ pub struct Images {
     pub width: usize,
     /// N·C·H·W bytes, 0 = black.
     pub pixels: Vec<u8>,
-    /// N class numbers, or empty when the set has no labels.
+    /// N class numbers; empty without labels.
     pub labels: Vec<u8>,
 }
 
@@ -45,8 +45,7 @@ impl Images {
         self.channels * self.height * self.width
     }
 
-    /// `n` of the images, evenly spread over the set (all of them when there are fewer): folders stand class by class, and
-    /// the first few would all be of one.
+    /// `n` of the images (all if there are fewer), evenly spaced, because folders are sorted by class.
     #[must_use]
     pub fn take(self, n: usize) -> Self {
         if n >= self.count {
@@ -60,22 +59,22 @@ impl Images {
     }
 }
 
-/// `n` numbers evenly spread over 0..count, ascending; all of them when there are fewer.
+/// `n` evenly spaced numbers of 0..count (all if there are fewer), ascending.
 pub fn spread(count: usize, n: usize) -> Vec<usize> {
     let n = n.min(count);
     (0..n).map(|i| i * count / n).collect()
 }
 
-/// A training and a held-out set of the same shape, with the names of their classes.
+/// A training and a held-out set of the same image shape, and the names of their classes.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// What a person calls it: `digits`, `mnist`, or the folder.
+    /// Its name: `digits`, `mnist`, or the folder.
     pub name: String,
-    /// Images that are trained on.
+    /// Training images.
     pub train: Images,
-    /// Images that are only ever scored.
+    /// Held-out images.
     pub test: Images,
-    /// Names of the classes, by number; empty when there are no labels.
+    /// Names of the classes by number; empty without labels.
     pub classes: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Where images come from ([`open`]) and how they are fed ([`dataset::Dataset`]).
+//! Data sets: where images come from ([`open`]), and batches of them ([`dataset::Dataset`]).
 
 pub mod cifar;
 pub mod dataset;
@@ -19,25 +19,25 @@ use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
 use images::Source;
 
-/// Images of the embedded set unless a limit says otherwise: as many as MNIST has.
+/// Default numbers of training and held-out images of `digits`: those of MNIST.
 const DIGITS: (usize, usize) = (60_000, 10_000);
-/// Digits in a split at the most: 7.8 GB of pixels.
+/// The largest number of digits in a split: 7.8 GB of pixels.
 const MOST_DIGITS: usize = 10_000_000;
 
-/// What names the images.
+/// The data set.
 pub static DATA: Setting<String> =
     Setting::text("data", "digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries")
         .default("digits", "drawn by ganvae, so that nothing is downloaded")
         .value_name("SPEC")
         .may_change_on_resume();
 
-/// Where named sets are kept.
+/// The folder of named sets.
 pub static DATA_DIR: Setting<PathBuf> =
     Setting::path("data-dir", "Where named sets are kept [default: $GANVAE_DATA or the user's cache]")
         .value_name("DIR")
         .may_change_on_resume();
 
-/// (H, W) that pictures are brought to, in pixels.
+/// (H, W) in pixels that pictures are resized to.
 pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
     "image-size",
     "Resize pictures of a folder: HEIGHTxWIDTH, or one number for both",
@@ -51,28 +51,28 @@ pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
 .range("from 1 to 4096, such as 64x64", |(h, w)| (1..=4096).contains(h) && (1..=4096).contains(w))
 .value_name("HxW");
 
-/// C that pictures are brought to.
+/// C that pictures are converted to.
 pub static CHANNELS: Setting<u64> = Setting::whole("channels", "Force pictures of a folder to grey (1) or colour (3)")
     .range("1 (grey) or 3 (colour)", |n| [1, 3].contains(n))
     .value_name("1|3");
 
-/// Training images at the most.
+/// The largest number of training images.
 pub static TRAIN_LIMIT: Setting<u64> =
     Setting::count("train-limit", "Use only N training images, evenly spread (digits: draw N)");
 
-/// Held-out images at the most.
+/// The largest number of held-out images.
 pub static TEST_LIMIT: Setting<u64> =
     Setting::count("test-limit", "Use only N held-out images, evenly spread (digits: draw N)");
 
-/// Which images.
+/// The settings of the data set.
 pub static SETTINGS: Group =
     Group { heading: "Data", settings: &[&DATA, &DATA_DIR, &IMAGE_SIZE, &CHANNELS, &TRAIN_LIMIT, &TEST_LIMIT] };
 
-/// Finds, downloads or draws the images that `--data` names, with the limits and sizes that the settings ask for.
+/// Reads, downloads or draws the images of `--data`, within the limits and in the size of the settings.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`] for a SPEC that is no known name and no folder, or a size asked of a set that has its own; else
-/// the reader's own sentence about the file.
+/// [`crate::base::usage::Usage`] for a SPEC that is neither a known name nor a folder, or for a size of a set that cannot be
+/// resized; the errors of the readers.
 pub fn open(s: &Settings) -> Result<Source> {
     let spec = &s.get(&DATA)?;
     let limits = [&TRAIN_LIMIT, &TEST_LIMIT].map(|limit| s.given(limit).map(|n| n as usize));
@@ -84,31 +84,32 @@ pub fn open(s: &Settings) -> Result<Source> {
     }
     let mut source = if let Some(seed) = digits_seed(spec)? {
         let (train, test) = (limits[0].unwrap_or(DIGITS.0), limits[1].unwrap_or(DIGITS.1));
-        if train.max(test) > MOST_DIGITS {
-            usage!(
-                "--train-limit and --test-limit of digits: at most {MOST_DIGITS} can be drawn, found {}",
-                train.max(test)
-            );
+        let most = train.max(test);
+        if most > MOST_DIGITS {
+            usage!("--train-limit and --test-limit of digits: at most {MOST_DIGITS} can be drawn, found {most}");
         }
-        drawn(spec, seed, train, test)
+        Source {
+            name: spec.to_owned(),
+            train: digits::generate(seed, Stream::DigitsTrain, train),
+            test: digits::generate(seed, Stream::DigitsTest, test),
+            classes: (0..10).map(|d| d.to_string()).collect(),
+        }
     } else if let Some(set) = fetch::find(spec) {
-        let mut source = idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?;
-        source.name = spec.to_owned();
-        source.classes = set.classes.iter().map(|c| (*c).to_owned()).collect();
-        source
-    } else if path.is_dir() {
-        if idx::is_idx_folder(path) {
-            idx::load_folder(path)?
-        } else if cifar::is_cifar(path) {
-            cifar::load_folder(path)?
-        } else {
-            folder::load_folder(path, size, channels, (train, test))?
+        Source {
+            name: spec.to_owned(),
+            classes: set.classes.split(',').map(str::to_owned).collect(),
+            ..idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?
         }
-    } else {
+    } else if !path.is_dir() {
         let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();
-        let near = nearest(spec, names.iter().copied());
-        let hint = near.map_or_else(String::new, |n| format!("; did you mean {n}?"));
+        let hint = nearest(spec, names.iter().copied()).map_or_else(String::new, |n| format!("; did you mean {n}?"));
         usage!("--data {spec}: no folder of that name, and not one of {}{hint}", names.join(", "));
+    } else if idx::is_idx_folder(path) {
+        idx::load_folder(path)?
+    } else if cifar::is_cifar(path) {
+        cifar::load_folder(path)?
+    } else {
+        folder::load_folder(path, size, channels, (train, test))?
     };
     source.train = source.train.take(train);
     source.test = source.test.take(test);
@@ -121,7 +122,7 @@ pub fn open(s: &Settings) -> Result<Source> {
     Ok(source)
 }
 
-/// Whether `--data SPEC` is a folder of pictures, which can be brought to any size.
+/// Whether `--data SPEC` is a folder of pictures, which can be resized.
 pub fn resizable(spec: &str) -> bool {
     let path = Path::new(spec);
     path.is_dir() && !idx::is_idx_folder(path) && !cifar::is_cifar(path)
@@ -139,19 +140,10 @@ fn digits_seed(spec: &str) -> Result<Option<u64>> {
     }
 }
 
-fn drawn(name: &str, seed: u64, train: usize, test: usize) -> Source {
-    Source {
-        name: name.to_owned(),
-        train: digits::generate(seed, Stream::DigitsTrain, train),
-        test: digits::generate(seed, Stream::DigitsTest, test),
-        classes: (0..10).map(|d| d.to_string()).collect(),
-    }
-}
-
 /// `--data-dir`, else `$GANVAE_DATA`, else `ganvae` in the user's cache.
 ///
 /// # Errors
-/// When no home folder is known.
+/// When HOME is needed and not set.
 pub fn data_dir(s: &Settings) -> Result<PathBuf> {
     if let Some(dir) = s.given(&DATA_DIR) {
         return Ok(dir);
@@ -161,9 +153,8 @@ pub fn data_dir(s: &Settings) -> Result<PathBuf> {
         return Ok(dir);
     }
     let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    Ok(cache
-        .context("no folder for data is known, because HOME is not set: give --data-dir or GANVAE_DATA")?
-        .join("ganvae"))
+    let dir = cache.map(|cache| cache.join("ganvae"));
+    dir.context("no folder for data is known, because HOME is not set: give --data-dir or GANVAE_DATA")
 }
 
 /// SHA-256 over a set's images and labels, training then held-out, in hexadecimal.
