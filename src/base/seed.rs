@@ -1,11 +1,10 @@
-//! Randomness as a function of (seed, rank, stream, step): nothing to save, nothing to restore.
+//! Counter-based random seeds: a function of (seed, rank, stream, step), without state to save in a checkpoint.
 //!
-//! Every random decision of a run (initial weights, order of the images,
-//! noise of a step, noise of a picture) starts from [`seed_for`], so a run resumed at step N draws exactly what the
-//! uninterrupted run would have drawn there.
+//! All random numbers of a run (initial weights, order of the images, noise) are seeded by [`seed_for`], so a resumed run draws
+//! the same numbers as an uninterrupted one.
 
-/// What a stream of random numbers is for; each use has its own so that adding one never shifts another.
-/// The discriminants are part of the format of a run: never renumber them.
+/// The use of a random stream. Streams are independent, so a new one changes no other. The discriminants are part of the format
+/// of a run: never renumber them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Initial weights (step 0).
@@ -26,7 +25,7 @@ pub enum Stream {
     Rollback = 8,
 }
 
-/// The seed of one stream at one step: a chain of SplitMix64 finalisers over the four numbers.
+/// The seed of a stream at a step: SplitMix64 finalisers chained over the four numbers.
 ///
 /// The result is never negative, because libtorch takes an `i64`.
 pub fn seed_for(seed: u64, rank: u32, stream: Stream, step: u64) -> i64 {
@@ -37,7 +36,7 @@ pub fn seed_for(seed: u64, rank: u32, stream: Stream, step: u64) -> i64 {
     (h >> 1) as i64
 }
 
-/// The seed of the draw `name` within something that has a seed: the name's FNV-1a hash, mixed in.
+/// The seed of the draw `name` under `seed`: mixed with the FNV-1a hash of the name.
 pub fn named(seed: i64, name: &str) -> i64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     (mix(mix(seed as u64).wrapping_add(hash)) >> 1) as i64
@@ -53,8 +52,8 @@ pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<i64> {
     order
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014): 64 bits of state, any seed is good, and its values never change with a
-/// library's version, which a permutation that must survive a resume needs.
+/// SplitMix64 (Steele, Lea and Flood 2014): 64 bits of state, every seed is valid. Its values do not depend on a library version,
+/// so a resumed run has the same permutations.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

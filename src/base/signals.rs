@@ -1,9 +1,9 @@
-//! SIGINT, SIGTERM and SIGHUP, taken by a thread of their own, so that no handler ever runs on a thread that computes.
+//! SIGINT, SIGTERM and SIGHUP, received by a dedicated thread, so that no signal handler runs on a compute thread.
 //!
-//! The frame of a handler goes below the stack pointer of the thread that it interrupts. Kernels that oneDNN generates for a
-//! product with a transposed factor keep numbers there, beyond the 128 bytes that the ABI keeps clear of it: seen with libtorch 2.11
-//! (`mkldnn::_linear_pointwise(g, w.t(), ...)` under a timer's signal, in Python as well) as weights that are not finite and as a heap
-//! that is broken.
+//! A handler's stack frame lies below the stack pointer of the interrupted thread. The kernels that oneDNN generates for a
+//! product with a transposed factor store numbers there, beyond the red zone of 128 bytes that the ABI protects. Seen with
+//! libtorch 2.11 (`mkldnn::_linear_pointwise(g, w.t(), ...)` under a timer signal, in Python too): weights that are not finite, and
+//! heap corruption.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -11,14 +11,15 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use anyhow::{Context, Result};
 use libc::{SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGHUP, SIGINT, SIGTERM, c_int, sigset_t};
 
-/// Nothing listens: a signal ends the process as if it had not been taken.
+/// No [`StopFlag`]: a signal has its default action, the end of the process.
 const ASIDE: i32 = -1;
-/// The next signal is noted.
+/// A [`StopFlag`] exists: the next signal is stored.
 const LISTENING: i32 = 0;
-/// One of the above, or the signal that was noted.
+/// One of the above, or the stored signal.
 static STATE: AtomicI32 = AtomicI32::new(ASIDE);
 
-/// Takes the signals for this thread and all threads that it starts from now on: call it before there are any others.
+/// Blocks the signals in this thread and all threads that it starts later, and starts the thread that receives them. Call it
+/// before other threads start.
 ///
 /// # Errors
 /// The system's.
@@ -31,11 +32,11 @@ pub fn hold() -> Result<()> {
     })
     .clone()
     .map_err(anyhow::Error::msg)
-    .context("SIGINT, SIGTERM and SIGHUP could not be taken")
+    .context("SIGINT, SIGTERM and SIGHUP could not be blocked")
 }
 
-/// The signals that are taken: not SIGHUP where the process was started to ignore it, as by nohup.
-fn taken() -> sigset_t {
+/// The signals that are received: not SIGHUP if the process was started with it ignored, as by nohup.
+fn received() -> sigset_t {
     // SAFETY: both values are plain numbers, which the calls fill in; the pointers are to those values.
     unsafe {
         let (mut set, mut hup): (sigset_t, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
@@ -52,24 +53,24 @@ fn taken() -> sigset_t {
 
 fn mask(how: c_int) -> std::io::Result<()> {
     // SAFETY: the set outlives the call, which may be told nothing of the one before.
-    match unsafe { libc::pthread_sigmask(how, &taken(), std::ptr::null_mut()) } {
+    match unsafe { libc::pthread_sigmask(how, &received(), std::ptr::null_mut()) } {
         0 => Ok(()),
         code => Err(std::io::Error::from_raw_os_error(code)),
     }
 }
 
-/// Waits for signals as long as the process lives.
+/// Waits for signals until the process ends.
 fn take() {
     loop {
         let mut signal = 0;
         // SAFETY: both pointers outlive the call; the set is blocked on this thread, as on all.
-        if unsafe { libc::sigwait(&taken(), &mut signal) } != 0 {
+        if unsafe { libc::sigwait(&received(), &mut signal) } != 0 {
             continue;
         }
         match STATE.compare_exchange(LISTENING, signal, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => {}
             Err(ASIDE) => {
-                // What it does by default: it is let through to this thread. The mask has been set before, so it can be again.
+                // The default action: unblocked and raised on this thread. The mask was set before, so this cannot fail.
                 let _ = mask(SIG_UNBLOCK);
                 // SAFETY: the call takes a number, and does not return.
                 unsafe { libc::raise(signal) };
@@ -82,12 +83,12 @@ fn take() {
     }
 }
 
-/// The first signal as a flag that a loop reads between steps, while the value lives; a second one ends the process at once.
+/// While it exists, the first signal is stored, for a loop that checks it between steps; a second signal ends the process.
 #[derive(Debug)]
 pub struct StopFlag(());
 
 impl StopFlag {
-    /// Starts listening.
+    /// Starts storing signals.
     ///
     /// # Errors
     /// As [`hold`].
@@ -97,7 +98,7 @@ impl StopFlag {
         Ok(StopFlag(()))
     }
 
-    /// The signal that came, if any.
+    /// The stored signal, if any.
     pub fn signal(&self) -> Option<u8> {
         match STATE.load(Ordering::Relaxed) {
             ASIDE | LISTENING => None,
