@@ -11,7 +11,7 @@ use super::print_path;
 use crate::data::dataset::Dataset;
 use crate::data::images::spread;
 use crate::pictures::grid::{alternate, columns_for};
-use crate::pictures::image_writer::{OutputFormat, ImageWriter};
+use crate::pictures::image_writer::{ImageWriter, OutputFormat};
 use crate::run::trained::{BATCH, default_place};
 
 #[derive(Debug, Args)]
