@@ -312,7 +312,7 @@ mod tests {
         for (path, part) in [
             (path, "nothing in it fits this model"),
             (at("b.safetensors"), "not a valid safetensors file"),
-            (at("c.pt"), "no TorchScript module"),
+            (at("c.pt"), "not a file of torch.save"),
             (at("d.txt"), "wanted a .safetensors"),
             (at("e"), "no run and holds no exports"),
             (at("f.safetensors"), "no such file"),
