@@ -1,5 +1,5 @@
 // Not for speed: tch does not bind these.
-// What the whole process computes with: precision, determinism, mixed precision; and what the processor offers.
+// Process-wide settings: precision, determinism, autocast; the instruction sets of the CPU.
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
@@ -13,7 +13,7 @@ using ganvae::guarded;
 
 namespace {
 
-// Operations that this thread has called since gv_record_ops, a line each.
+// Operations that this thread has called since gv_record_ops, one per line.
 thread_local std::string ops;
 
 std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& call) {
@@ -26,15 +26,14 @@ std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& call) {
 
 extern "C" {
 
-// What a region of mixed precision has found, to be put back at its end.
+// The autocast state before a region, restored at its end.
 struct gv_autocast {
   bool cuda, enabled;
   int8_t dtype;
 };
 
-// From here to gv_autocast_end, products and convolutions are computed in bfloat16 from float32 weights. The copies of the
-// weights live to the end of the region and no longer: the weights may be updated between two regions, and a copy made within a
-// CUDA graph must not be met outside.
+// Until gv_autocast_end, matmuls and convolutions run in bfloat16 from float32 weights. The cached bfloat16 weights are dropped at
+// the end of the region: weights may be updated between regions, and a copy made inside a CUDA graph must not be used outside.
 char* gv_autocast_begin(bool cuda, gv_autocast* before) {
   return guarded([&] {
     const auto type = cuda ? at::kCUDA : at::kCPU;
@@ -53,8 +52,8 @@ void gv_autocast_end(const gv_autocast* before) {
   at::autocast::set_autocast_dtype(type, static_cast<at::ScalarType>(before->dtype));
 }
 
-// How CUDA computes from now on: whether products and convolutions of float32 may round their factors to TF32; whether one seed
-// must give the same bits, or else cuDNN may time its algorithms and take the fastest.
+// Sets CUDA's numerics: whether float32 matmuls and convolutions may use TF32; whether they must be deterministic. If not, cuDNN
+// benchmarks its algorithms.
 char* gv_set_math(bool tf32, bool deterministic) {
   return guarded([&] {
     auto& context = at::globalContext();
@@ -63,12 +62,12 @@ char* gv_set_math(bool tf32, bool deterministic) {
     context.setBenchmarkCuDNN(!deterministic);
     context.setDeterministicCuDNN(deterministic);
     context.setDeterministicAlgorithms(deterministic, /*warn_only=*/false);
-    // Filling every new tensor with NaN would find reads of what was never written, at the price of a launch each.
+    // Filling every new tensor with NaN costs a launch each and is only for debugging.
     context.setDeterministicFillUninitializedMemory(false);
   });
 }
 
-// The same as it stands: TF32 in products, TF32 in convolutions, deterministic, cuDNN's timing.
+// The current settings: TF32 in matmuls, TF32 in convolutions, deterministic, cuDNN benchmark.
 char* gv_math(bool* out) {
   return guarded([&] {
     const auto& context = at::globalContext();
@@ -79,7 +78,7 @@ char* gv_math(bool* out) {
   });
 }
 
-// Which of libtorch's kernels for the CPU run here: AVX512, AVX2, DEFAULT.
+// The instruction set of libtorch's CPU kernels: AVX512, AVX2, DEFAULT.
 char* gv_cpu_capability(char* out, size_t size) {
   return guarded([&] {
     const std::string name = at::get_cpu_capability();
@@ -88,13 +87,13 @@ char* gv_cpu_capability(char* out, size_t size) {
   });
 }
 
-// The versions of cuDNN and of CUDA that libtorch's CUDA half was built with, as they count them; it must be loaded.
+// The cuDNN version that libtorch was built with, in cuDNN's encoding; libtorch's CUDA half must be loaded.
 char* gv_cudnn_version(int64_t* out) {
   return guarded([&] { *out = at::Context::versionCuDNN(); });
 }
 
-// Writes down every operation that this thread calls from now on, those of libtorch's own inner calls too; for the test of what
-// a captured step must not do. Gives the handle that ends it.
+// Records every operation that this thread calls from now on, nested calls included; for the tests of captured steps. Returns the
+// handle that stops the recording.
 char* gv_record_ops(uint64_t* handle) {
   return guarded([&] {
     ops.clear();
@@ -102,7 +101,7 @@ char* gv_record_ops(uint64_t* handle) {
   });
 }
 
-// Ends it; their names, a line each, valid until the next call.
+// Stops the recording; returns the names, one per line, valid until the next recording.
 char* gv_recorded_ops(uint64_t handle, const char** out) {
   return guarded([&] {
     at::removeCallback(handle);

@@ -1,7 +1,7 @@
 // 4x4 convolutions of stride 2, their transpose, and the layout of images in memory.
 //
-// What it gives (AMD EPYC, AVX-512, 2 threads, channels-last, ms a step without and with): conv-vae 27.1 and 24.0, dcgan 190 and 176;
-// of this, `up_columns` alone 25.7 and 24.0, 182 and 176. On an Intel Xeon, together with the other files: 27.4 and 22.5, 172 and 163.
+// Gain (AMD EPYC, AVX-512, 2 threads, channels-last, ms per step without and with): conv-vae 27.1 and 24.0, dcgan 190 and 176; of this,
+// `gemm_col2im` alone 25.7 and 24.0, 182 and 176. On an Intel Xeon, with the other files: 27.4 and 22.5, 172 and 163.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -16,10 +16,10 @@ using namespace ganvae;
 
 namespace {
 
-// The transposed 4x4 convolution of stride 2 and padding 1 to few channels, not recorded: x [B,I,H,W], w [I,O,4,4],
-// bias [O] or none -> [B,O,2H,2W], channels last. One product for each image, [HW,I] x [I,16 O], whose result stays in the
-// cache while its 16 shifted planes are summed (GEMM and col2im).
-at::Tensor up_columns(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+// The transposed 4x4 convolution of stride 2 and padding 1 to few channels, without autograd: x [B,I,H,W], w [I,O,4,4],
+// bias [O] or none -> [B,O,2H,2W], channels last. Per image one matmul [HW,I] x [I,16 O], then col2im while the result is in
+// the cache.
+at::Tensor gemm_col2im(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(input.dim() == 4 && input.size(1) == weight.size(0) && weight.size(2) == 4 && weight.size(3) == 4,
               "a transposed convolution with weights ", weight.sizes(), " cannot take ", input.sizes());
   const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast), w = weight.contiguous();
@@ -29,7 +29,7 @@ at::Tensor up_columns(const at::Tensor& input, const at::Tensor& weight, const s
   const float* bs = bias ? bias->const_data_ptr<float>() : nullptr;
   float* ys = y.mutable_data_ptr<float>();
   at::parallel_for(0, batch, 1, [&](int64_t from, int64_t to) {
-    // A frame of zeros around the H x W columns: every output then has its four terms.
+    // Zero padding around the H x W columns: every output then has its four terms.
     std::vector<float> columns(h * wd * taps), framed((h + 2) * (wd + 2) * taps, 0.0f);
     for (int64_t b = from; b < to; ++b) {
       at::native::cpublas::brgemm(h * wd, taps, in, in, taps, taps, false, xs + b * h * wd * in, ws, columns.data());
@@ -38,7 +38,7 @@ at::Tensor up_columns(const at::Tensor& input, const at::Tensor& weight, const s
       }
       float* image = ys + b * 4 * h * wd * out;
       for (int64_t r = 0; r < 2 * h; ++r) {
-        // Row r gets tap kh of input row i where r = 2 i - 1 + kh: one of each parity pair.
+        // Row r gets tap kh of input row i where r = 2 i - 1 + kh: two taps of equal parity.
         const int64_t kh = (r + 1) % 2, i = (r + 1 - kh) / 2;
         for (int64_t c = 0; c < 2 * wd; ++c) {
           const int64_t kw = (c + 1) % 2, j = (c + 1 - kw) / 2;
@@ -58,12 +58,12 @@ at::Tensor up_columns(const at::Tensor& input, const at::Tensor& weight, const s
 
 const std::vector<int64_t> kTwo = {2, 2}, kOne = {1, 1}, kNone = {0, 0};
 
-// Channels that are few: libtorch's transposed convolutions to them leave most of a vector unused.
+// With at most this many output channels, libtorch's transposed convolutions leave most of a vector register unused.
 constexpr int64_t kFew = 4;
 
 // The 4x4 convolution of stride 2 and padding 1, [B,I,2H,2W] -> [B,O,H,W], w [O,I,4,4], or its transpose,
-// [B,I,H,W] -> [B,O,2H,2W], w [I,O,4,4], then an activation. Differs from libtorch's in speed: `up_columns` upwards to few
-// channels, and the bias's gradient as a sum of its own, which oneDNN takes longer over than over the weights'.
+// [B,I,H,W] -> [B,O,2H,2W], w [I,O,4,4], then an activation. Faster than libtorch's: `gemm_col2im` when upsampling to few
+// channels, and the bias gradient as a separate sum (oneDNN takes longer for it than for the weight gradient).
 template <bool transposed>
 struct Strided : Function<Strided<transposed>> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w,
@@ -71,7 +71,7 @@ struct Strided : Function<Strided<transposed>> {
     at::AutoDispatchBelowADInplaceOrView below;
     at::Tensor y;
     if (transposed) {
-      y = w.size(1) <= kFew ? up_columns(x, w, b) : at::conv_transpose2d(x, w, b, kTwo, kOne);
+      y = w.size(1) <= kFew ? gemm_col2im(x, w, b) : at::conv_transpose2d(x, w, b, kTwo, kOne);
     } else {
       y = at::conv2d(x, w, b, kTwo, kOne);
     }
@@ -100,7 +100,7 @@ at::MemoryFormat format(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-// A copy in the other layout, whose gradient is copied back into the first: the layers before it find it in their own.
+// A copy in the other layout; the backward pass copies the gradient back to the original layout.
 struct Relayout : Function<Relayout> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, bool last) {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -126,7 +126,7 @@ char* gv_strided(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, 
   });
 }
 
-// A gradient of a convolution alone, not recorded: of its input or of its weights. Padding and stride are those of both sides.
+// One gradient of a convolution, without autograd: of its input or of its weights. Stride and padding hold for both dimensions.
 char* gv_conv_gradient(at::Tensor** out, at::Tensor* g, at::Tensor* x, at::Tensor* w, int64_t stride, int64_t padding,
                        int64_t groups, bool transposed, bool of_input) {
   return guarded([&] {
@@ -145,18 +145,18 @@ char* gv_leaky_relu(at::Tensor* x, double slope) {
 // scale x + shift in one operation, and one in the backward pass, recorded by autograd.
 char* gv_affine(at::Tensor** out, at::Tensor* x, double scale, double shift) {
   return guarded([&] {
-    // A scalar of the CPU's goes to any device as an argument of the kernel.
+    // A CPU scalar is passed to any device as a kernel argument.
     const at::Tensor start = at::scalar_tensor(shift, x->options().device(at::kCPU));
     *out = new at::Tensor(at::add(start, *x, scale));
   });
 }
 
-// x [B,C,H,W] with the channels of a pixel side by side in memory; the same tensor where they are already.
+// x [B,C,H,W] in channels-last layout; the same tensor if it already is.
 char* gv_channels_last(at::Tensor** out, at::Tensor* x) {
   return guarded([&] {
     if (x->size(1) == 1 && x->is_contiguous()) {
-      // One channel lies the same either way; the strides must say so, or convolutions take it for contiguous. Not by
-      // as_strided, whose backward pass copies.
+      // With one channel, both layouts are the same memory; only the strides differ, and convolutions look at them. Not by
+      // as_strided: its backward pass copies.
       *out = new at::Tensor(x->view({x->size(0), x->size(2), x->size(3), 1}).permute({0, 3, 1, 2}));
     } else if (x->is_contiguous(at::MemoryFormat::ChannelsLast)) {
       *out = new at::Tensor(*x);
@@ -166,7 +166,7 @@ char* gv_channels_last(at::Tensor** out, at::Tensor* x) {
   });
 }
 
-// x [B,C,H,W] with the pixels of a channel side by side in memory; the same tensor where they are already.
+// x [B,C,H,W] in contiguous layout; the same tensor if it already is.
 char* gv_contiguous(at::Tensor** out, at::Tensor* x) {
   return guarded([&] { *out = new at::Tensor(x->is_contiguous() ? *x : at::Tensor(Relayout::apply(*x, false))); });
 }

@@ -1,8 +1,7 @@
-// What every file of the shim shares: errors as strings, tensors as borrowed handles.
+// Shared by all files of the shim: errors as strings, tensors as borrowed handles.
 //
-// Every exported function returns nullptr on success, else a message that the caller owns and gives back to gv_free: no C++
-// exception crosses the boundary. Tensors that come in are borrowed: nothing here keeps or frees one. A tensor that goes
-// out (an `at::Tensor**`) is a new handle, owned by the caller.
+// Every exported function returns nullptr on success, else a message that the caller frees with gv_free: no C++ exception crosses
+// the boundary. Input tensors are borrowed. An output tensor (an `at::Tensor**`) is a new handle, owned by the caller.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// What layers with weights, a bias and an activation share. The activation is a (leaky) ReLU of `slope`; 1 is none.
+// Shared by layers with weights, bias and activation. The activation is a (leaky) ReLU of `slope` (1: none).
 #pragma once
 
 #include <ATen/ATen.h>
@@ -22,13 +22,13 @@ inline void activate(at::Tensor& x, double slope) {
   }
 }
 
-// The gradient before an activation of result y, from the gradient after it, by operations that autograd records.
+// The gradient before an activation from the gradient after it and the activation's output y, by operations that autograd records.
 inline at::Tensor before_activation(const at::Tensor& grad, const at::Tensor& y, double slope) {
   if (slope == 0) return at::threshold_backward(grad, y, 0);
   return slope == 1 ? grad : at::leaky_relu_backward(grad, y, slope, /*self_is_result=*/true);
 }
 
-// Keeps what `Saved` reads in the backward pass. Without an activation, y is not kept: the next layer may overwrite it.
+// Saves the tensors for the backward pass (`Saved`). Without an activation y is not saved: the next layer may overwrite it.
 inline void save(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, bool biased, const at::Tensor& y,
                  double slope) {
   ctx->save_for_backward(slope == 1 ? variable_list{x, w} : variable_list{x, w, y});
@@ -39,7 +39,7 @@ inline void save(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w,
 struct Saved {
   at::Tensor x, w, y;
   double slope;
-  // Whether the bias, the third input, wants a gradient.
+  // Whether the bias, the third input, needs a gradient.
   bool biased;
 
   explicit Saved(AutogradContext* ctx) {
@@ -51,8 +51,8 @@ struct Saved {
     if (slope != 1) y = saved[2];
   }
 
-  // From the gradient after the activation, the one before it, and that of the bias (its sum over all but the channels).
-  // By libtorch's operations: autograd records them for a second derivative.
+  // From the gradient after the activation: the gradient before it, and the bias gradient (its sum over all but the channels).
+  // By libtorch's operations, which autograd records for a second derivative.
   std::pair<at::Tensor, at::Tensor> before_activation(const at::Tensor& grad) const {
     const at::Tensor g = ganvae::before_activation(grad, y, slope);
     return {g, !biased ? at::Tensor() : g.dim() == 4 ? g.sum({0, 2, 3}) : g.sum(0)};

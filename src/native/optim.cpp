@@ -1,9 +1,9 @@
-// Adam, clipping and moving averages of many tensors in one call, none of which tch has, and Adam inside the backward pass.
+// Adam, gradient clipping and moving averages of many tensors in one call, none of which tch has, and Adam inside the backward pass.
 //
-// What the update inside the backward pass gives (AMD EPYC, AVX-512, 2 threads; with and without): peak memory of the article VAE 429
-// and 506 MB, of the article GAN 401 and 478 MB; 73.0 and 75.1, 79.3 and 79.7 ms a step. On an Intel Xeon, of all weights in place of
-// those above 2^20 alone: conv-vae 19.7 and 20.4 ms, 210 and 221 MB; small VAE 0.98 and 1.04 ms.
-// What the loop over each parameter gives over libtorch's fused Adam: small VAE (784-200-50, batch 20) 0.59 and 0.56 ms a step.
+// Gain of the update inside the backward pass (AMD EPYC, AVX-512, 2 threads; with and without): peak memory of the article VAE 429
+// and 506 MB, of the article GAN 401 and 478 MB; 73.0 and 75.1, 79.3 and 79.7 ms per step. On an Intel Xeon, for all weights and for
+// those above 2^20 only: conv-vae 19.7 and 20.4 ms, 210 and 221 MB; small VAE 0.98 and 1.04 ms.
+// Libtorch's fused Adam and the loop over each parameter: small VAE (784-200-50, batch 20) 0.59 and 0.56 ms per step.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -23,8 +23,8 @@ using namespace ganvae;
 
 namespace {
 
-// The numbers of an update, as the Rust side lays them out.
-struct Numbers {
+// The hyper-parameters of Adam, laid out as AdamSettings in Rust.
+struct AdamSettings {
   double lr, beta1, beta2, eps, weight_decay;
 };
 
@@ -33,8 +33,8 @@ struct Numbers {
 struct Factors {
   float beta2, rest1, rest2, rate, scale, eps, keep;
 
-  // 1 - beta in double: of a beta2 near 1 little would be left in float.
-  Factors(const Numbers& c, double t)
+  // 1 - beta in double: for a beta2 near 1, float would lose most digits.
+  Factors(const AdamSettings& c, double t)
       : beta2(c.beta2),
         rest1(1 - c.beta1),
         rest2(1 - c.beta2),
@@ -55,16 +55,16 @@ GANVAE_VECTOR void adam_rows(float* __restrict p, const float* __restrict g, flo
   }
 }
 
-// The gradient g in the layout of the parameter p, which the moments m and v must have too: Adam walks through all four in memory
-// order, and would apply a gradient in another layout (channels-last convolutions give such) to the wrong weights.
-at::Tensor laid_as(const at::Tensor& g, const at::Tensor& p, const at::Tensor& m, const at::Tensor& v) {
+// The gradient g in the layout of the parameter p, which the moments m and v must have too: Adam reads all four in memory order,
+// and would apply a gradient in another layout (as from channels-last convolutions) to the wrong weights.
+at::Tensor in_layout_of(const at::Tensor& g, const at::Tensor& p, const at::Tensor& m, const at::Tensor& v) {
   TORCH_CHECK(m.strides() == p.strides() && v.strides() == p.strides(), "the moments of a parameter ", p.sizes(),
-              " lie in memory otherwise than the parameter");
+              " have another memory layout than the parameter");
   TORCH_CHECK(g.sizes() == p.sizes(), "a gradient ", g.sizes(), " is not that of a parameter ", p.sizes());
   bool alike = true;
   for (int64_t d = 0; d < p.dim(); ++d) alike &= p.size(d) == 1 || g.stride(d) == p.stride(d);
   if (!alike) return at::empty_like(p).copy_(g);
-  // A dimension of one says nothing about memory, but its stride may differ.
+  // The stride of a dimension of size 1 may differ without changing the layout.
   return g.strides() == p.strides() ? g : g.as_strided(p.sizes(), p.strides());
 }
 
@@ -72,8 +72,8 @@ at::Tensor laid_as(const at::Tensor& g, const at::Tensor& p, const at::Tensor& m
 // arXiv 1711.05101, algorithm 2). `step` counts this update already. The learning rate is a double or a scalar on the device.
 template <class Rate>
 void adam(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std::vector<at::Tensor>& m,
-          const std::vector<at::Tensor>& v, const at::Tensor& step, const Rate& lr, const Numbers& c) {
-  for (size_t i = 0; i < p.size(); ++i) g[i] = laid_as(g[i], p[i], m[i], v[i]);
+          const std::vector<at::Tensor>& v, const at::Tensor& step, const Rate& lr, const AdamSettings& c) {
+  for (size_t i = 0; i < p.size(); ++i) g[i] = in_layout_of(g[i], p[i], m[i], v[i]);
   const auto plain = [](const at::Tensor& t) {
     return t.is_cpu() && t.scalar_type() == at::kFloat && t.is_non_overlapping_and_dense();
   };
@@ -84,7 +84,7 @@ void adam(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std
     for (size_t i = 0; i < p.size(); ++i) {
       float *ps = p[i].mutable_data_ptr<float>(), *ms = m[i].mutable_data_ptr<float>(), *vs = v[i].mutable_data_ptr<float>();
       const float* gs = g[i].const_data_ptr<float>();
-      // Smaller pieces take less time than it takes to wake a thread, about 10 us.
+      // Smaller chunks take less time than waking a thread, about 10 us.
       at::parallel_for(0, p[i].numel(), 1 << 15, [&](int64_t from, int64_t to) {
         adam_rows(ps + from, gs + from, ms + from, vs + from, to - from, f);
       });
@@ -92,7 +92,7 @@ void adam(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std
     }
     return;
   }
-  // One counter for all: the kernels only read it.
+  // All share one counter: the kernels only read it.
   const std::vector<at::Tensor> steps(p.size(), step);
   if (c.weight_decay == 0) {
     at::_fused_adam_(p, g, m, v, {}, steps, lr, c.beta1, c.beta2, 0.0, c.eps, /*amsgrad=*/false, /*maximize=*/false);
@@ -106,8 +106,8 @@ void adam(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std
 struct Pending {
   const std::vector<at::Tensor>&params, &exp_avgs, &exp_avg_sqs;
   const Factors factors;
-  // Whether one node alone gives a parameter its gradient.
-  const std::vector<bool> alone;
+  // Whether a parameter gets its gradient from a single node.
+  const std::vector<bool> once;
   bool* updated;
 };
 thread_local const Pending* pending = nullptr;
@@ -136,11 +136,11 @@ namespace ganvae {
 std::optional<BlockUpdate> pending_update(const at::Tensor& w) {
   if (!pending || !w.is_contiguous()) return std::nullopt;
   for (size_t i = 0; i < pending->params.size(); ++i) {
-    if (!pending->params[i].is_same(w) || !pending->alone[i]) continue;
+    if (!pending->params[i].is_same(w) || !pending->once[i]) continue;
     const at::Tensor &ms = pending->exp_avgs[i], &vs = pending->exp_avg_sqs[i];
-    laid_as(w, w, ms, vs);
+    in_layout_of(w, w, ms, vs);
     pending->updated[i] = true;
-    // As an operation of libtorch would: a backward pass that still needs the old weights must fail, not read the new ones.
+    // As libtorch's in-place operations do: a backward pass that still needs the old weights then fails.
     torch::autograd::impl::bump_version(w);
     float *p = w.mutable_data_ptr<float>(), *m = ms.mutable_data_ptr<float>(), *v = vs.mutable_data_ptr<float>();
     return [=, f = &pending->factors](int64_t from, int64_t n, const float* g) {
@@ -155,22 +155,22 @@ std::optional<BlockUpdate> pending_update(const at::Tensor& w) {
 extern "C" {
 
 // One Adam or AdamW update of n parameters. `step` is a float32 scalar that counts updates; it is increased here.
-// With `lr`, a float32 scalar on the device, in place of the host's learning rate, the update can be captured and replayed.
+// `lr`, if given, is a float32 scalar on the device and replaces the host's learning rate, so the update can be captured and replayed.
 char* gv_fused_adam(size_t n, at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
-                    at::Tensor* const* exp_avg_sqs, at::Tensor* step, at::Tensor* lr, const Numbers* numbers) {
+                    at::Tensor* const* exp_avg_sqs, at::Tensor* step, at::Tensor* lr, const AdamSettings* settings) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
     step->add_(1);
     const auto p = list(params, n), g = list(grads, n), m = list(exp_avgs, n), v = list(exp_avg_sqs, n);
-    lr ? adam(p, g, m, v, *step, *lr, *numbers) : adam(p, g, m, v, *step, numbers->lr, *numbers);
+    lr ? adam(p, g, m, v, *step, *lr, *settings) : adam(p, g, m, v, *step, settings->lr, *settings);
   });
 }
 
-// The backward pass of a scalar loss to n parameters and no further, and one update of each as in gv_fused_adam. The weights of
-// linear layers are updated inside the backward pass, block by block (`pending_update`). `reached[i]` says whether the loss has a
-// gradient with respect to parameter i; `seconds` is the time of the updates after the backward pass.
+// The backward pass of a scalar loss to n parameters, and one update of each as in gv_fused_adam. The weights of linear layers are
+// updated inside the backward pass, block by block (`pending_update`). `reached[i]`: whether parameter i has a gradient; `seconds`:
+// the time of the updates after the backward pass.
 char* gv_minimise(at::Tensor* loss, size_t n, at::Tensor* const* params, at::Tensor* const* exp_avgs,
-                  at::Tensor* const* exp_avg_sqs, at::Tensor* step, const Numbers* numbers, bool* reached,
+                  at::Tensor* const* exp_avg_sqs, at::Tensor* step, const AdamSettings* settings, bool* reached,
                   double* seconds) {
   return guarded([&] {
     const auto p = list(params, n), m = list(exp_avgs, n), v = list(exp_avg_sqs, n);
@@ -178,7 +178,7 @@ char* gv_minimise(at::Tensor* loss, size_t n, at::Tensor* const* params, at::Ten
       c10::NoGradGuard no_grad;
       step->add_(1);
     }
-    const Pending now{p, m, v, Factors(*numbers, *step->const_data_ptr<float>()), reached_once(*loss, p), reached};
+    const Pending now{p, m, v, Factors(*settings, *step->const_data_ptr<float>()), reached_once(*loss, p), reached};
     variable_list grads;
     {
       struct Clear {
@@ -195,26 +195,25 @@ char* gv_minimise(at::Tensor* loss, size_t n, at::Tensor* const* params, at::Ten
       rest_p.push_back(p[i]), rest_g.push_back(grads[i]), rest_m.push_back(m[i]), rest_v.push_back(v[i]);
     }
     c10::NoGradGuard no_grad;
-    if (!rest_p.empty()) adam(rest_p, rest_g, rest_m, rest_v, *step, numbers->lr, *numbers);
+    if (!rest_p.empty()) adam(rest_p, rest_g, rest_m, rest_v, *step, settings->lr, *settings);
     *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   });
 }
 
-// The Euclidean norm of n gradients taken as one vector, float32 scalar, and the gradients scaled down to `most` where it is
-// above that (Pascanu et al. 2013, arXiv 1211.5063, section 3.2), without waiting for the device. Not in place: two
-// parameters may have been given the same tensor as their gradient.
-char* gv_clip_grad_norm(at::Tensor** out, at::Tensor** scaled, size_t n, at::Tensor* const* grads, double most) {
+// The global L2 norm of n gradients, a float32 scalar, and the gradients scaled down to a norm of at most `max_norm` (Pascanu et al.
+// 2013, arXiv 1211.5063, section 3.2), without a synchronization. Not in place: two parameters may share one gradient tensor.
+char* gv_clip_grad_norm(at::Tensor** out, at::Tensor** scaled, size_t n, at::Tensor* const* grads, double max_norm) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
     const std::vector<at::Tensor> g = list(grads, n);
     const at::Tensor norm = at::stack(at::_foreach_norm(g)).norm();
-    const std::vector<at::Tensor> clipped = at::_foreach_mul(g, at::reciprocal(norm + 1e-6).mul_(most).clamp_max_(1));
+    const std::vector<at::Tensor> clipped = at::_foreach_mul(g, at::reciprocal(norm + 1e-6).mul_(max_norm).clamp_max_(1));
     for (size_t i = 0; i < n; ++i) scaled[i] = new at::Tensor(clipped[i]);
     *out = new at::Tensor(norm);
   });
 }
 
-// averages[i] += weight * (current[i] - averages[i]) for n pairs; `on_device`, a float32 scalar there, replaces `weight` if given.
+// averages[i] += weight * (current[i] - averages[i]) for n pairs; `on_device`, if given, is a float32 scalar that replaces `weight`.
 char* gv_foreach_lerp(size_t n, at::Tensor* const* averages, at::Tensor* const* current, double weight,
                       at::Tensor* on_device) {
   return guarded([&] {

@@ -9,11 +9,11 @@
 
 namespace ganvae {
 
-// Applies one Adam update to the n weights from number `from` on, given their gradient. Any thread may call it.
+// Applies one Adam update to the n weights from index `from`, given their gradient. Any thread may call it.
 using BlockUpdate = std::function<void(int64_t from, int64_t n, const float* g)>;
 
-// The update of the weights w, if gv_minimise runs on this thread and wants it made here. The caller must then apply it to all of
-// w, once, and give autograd no gradient of w.
+// The update of the weights w, if gv_minimise runs on this thread and w can be updated in the backward pass. The caller must then
+// apply it to all of w exactly once and return no gradient of w to autograd.
 std::optional<BlockUpdate> pending_update(const at::Tensor& w);
 
 }  // namespace ganvae

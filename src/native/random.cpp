@@ -1,4 +1,4 @@
-// Random numbers that leave libtorch's global generator alone, and that generator's state. Not for speed: tch has none of it.
+// Random numbers from a separate generator, and the state of libtorch's global one. Not for speed: tch does not bind these.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -11,13 +11,13 @@ using ganvae::guarded;
 
 extern "C" {
 
-// Fills a tensor on the CPU from a generator of its own: with standard normal numbers, or with uniform ones in [0,1). They are
-// the numbers that torch.randn and torch.rand give after torch.manual_seed(seed).
+// Fills a CPU tensor from a separate generator: standard normal, or uniform in [0,1). The numbers equal those of torch.randn and
+// torch.rand after torch.manual_seed(seed).
 char* gv_fill_random(at::Tensor* out, uint64_t seed, bool normal) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
     const auto generator = at::detail::createCPUGenerator(seed);
-    // In another layout or type, libtorch draws other numbers.
+    // For another layout or type, libtorch draws other numbers.
     const bool direct = out->is_contiguous() && out->scalar_type() == at::kFloat;
     at::Tensor numbers = direct ? *out : at::empty(out->sizes(), at::kFloat);
     normal ? numbers.normal_(0, 1, generator) : numbers.uniform_(0, 1, generator);
@@ -25,7 +25,7 @@ char* gv_fill_random(at::Tensor* out, uint64_t seed, bool normal) {
   });
 }
 
-// State of libtorch's global CPU generator: the bytes of torch.get_rng_state().
+// State of libtorch's global CPU generator, as torch.get_rng_state().
 char* gv_rng_state(at::Tensor** out) {
   return guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();

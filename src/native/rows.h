@@ -1,4 +1,4 @@
-// Loops over float32 rows in memory, compiled for each vector width; the loader picks the widest that the processor has.
+// Loops over float32 rows, compiled for each vector width; the loader picks the widest that the CPU supports.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace ganvae {
 
-// In place, rows x [R,C]: bias[r] is added (none: nothing), then a (leaky) ReLU.
+// In place on rows x [R,C]: adds bias[r] (if given), then a (leaky) ReLU.
 GANVAE_VECTOR static void shift_rows(float* __restrict x, const float* __restrict bias, float slope, int64_t rows,
                                      int64_t c) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -24,7 +24,7 @@ GANVAE_VECTOR static void shift_rows(float* __restrict x, const float* __restric
   }
 }
 
-// in [rows,cols], rows `stride` apart -> out [cols,rows], rows `out_stride` apart, in blocks that stay in the nearest cache.
+// in [rows,cols], rows `stride` apart -> out [cols,rows], rows `out_stride` apart, in blocks that fit the L1 cache.
 GANVAE_VECTOR static void transpose(const float* __restrict in, int64_t rows, int64_t cols, int64_t stride,
                              float* __restrict out, int64_t out_stride) {
   constexpr int64_t block = 16;

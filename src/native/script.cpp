@@ -19,13 +19,13 @@ using torch::jit::Module;
 
 namespace {
 
-// Where the description lies among a module's extra files.
+// Name of the description among a module's extra files.
 constexpr char kDescription[] = "ganvae.json";
 
-// A module without anything in it yet, in evaluation mode.
+// An empty module in evaluation mode.
 Module fresh(const std::string& name, const std::shared_ptr<torch::jit::CompilationUnit>& unit) {
   Module module("__torch__.ganvae." + name, unit, /*shouldMangle=*/true);
-  // What `train()` and `eval()` set, in C++ as in Python.
+  // Set by `train()` and `eval()`, in C++ and Python.
   module.register_attribute("training", c10::BoolType::get(), false);
   return module;
 }
@@ -58,7 +58,7 @@ char* gv_script_save(const char* file, const char* name, const char* description
       const std::string prefix = std::string(part_names[i]) + ".";
       for (size_t j = 0; j < tensors; ++j) {
         if (std::strncmp(keys[j], prefix.c_str(), prefix.size()) != 0) continue;
-        // Dense and on the CPU, as everyone expects; what is so already is not copied.
+        // Dense and on the CPU; copied only if it is not.
         at::Tensor value = values[j]->detach().to(at::kCPU, at::kFloat).contiguous();
         value.set_requires_grad(parameters[j]);
         part.register_parameter(keys[j] + prefix.size(), value, /*is_buffer=*/!parameters[j]);
@@ -67,7 +67,7 @@ char* gv_script_save(const char* file, const char* name, const char* description
       whole.register_module(part_names[i], part);
     }
     whole.define(methods);
-    // By way of memory: where a disk is full, libtorch's own writer throws from its destructor, which ends the process.
+    // Serialized in memory first: on a full disk, libtorch's file writer throws from its destructor, which ends the process.
     std::string bytes;
     torch::jit::ExportModule(
         whole,
@@ -92,7 +92,7 @@ char* gv_script_description(const char* file, char** out) {
   });
 }
 
-// Tells `each` every parameter and buffer of a module's file, on the CPU; the tensor's handle is the callee's own.
+// Calls `each` for every parameter and buffer of a module's file, on the CPU; the callee owns the handle.
 char* gv_script_tensors(const char* file, void* context,
                         void (*each)(void* context, const char* key, at::Tensor* value, bool parameter)) {
   return guarded([&] {

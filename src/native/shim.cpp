@@ -1,4 +1,4 @@
-// The whole shim as one translation unit: libtorch's headers take most of a compilation, and so are read once.
+// The shim as one translation unit, so that libtorch's headers, which take most of the compile time, are read once.
 #include "context.cpp"
 #include "conv.cpp"
 #include "linear.cpp"
@@ -8,5 +8,5 @@
 #include "random.cpp"
 #include "script.cpp"
 
-// Frees a message of any of the shim's functions.
+// Frees an error message of the shim.
 extern "C" void gv_free(char* message) { std::free(message); }

@@ -1,7 +1,7 @@
-// The CUDA device itself: what there is, which one and which stream are used, seeds, memory, time between events.
+// CUDA devices: properties, selection, stream, seed, memory, events.
 //
-// Like every file of this folder part of a shared library of its own, which is loaded after libtorch_cuda and never in a run
-// on the CPU; see native/build.rs and native/cuda.rs. Conventions as in guard.h.
+// Part of a separate shared library, like every file of this folder. A GPU run loads it after libtorch_cuda, a CPU run never; see
+// native/build.rs and native/cuda.rs. Conventions as in guard.h.
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -18,25 +18,25 @@ using ganvae::guarded;
 
 extern "C" {
 
-// What a device is, as the Rust side lays it out.
+// Properties of a device, laid out as in Rust.
 struct gvc_properties {
   char name[256];
   size_t total_bytes;
   int major, minor, multiprocessors;
 };
 
-// How many devices there are. Not c10's count, which answers 0 for every error: here the error says which part is missing.
+// Number of devices. Not c10's count, which returns 0 on any error: this error names the missing part.
 char* gvc_count(int* count) {
   return guarded([&] {
     const cudaError_t error = cudaGetDeviceCount(count);
     if (error == cudaSuccess) return;
-    // Else the next call would report it once more.
+    // Clear the error, or the next call reports it again.
     (void)cudaGetLastError();
     TORCH_CHECK(false, cudaGetErrorString(error));
   });
 }
 
-// The CUDA version that the driver serves, and that of the runtime: 13000 is 13.0; 0 where there is no driver.
+// The CUDA versions of the driver and the runtime: 13000 is 13.0; 0 if there is no driver.
 char* gvc_versions(int* driver, int* runtime) {
   return guarded([&] {
     C10_CUDA_CHECK(cudaDriverGetVersion(driver));
@@ -58,8 +58,7 @@ char* gvc_describe(int index, gvc_properties* out) {
   });
 }
 
-// Device `index` from now on, and on it a stream of its own for all that this thread does: a graph cannot be captured on the
-// default stream, and where all work is on one stream nothing has to wait for another.
+// Selects device `index` and a non-default stream on it for this thread: a graph cannot be captured on the default stream.
 char* gvc_select(int index) {
   return guarded([&] {
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(index));
@@ -67,7 +66,7 @@ char* gvc_select(int index) {
   });
 }
 
-// Random numbers of the current device start anew from `seed`, its offset 0; nothing is launched.
+// Seeds the current device's generator, offset 0; launches nothing.
 char* gvc_seed(uint64_t seed) {
   return guarded([&] {
     at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator();
@@ -76,12 +75,12 @@ char* gvc_seed(uint64_t seed) {
   });
 }
 
-// Waits until the current device has done all it was given.
+// Waits until the current device has finished all work.
 char* gvc_synchronize() {
   return guarded([] { c10::cuda::device_synchronize(); });
 }
 
-// The most bytes of a device that tensors held at once since the last reset, and that were taken from the driver for them.
+// Peak bytes since the last reset: allocated to tensors, and reserved from the driver.
 char* gvc_peak_bytes(int index, int64_t* held, int64_t* taken) {
   return guarded([&] {
     const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(index));
@@ -95,7 +94,7 @@ char* gvc_reset_peak(int index) {
   return guarded([&] { c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(index)); });
 }
 
-// What the allocator keeps and nothing uses goes back to the driver.
+// Returns unused cached memory to the driver.
 char* gvc_empty_cache() {
   return guarded([] {
     c10::cuda::device_synchronize();
@@ -103,7 +102,7 @@ char* gvc_empty_cache() {
   });
 }
 
-// A point in the work of the current stream, by whose distance from another time is measured. Free with gvc_free_event.
+// Records an event on the current stream, for timing. Free with gvc_free_event.
 char* gvc_record(cudaEvent_t* out) {
   return guarded([&] {
     cudaEvent_t event;
@@ -115,7 +114,7 @@ char* gvc_record(cudaEvent_t* out) {
   });
 }
 
-// Milliseconds on the device between two points, waiting for the second.
+// Milliseconds on the device between two events; waits for the second.
 char* gvc_elapsed_ms(cudaEvent_t from, cudaEvent_t to, float* ms) {
   return guarded([&] {
     C10_CUDA_CHECK(cudaEventSynchronize(to));

@@ -1,4 +1,4 @@
-// Work captured once and replayed by a single launch. Conventions as in guard.h.
+// CUDA graphs: capture and replay. Conventions as in guard.h.
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -17,12 +17,12 @@ using ganvae::guarded;
 
 extern "C" {
 
-// From here to gvc_capture_end, what this thread gives to its stream is not run but written down. The stream must not be the
-// default one (gvc_select). The default generator is part of the graph: each replay draws from the seed that it then has.
+// Until gvc_capture_end, work on this thread's stream is captured, not run. The stream must not be the default one (gvc_select).
+// The default generator is registered with the graph: each replay uses its current seed.
 char* gvc_capture_begin(CUDAGraph** out) {
   return guarded([&] {
     c10::cuda::device_synchronize();
-    // The graph has a pool of memory of its own: what the steps before it have left is free for it.
+    // The graph has its own memory pool: free the memory that earlier steps have left.
     c10::cuda::CUDACachingAllocator::emptyCache();
     auto graph = std::make_unique<CUDAGraph>();
     graph->register_generator_state(at::cuda::detail::getDefaultCUDAGenerator());
@@ -35,8 +35,7 @@ char* gvc_capture_end(CUDAGraph* graph) {
   return guarded([&] { graph->capture_end(); });
 }
 
-// Ends a capture in which something has failed. The graph is of no use and is not freed: libtorch's allocator still knows it,
-// and the process is about to end.
+// Ends a failed capture. The graph is not freed: libtorch's allocator still refers to it, and the process is about to end.
 void gvc_capture_abandon() {
   cudaGraph_t graph = nullptr;
   (void)cudaStreamEndCapture(c10::cuda::getCurrentCUDAStream(), &graph);
@@ -48,7 +47,7 @@ char* gvc_replay(CUDAGraph* graph) {
 }
 
 void gvc_free_graph(CUDAGraph* graph) {
-  // A launch that is under way still uses the graph's memory.
+  // A running replay still uses the graph's memory.
   (void)cudaDeviceSynchronize();
   delete graph;
 }
