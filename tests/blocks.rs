@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use common::python::{python, run_script, write_expected};
 use ganvae::export::{self, Format, Origin, example};
 use ganvae::native::{self, MatmulBackend};
-use ganvae::nets::cost::Product;
+use ganvae::nets::cost::MatmulOp;
 use ganvae::nets::graph::{Builder, ConvSpec, Function, Graph, Init, Op, Port, Value};
 use ganvae::nets::{Kernels, Layout, Mode};
 use tch::nn::VarStore;
@@ -24,7 +24,7 @@ struct Block {
     vars: VarStore,
     graph: Graph,
     plain: fn(&Plain, &[Tensor]) -> Vec<Tensor>,
-    products: Vec<Product>,
+    matmuls: Vec<MatmulOp>,
     /// Multiplications and additions for one image, counted by hand.
     flops: i64,
 }
@@ -34,7 +34,7 @@ impl Block {
         name: &'static str,
         build: impl FnOnce(&mut Builder) -> Result<()>,
         plain: fn(&Plain, &[Tensor]) -> Vec<Tensor>,
-        products: Vec<Product>,
+        matmuls: Vec<MatmulOp>,
         flops: i64,
     ) -> Block {
         tch::manual_seed(3);
@@ -52,7 +52,7 @@ impl Block {
             };
             tch::no_grad(|| t.shallow_clone().copy_(&value));
         }
-        Block { vars, graph, plain, products, flops }
+        Block { vars, graph, plain, matmuls, flops }
     }
 
     fn name(&self) -> &'static str {
@@ -214,9 +214,9 @@ fn same(kernel: i64, groups: i64) -> ConvSpec {
     ConvSpec { groups, ..ConvSpec::same(kernel) }
 }
 
-fn conv_product([from, to]: [i64; 2], side: i64, spec: ConvSpec) -> Product {
+fn conv_op([from, to]: [i64; 2], side: i64, spec: ConvSpec) -> MatmulOp {
     let ConvSpec { kernel, stride, padding, groups, transposed, .. } = spec;
-    Product::Conv { from, to, height: side, width: side, kernel, stride, padding, groups, transposed }
+    MatmulOp::Conv { from, to, height: side, width: side, kernel, stride, padding, groups, transposed }
 }
 
 /// Group normalisation, SiLU, grouped convolution, twice, beside a convolution that changes the channels.
@@ -241,13 +241,9 @@ fn residual() -> Block {
         let sum = p.conv("conv2", &h, 1, 1, 2) + p.conv("skip", &x[0], 1, 0, 1);
         vec![sum.clamp_min(0.0) + sum.clamp_max(0.0) * 0.2]
     };
-    let products = vec![
-        conv_product([8, 12], 6, same(3, 4)),
-        conv_product([12, 12], 6, same(3, 2)),
-        conv_product([8, 12], 6, skip),
-    ];
+    let matmuls = vec![conv_op([8, 12], 6, same(3, 4)), conv_op([12, 12], 6, same(3, 2)), conv_op([8, 12], 6, skip)];
     // 36 pixels of 12 channels: 2 inputs of 9 pixels each, 6 of 9, 8 of 1.
-    Block::new("residual", build, plain, products, 2 * 36 * 12 * (2 * 9 + 6 * 9 + 8))
+    Block::new("residual", build, plain, matmuls, 2 * 36 * 12 * (2 * 9 + 6 * 9 + 8))
 }
 
 /// The generator's block of SNGAN: batch normalisation and upsampling, beside an upsampled convolution.
@@ -276,12 +272,8 @@ fn upsampling() -> Block {
         let sum = p.conv("conv2", &h, 1, 2, 1) + p.conv("skip", &repeat(&x[0], 2), 1, 0, 1);
         vec![repeat(&sum, 3).tanh() * 0.5 + 0.5]
     };
-    let products = vec![
-        conv_product([6, 5], 8, same(3, 1)),
-        conv_product([5, 3], 8, same(5, 1)),
-        conv_product([6, 3], 8, same(1, 1)),
-    ];
-    Block::new("upsampling", build, plain, products, 2 * 64 * (5 * 6 * 9 + 3 * 5 * 25 + 3 * 6))
+    let matmuls = vec![conv_op([6, 5], 8, same(3, 1)), conv_op([5, 3], 8, same(5, 1)), conv_op([6, 3], 8, same(1, 1))];
+    Block::new("upsampling", build, plain, matmuls, 2 * 64 * (5 * 6 * 9 + 3 * 5 * 25 + 3 * 6))
 }
 
 /// Self-attention over the pixels of an image with two heads of four channels.
@@ -311,17 +303,17 @@ fn attention() -> Block {
         let mixed = Tensor::einsum("bhcj,bhij->bhci", &[v, softmax(&scores)], None::<i64>);
         vec![&x[0] + p.conv("out", &mixed.reshape([-1, 8, 4, 4]), 1, 0, 1)]
     };
-    let conv = conv_product([8, 8], 4, same(1, 1));
-    let products = vec![
+    let conv = conv_op([8, 8], 4, same(1, 1));
+    let matmuls = vec![
         conv,
         conv,
         conv,
-        Product::MatMul { batch: 2, m: 16, k: 4, n: 16 },
-        Product::MatMul { batch: 2, m: 4, k: 16, n: 16 },
+        MatmulOp::MatMul { batch: 2, m: 16, k: 4, n: 16 },
+        MatmulOp::MatMul { batch: 2, m: 4, k: 16, n: 16 },
         conv,
     ];
     // Four convolutions of 64 weights at 16 pixels; twice, for two heads, 256 pairs of pixels with 4 channels.
-    Block::new("attention", build, plain, products, 2 * (4 * 64 * 16 + 2 * 2 * 256 * 4))
+    Block::new("attention", build, plain, matmuls, 2 * (4 * 64 * 16 + 2 * 2 * 256 * 4))
 }
 
 /// A generator of a class: batch normalisation whose scale and shift follow from an embedding of the label.
@@ -354,10 +346,10 @@ fn conditional() -> Block {
         let h = (normal * (scale + 1.0) + shift).clamp_min(0.0);
         vec![sigmoid(&p.conv_transpose("image", &h, 2, 1, 2))]
     };
-    let linear = |from, to| Product::Linear { rows: 1, from, to };
-    let products = vec![linear(5, 54), linear(4, 6), linear(4, 6), conv_product([6, 4], 3, up)];
+    let linear = |from, to| MatmulOp::Linear { rows: 1, from, to };
+    let matmuls = vec![linear(5, 54), linear(4, 6), linear(4, 6), conv_op([6, 4], 3, up)];
     // Each of the 9 pixels of the transposed convolution's input meets 6 times 2 kernels of 9.
-    Block::new("conditional", build, plain, products, 2 * (5 * 54 + 2 * 4 * 6 + 9 * 6 * 2 * 9))
+    Block::new("conditional", build, plain, matmuls, 2 * (5 * 54 + 2 * 4 * 6 + 9 * 6 * 2 * 9))
 }
 
 /// Features of two images side by side, pooled, to one number; features are outputs too, one of them twice.
@@ -388,12 +380,9 @@ fn joined() -> Block {
         let logits = p.linear("score", &pooled.reshape([-1, 18])).reshape([-1]);
         vec![logits, both.shallow_clone(), both, a.clamp_min(0.0)]
     };
-    let products = vec![
-        conv_product([3, 4], 4, wide),
-        conv_product([2, 5], 4, halved),
-        Product::Linear { rows: 1, from: 18, to: 1 },
-    ];
-    Block::new("joined", build, plain, products, 2 * (4 * 4 * 3 * 25 + 4 * 5 * 2 * 4 + 18))
+    let matmuls =
+        vec![conv_op([3, 4], 4, wide), conv_op([2, 5], 4, halved), MatmulOp::Linear { rows: 1, from: 18, to: 1 }];
+    Block::new("joined", build, plain, matmuls, 2 * (4 * 4 * 3 * 25 + 4 * 5 * 2 * 4 + 18))
 }
 
 /// Six tokens of ten numbers: layer normalisation, two linear layers on each, and products of all four kinds of transposition.
@@ -422,16 +411,16 @@ fn tokens() -> Block {
         let turned = sum.reshape([-1, 10, 6]).transpose(1, 2);
         vec![mean.transpose(1, 2).bmm(&sum), turned.bmm(&mean.transpose(1, 2))]
     };
-    let matmul = |m, k, n| Product::MatMul { batch: 1, m, k, n };
-    let products = vec![
-        Product::Linear { rows: 6, from: 10, to: 16 },
-        Product::Linear { rows: 6, from: 16, to: 10 },
+    let matmul = |m, k, n| MatmulOp::MatMul { batch: 1, m, k, n };
+    let matmuls = vec![
+        MatmulOp::Linear { rows: 6, from: 10, to: 16 },
+        MatmulOp::Linear { rows: 6, from: 16, to: 10 },
         matmul(6, 10, 6),
         matmul(6, 6, 10),
         matmul(10, 6, 10),
         matmul(6, 10, 6),
     ];
-    Block::new("tokens", build, plain, products, 2 * (6 * 160 * 2 + 360 + 360 + 600 + 360))
+    Block::new("tokens", build, plain, matmuls, 2 * (6 * 160 * 2 + 360 + 360 + 600 + 360))
 }
 
 /// Convolutions of other kernels, strides and groups, both ways, and those that have kernels of their own.
@@ -463,17 +452,17 @@ fn kernels() -> Block {
         let h = p.conv("large", &silu(&p.conv_transpose("doubling", &h, 2, 1, 1)), 3, 2, 1);
         vec![p.conv_transpose("kept", &sigmoid(&p.conv_transpose("patch", &h, 2, 0, 1)), 1, 1, 2)]
     };
-    let products = vec![
-        conv_product([2, 6], 16, ConvSpec::halving()),
-        conv_product([6, 4], 8, grouped),
-        conv_product([4, 4], 4, ConvSpec::doubling()),
-        conv_product([4, 3], 8, large),
-        conv_product([3, 4], 2, patch),
-        conv_product([4, 2], 4, kept),
+    let matmuls = vec![
+        conv_op([2, 6], 16, ConvSpec::halving()),
+        conv_op([6, 4], 8, grouped),
+        conv_op([4, 4], 4, ConvSpec::doubling()),
+        conv_op([4, 3], 8, large),
+        conv_op([3, 4], 2, patch),
+        conv_op([4, 2], 4, kept),
     ];
     let halving = 64 * 6 * 2 * 16 + 16 * 4 * 3 * 16;
     let other = 16 * 4 * 4 * 16 + 4 * 3 * 4 * 49 + 4 * 3 * 4 * 4 + 16 * 4 * 9;
-    Block::new("kernels", build, plain, products, 2 * (halving + other))
+    Block::new("kernels", build, plain, matmuls, 2 * (halving + other))
 }
 
 fn blocks() -> Vec<Block> {
@@ -484,11 +473,11 @@ fn blocks() -> Vec<Block> {
 fn every_way(block: &mut Block, mut work: impl FnMut(&Block, &str)) {
     for &kernels in Kernels::value_variants() {
         for &layout in Layout::value_variants() {
-            for &products in MatmulBackend::value_variants() {
+            for &matmul in MatmulBackend::value_variants() {
                 let compute = &mut block.graph.compute;
-                (compute.kernels, compute.layout, compute.products) = (kernels, layout, products);
+                (compute.kernels, compute.layout, compute.matmul) = (kernels, layout, matmul);
                 compute.arrange_weights(&block.vars).unwrap();
-                work(block, &format!("{} by {kernels:?}, {layout:?}, {products:?}", block.name()));
+                work(block, &format!("{} by {kernels:?}, {layout:?}, {matmul:?}", block.name()));
             }
         }
     }
@@ -546,8 +535,8 @@ fn training_moves_running_statistics_by_a_tenth() {
 #[test]
 fn costs_are_those_counted_by_hand() {
     for block in blocks() {
-        let products: Vec<Product> = block.graph.products().into_iter().map(|(product, _)| product).collect();
-        assert_eq!(products, block.products, "{}", block.name());
+        let matmuls: Vec<MatmulOp> = block.graph.matmuls().into_iter().map(|(op, _)| op).collect();
+        assert_eq!(matmuls, block.matmuls, "{}", block.name());
         assert_eq!(block.graph.flops(), block.flops as f64, "{}", block.name());
     }
 }

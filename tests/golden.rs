@@ -13,10 +13,10 @@ use ganvae::models::gan::{Gan, GanSpec};
 use ganvae::models::losses::adversarial::GanLoss;
 use ganvae::models::losses::likelihood::Likelihood;
 use ganvae::models::noise::Noise;
-use ganvae::models::optimizer::Hyper;
+use ganvae::models::optimizer::OptimizerSettings;
 use ganvae::models::vae::{Vae, VaeSpec};
 use ganvae::models::{Model, Part, StepContext, Visit};
-use ganvae::native::AdamStep;
+use ganvae::native::AdamSettings;
 use ganvae::nets::graph::Init;
 use ganvae::nets::{Activation, Arch, Compute, Kernels, Layout, MatmulBackend, Mode, NetSpec, Shape};
 use tch::{Device, Kind, Tensor};
@@ -134,10 +134,10 @@ fn cx() -> StepContext<'static> {
 /// Every way in which the layers can be computed: each must give PyTorch's values.
 fn all_ways() -> Vec<Compute> {
     let mut all = Vec::new();
-    for &products in MatmulBackend::value_variants() {
+    for &matmul in MatmulBackend::value_variants() {
         for &layout in Layout::value_variants() {
             for &kernels in Kernels::value_variants() {
-                all.push(Compute { products, layout, kernels, ..Compute::default() });
+                all.push(Compute { matmul, layout, kernels, ..Compute::default() });
             }
         }
     }
@@ -150,7 +150,7 @@ fn check_vae(case: &str, spec: VaeSpec) {
     }
 }
 
-fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
+fn check_gan(case: &str, spec: GanSpec, hyper: AdamSettings) {
     for compute in all_ways() {
         check_gan_in(compute, case, spec.clone(), hyper);
     }
@@ -158,9 +158,9 @@ fn check_gan(case: &str, spec: GanSpec, hyper: AdamStep) {
 
 fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
+    let hyper = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
     let beta = spec.beta;
-    let mut vae = Vae::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut vae = Vae::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
     vae.set_compute(compute).unwrap();
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
@@ -183,9 +183,9 @@ fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
 }
 
-fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamStep) {
+fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamSettings) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let mut gan = Gan::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
     gan.set_compute(compute).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
@@ -285,13 +285,13 @@ fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
 
 #[test]
 fn the_articles_gan_updates_as_in_pytorch() {
-    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
+    let hyper = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
     check_gan("gan-mlp-ns", mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu), hyper);
 }
 
 #[test]
 fn the_literal_minimax_gan_updates_as_in_pytorch() {
-    let hyper = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamStep::default() };
+    let hyper = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
     check_gan("gan-mlp-minimax", mlp_gan(GanLoss::Minimax, Activation::Relu), hyper);
 }
 
@@ -305,7 +305,7 @@ fn dcgan_updates_as_in_pytorch() {
         loss: GanLoss::NonSaturating,
         ema: 0.0,
     };
-    check_gan("gan-conv", spec, AdamStep { lr: 2e-4, beta1: 0.5, beta2: 0.999, ..AdamStep::default() });
+    check_gan("gan-conv", spec, AdamSettings { lr: 2e-4, beta1: 0.5, beta2: 0.999, ..AdamSettings::default() });
 }
 
 /// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); running statistics are averaged as weights are.
@@ -315,9 +315,9 @@ fn the_shown_generator_is_the_moving_average() {
     spec.ema = 0.4;
     spec.shape = shape(1, 8, 8);
     spec.generator = net(Arch::Conv, &[5], 2, Activation::Relu, true);
-    let hyper = AdamStep { lr: 0.05, beta1: 0.5, beta2: 0.9, ..AdamStep::default() };
+    let hyper = AdamSettings { lr: 0.05, beta1: 0.5, beta2: 0.9, ..AdamSettings::default() };
     tch::manual_seed(4);
-    let mut gan = Gan::new(spec, Hyper { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
     let weights = |gan: &mut Gan| {
         let mut state = Collect::default();
         gan.visit(&mut state).unwrap();
@@ -347,7 +347,7 @@ fn the_shown_generator_is_the_moving_average() {
 fn each_player_updates_itself_alone() {
     let spec = mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu);
     tch::manual_seed(5);
-    let mut gan = Gan::new(spec, Hyper::default(), Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
     let state = |gan: &mut Gan| {
         let mut state = Collect::default();
         gan.visit(&mut state).unwrap();

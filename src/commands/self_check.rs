@@ -16,7 +16,7 @@ use crate::config::training::{BATCH_SIZE, PRESET};
 use crate::config::{self, Config};
 use crate::data::{TEST_LIMIT, TRAIN_LIMIT};
 use crate::models::gan::{DISCRIMINATOR_HIDDEN, EMA, GENERATOR_HIDDEN};
-use crate::models::optimizer::{ADAM_EPS, CLIP_NORM, Hyper, LR, WEIGHT_DECAY};
+use crate::models::optimizer::{ADAM_EPS, CLIP_NORM, LR, OptimizerSettings, WEIGHT_DECAY};
 use crate::models::tuning::{DETERMINISTIC, TUNE};
 use crate::models::vae::{DECODER_HIDDEN, ENCODER_HIDDEN, KL_WARMUP};
 use crate::models::{ModelKind, Part};
@@ -319,7 +319,7 @@ impl CheckCase<'_> {
     fn updates(&self, all: &mut Vec<CheckResult>) -> Result<()> {
         let (config, mut run) = self.run_on_device(Settings::default().with(&WEIGHT_DECAY, 0.1))?;
         // The last of these is a replay, where steps are captured.
-        let (done, c) = (9, Hyper::from_settings(&config.settings)?.adam);
+        let (done, c) = (9, OptimizerSettings::from_settings(&config.settings)?.adam);
         for step in 0..done {
             run.step(step)?;
         }

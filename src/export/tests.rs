@@ -1,7 +1,7 @@
 //! Tests of exports that need no other program: what is compared, what is refused, what stays.
 
 use super::*;
-use crate::models::optimizer::Hyper;
+use crate::models::optimizer::OptimizerSettings;
 use crate::models::vae::{Vae, VaeSpec};
 use crate::nets::graph::Init;
 use crate::nets::{Activation, Arch, NetSpec, Shape};
@@ -22,7 +22,7 @@ fn vae() -> Vae {
     let likelihood = crate::models::losses::likelihood::Likelihood::Bernoulli;
     let spec =
         VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta: 1.0, kl_warmup_steps: 0 };
-    Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
+    Vae::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap()
 }
 
 fn origin() -> Origin {

@@ -1,6 +1,6 @@
-//! The generative adversarial network: one update of both players.
+//! The GAN: one update of generator and discriminator.
 //!
-//! Goodfellow et al. 2014 (arXiv 1406.2661). Never sees files, paths or ranks.
+//! Goodfellow et al. 2014 (arXiv 1406.2661). Knows no files, paths or ranks.
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
@@ -9,7 +9,7 @@ use super::losses::adversarial::{GAN_LOSS, GanLoss};
 use super::moving_average::MovingAverage;
 use super::network::Network;
 use super::noise::Noise;
-use super::optimizer::{Adam, Hyper};
+use super::optimizer::{Adam, OptimizerSettings};
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
@@ -20,18 +20,18 @@ use crate::nets::cost::Work;
 use crate::nets::graph::{Function, Op, Port, Value};
 use crate::nets::{Activation, LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
 
-/// Everything that decides a GAN's mathematics.
+/// Architecture and loss of a GAN.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GanSpec {
     /// Shape of the images.
     pub shape: Shape,
-    /// Z.
+    /// Z, the latent width.
     pub latent: i64,
     /// The generator's layers.
     pub generator: NetSpec,
     /// The discriminator's layers.
     pub discriminator: NetSpec,
-    /// What the players minimise.
+    /// The loss of both networks.
     pub loss: GanLoss,
     /// Decay of the generator's moving average; 0 keeps none.
     pub ema: f64,
@@ -47,20 +47,20 @@ pub static DISCRIMINATOR_HIDDEN: Setting<Vec<i64>> =
 
 /// See [`GanSpec::ema`].
 pub static EMA: Setting<f64> =
-    Setting::number("ema", "Decay of the generator's moving average, which pictures and exports show; 0 for none")
+    Setting::number("ema", "Decay of the generator's moving average, used for sample grids and exports; 0 for none")
         .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
         .default("0", "Goodfellow et al. 2014 have none")
         .value_name("DECAY");
 
-/// What only a GAN has.
+/// The settings of a GAN.
 pub static SETTINGS: Group =
     Group { heading: "GAN", settings: &[&GENERATOR_HIDDEN, &DISCRIMINATOR_HIDDEN, &GAN_LOSS, &EMA] };
 
 impl GanSpec {
-    /// What the settings ask for, of images of this shape.
+    /// The GAN that the settings describe, for images of this shape.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] for settings that do not fit together.
+    /// [`crate::base::usage::Usage`] for contradictory settings.
     pub fn from_settings(s: &Settings, shape: Shape) -> Result<Self> {
         let generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
         Ok(GanSpec {
@@ -74,13 +74,13 @@ impl GanSpec {
     }
 }
 
-/// Two players, two optimizers.
+/// Two networks, two optimizers.
 #[derive(Debug)]
 pub struct Gan {
     spec: GanSpec,
     generator: Network,
     discriminator: Network,
-    /// Where the generator computes its images and the discriminator its logits.
+    /// The generator's images and the discriminator's logits in their graphs.
     images: Value,
     logits: Value,
     adam_g: Adam,
@@ -89,7 +89,7 @@ pub struct Gan {
     scalars: Vec<Scalar>,
 }
 
-/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, moved from [−1,1].
+/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1].
 fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     Network::new("generator", device, spec.generator.init, |b| {
         let z = b.input(Port::new("z", &[spec.latent], "latents, from N(0, I)"))?;
@@ -102,7 +102,7 @@ fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     })
 }
 
-/// x [B,C,H,W] in [0,1] -> logits [B]; the images are moved to [−1,1] before the first layer.
+/// x [B,C,H,W] in [0,1] -> logits [B]; the images are rescaled to [−1,1] before the first layer.
 fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     Network::new("discriminator", device, spec.discriminator.init, |b| {
         let x = b.input(Port::images("x", &spec.shape.dims(), "images"))?;
@@ -116,7 +116,7 @@ fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     })
 }
 
-/// The values of one update, scalars.
+/// The values of one update, all scalars.
 #[derive(Debug)]
 pub struct GanTerms {
     /// The discriminator's loss before its update, nats.
@@ -127,13 +127,13 @@ pub struct GanTerms {
     pub d_real: Tensor,
     /// Mean logit of generated images, before the discriminator's update.
     pub d_fake: Tensor,
-    /// Share of the images, real and generated alike, that the discriminator takes for what they are.
+    /// Share of the images, real and generated, that the discriminator classifies correctly.
     pub d_accuracy: Tensor,
-    /// Standard deviation of a pixel over the generated batch, over that of the real one: near 0, all are the same image.
+    /// Ratio of the pixels' standard deviation over the generated batch to that over the real batch; near 0: all images are the same.
     pub diversity: Tensor,
 }
 
-/// What [`GanTerms`] are to a reader, in their order.
+/// Descriptions of [`GanTerms`], in their order.
 fn scalars(loss: GanLoss) -> Vec<Scalar> {
     let [d, g] = loss.equilibrium();
     vec![
@@ -151,8 +151,7 @@ fn spread(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_sub(&x.f_mean_dim(0, true, Kind::Float)?)?.f_square()?.f_mean(Kind::Float)?)
 }
 
-/// Spread of the generated images over that of the real ones, as standard deviations; 1 where the real ones are all alike, as
-/// in a batch of one.
+/// See [`GanTerms::diversity`]; 1 if the real images are identical, as in a batch of one.
 fn diversity(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     let real = spread(real)?;
     let ratio = spread(fake)?.f_div(&real.f_clamp_min(1e-8)?)?.f_sqrt()?;
@@ -165,7 +164,7 @@ impl GanTerms {
         Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [6]
     }
 
-    /// The losses, and what else follows from real and generated images [B,C,H,W] and the logits [B] of each.
+    /// From the losses, and the real and generated images [B,C,H,W] and their logits [B].
     fn new(losses: (Tensor, Tensor), images: (&Tensor, &Tensor), logits: (&Tensor, &Tensor)) -> Result<Self> {
         let ((d_loss, g_loss), (real, fake)) = (losses, logits);
         tch::no_grad(|| {
@@ -187,7 +186,7 @@ impl Gan {
     ///
     /// # Errors
     /// When the architecture cannot make images of this shape.
-    pub fn new(spec: GanSpec, hyper: Hyper, device: Device) -> Result<Self> {
+    pub fn new(spec: GanSpec, hyper: OptimizerSettings, device: Device) -> Result<Self> {
         let (g, images) = generator(&spec, device)?;
         let (d, logits) = discriminator(&spec, device)?;
         let average = match spec.ema > 0.0 {
@@ -217,22 +216,22 @@ impl Gan {
         self.discriminator.graph.forward_one(x, self.logits, mode)
     }
 
-    /// Logits of real and generated images: one pass where the layers treat each image alone, else one for each, because
-    /// batch statistics of the mixture would tell the two apart.
+    /// Logits of real and generated images: in one pass, or in two with batch normalisation, whose statistics over a mixed batch
+    /// would reveal the class.
     fn judge_both(&self, real: &Tensor, fake: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
         if mode != Mode::Eval && self.discriminator.graph.has_batch_norm() {
             return Ok((self.judge(real, mode)?, self.judge(fake, mode)?));
         }
         let logits = self.judge(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
-        // One operation of the backward pass; two slices would be five.
+        // One backward operation; two slices would take five.
         let mut both = logits.f_split_with_sizes([real.size()[0], fake.size()[0]], 0)?.into_iter();
-        both.next().zip(both.next()).context("the logits of two batches are not two")
+        both.next().zip(both.next()).context("the split did not give two tensors of logits")
     }
 
     /// One update of the discriminator, then of the generator, on real x [B,C,H,W] in [0,1] and noise z [B,Z].
     ///
-    /// Both players use the same generated images: the generator runs once (as in PyTorch's DCGAN example). Only the
-    /// gradients of the player being updated are computed. `minimise` is [`Adam::minimise`], or what a test puts in its place.
+    /// Both updates use the same generated images: the generator runs once (as in PyTorch's DCGAN example). Only the gradients of
+    /// the network being updated are computed. `minimise` is [`Adam::minimise`]; tests pass another.
     ///
     /// # Errors
     /// libtorch's.
@@ -346,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_won_game_and_a_collapse_are_worrying_and_an_explosion_has_a_limit() {
+    fn warns_of_a_dominant_discriminator_and_mode_collapse_and_limits_the_loss() {
         let net = NetSpec {
             arch: crate::nets::Arch::Mlp,
             hidden: vec![2],
@@ -358,7 +357,7 @@ mod tests {
         let shape = Shape { channels: 1, height: 2, width: 3 };
         let (generator, discriminator) = (net.clone(), net);
         let spec = GanSpec { shape, latent: 2, generator, discriminator, loss: GanLoss::NonSaturating, ema: 0.0 };
-        let gan = Gan::new(spec, Hyper::default(), Device::Cpu).unwrap();
+        let gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let worries = |accuracy, diversity| gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, diversity]).join(" and ");
         assert_eq!(worries(0.9, 0.7), "");
         assert!(worries(0.999, 0.7).starts_with("the discriminator has won"));
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn accuracy_and_diversity_are_what_their_names_say() {
+    fn accuracy_and_diversity_have_the_expected_values() {
         let scalar = || Tensor::from(0f32);
         let terms = |real: &[f32], fake: &[f32], images: (&Tensor, &Tensor)| {
             let (real, fake) = (Tensor::from_slice(real), Tensor::from_slice(fake));

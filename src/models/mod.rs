@@ -1,4 +1,4 @@
-//! What a model is: networks, optimizers, one update, scores. Saving, loading, exporting and counting are loops over those.
+//! The [`Model`] trait: networks, optimizers, one update, scores. Saving, loading and exporting are loops over these.
 
 pub mod gan;
 pub mod losses;
@@ -26,7 +26,7 @@ use network::Network;
 use noise::Noise;
 use optimizer::Adam;
 
-/// The kinds of models there are.
+/// The kinds of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModelKind {
     /// A variational autoencoder.
@@ -42,7 +42,7 @@ impl std::fmt::Display for ModelKind {
 }
 
 impl ModelKind {
-    /// The settings of such a model.
+    /// The settings of this kind of model.
     pub fn settings(self) -> [&'static Group; 3] {
         let own = match self {
             ModelKind::Vae => &vae::SETTINGS,
@@ -51,7 +51,7 @@ impl ModelKind {
         [&nets::SETTINGS, own, &optimizer::SETTINGS]
     }
 
-    /// Refuses settings that do not fit together, whatever the images.
+    /// Refuses contradictory settings, independently of the images.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`].
@@ -61,15 +61,15 @@ impl ModelKind {
             ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, 1).map(drop)?,
             ModelKind::Gan => gan::GanSpec::from_settings(s, shape).map(drop)?,
         }
-        optimizer::Hyper::from_settings(s).map(drop)
+        optimizer::OptimizerSettings::from_settings(s).map(drop)
     }
 
     /// A model with fresh weights from libtorch's current random state, for images of this shape, `per_epoch` updates an epoch.
     ///
     /// # Errors
-    /// When the architecture cannot take images of this shape; [`crate::base::usage::Usage`] for settings that do not fit together.
+    /// When the architecture does not support this image shape; [`crate::base::usage::Usage`] for contradictory settings.
     pub fn build(self, s: &Settings, shape: Shape, per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
-        let hyper = optimizer::Hyper::from_settings(s)?;
+        let hyper = optimizer::OptimizerSettings::from_settings(s)?;
         Ok(match self {
             ModelKind::Vae => {
                 Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, per_epoch)?, hyper, device)?)
@@ -80,33 +80,33 @@ impl ModelKind {
     }
 }
 
-/// What a step is given beside its batch.
+/// The arguments of a step in addition to its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct StepContext<'a> {
     /// The step's random numbers, by name.
     pub noise: &'a Noise,
-    /// Told as each phase of the step ends.
+    /// Measures the phases of the step.
     pub timer: &'a StepTimer,
-    /// Whether the step may be captured: it then reads every number that changes from step to step from the device.
+    /// Whether the step may be captured: it then reads every number that changes between steps from device memory.
     pub on_device: bool,
 }
 
 /// One kind of model: a VAE or a GAN with its optimizers.
 pub trait Model {
-    /// One update. Returns the first [`Model::measured`] of [`Model::scalars`] as one detached tensor [K] that stays on the
-    /// device: a step never waits for it.
+    /// One update. Returns the first [`Model::measured`] of [`Model::scalars`] as one detached tensor [K] on the device: a step does
+    /// not synchronize.
     ///
     /// # Errors
-    /// libtorch's: memory, or an x of another shape.
+    /// libtorch's: out of memory, or an x of another shape.
     fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor>;
 
-    /// The same values on a held-out batch, without an update or any other change; tensor [K].
+    /// The same values on a held-out batch, tensor [K]; changes no state.
     ///
     /// # Errors
     /// As [`Model::step`].
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor>;
 
-    /// Sets what follows a schedule for the update after `step` updates. Called on the host before each step.
+    /// Sets the scheduled values for the update after `step` updates. Called on the host before each step.
     ///
     /// # Errors
     /// libtorch's.
@@ -114,10 +114,10 @@ pub trait Model {
         Ok(())
     }
 
-    /// What is logged: the measured values, then those that follow from them.
+    /// The logged values: first the measured ones, then those computed from them.
     fn scalars(&self) -> &[Scalar];
 
-    /// How many of the scalars a step measures.
+    /// K: number of scalars that a step returns.
     fn measured(&self) -> usize {
         self.scalars().len()
     }
@@ -127,13 +127,13 @@ pub trait Model {
         measured.to_vec()
     }
 
-    /// Which scalar says how good a model is when it is held-out (less is better); none where none does, as in a game,
-    /// whose losses say how the players stand to each other.
+    /// Index of the scalar whose held-out value ranks checkpoints (less is better); none for a GAN, as its losses do not measure
+    /// quality.
     fn criterion(&self) -> Option<usize> {
         None
     }
 
-    /// What is worrying if these means are those of many updates: a sentence each, which says what to try.
+    /// Warnings about these means over many updates: a sentence each, with what to try.
     fn warnings(&self, _measured: &[f64]) -> Vec<&'static str> {
         Vec::new()
     }
@@ -141,22 +141,22 @@ pub trait Model {
     /// The networks, in a fixed order.
     fn networks(&self) -> Vec<&Network>;
 
-    /// [`Model::networks`], to be changed.
+    /// [`Model::networks`], mutable.
     fn networks_mut(&mut self) -> Vec<&mut Network>;
 
     /// The optimizers, in a fixed order.
     fn optimizers(&self) -> Vec<&Adam>;
 
-    /// [`Model::optimizers`], to be changed.
+    /// [`Model::optimizers`], mutable.
     fn optimizers_mut(&mut self) -> Vec<&mut Adam>;
 
-    /// The matrix products and convolutions of one step on `batch` images.
+    /// The matmuls and convolutions of one step on `batch` images.
     fn work(&self, batch: i64) -> Vec<Work>;
 
     /// Z: width of the latent vector.
     fn latent(&self) -> i64;
 
-    /// The networks that exports and pictures are of: averaged weights where the model keeps an average.
+    /// The networks used for exports and pictures: with averaged weights if the model keeps a moving average.
     fn exported(&self) -> Vec<&Graph> {
         let all = self.networks();
         let average = |name| all.iter().copied().find(|n| n.average && n.graph.name() == name);
@@ -169,12 +169,11 @@ pub trait Model {
     /// As [`Model::step`].
     fn decode(&self, z: &Tensor) -> Result<Tensor> {
         let takes_z = |graph: &&Graph| graph.inputs().iter().any(|port| port.name == "z");
-        let decoder = self.exported().into_iter().find(takes_z).context("no network takes latents")?;
-        decoder.evaluate(&[z])?.pop().context("a decoder gives images")
+        let decoder = self.exported().into_iter().find(takes_z).context("no network has an input z")?;
+        decoder.evaluate(&[z])?.pop().context("the decoder has no output")
     }
 
-    /// The posterior of x [N,C,H,W] in [0,1] in evaluation mode: (mu [N,Z], logvar [N,Z]); none where a model has no encoder
-    /// (a GAN).
+    /// The posterior of x [N,C,H,W] in [0,1] in evaluation mode: (mu [N,Z], logvar [N,Z]); none without an encoder (GAN).
     ///
     /// # Errors
     /// As [`Model::step`].
@@ -185,7 +184,7 @@ pub trait Model {
         Ok(outputs.next().zip(outputs.next()))
     }
 
-    /// The model's own picture of x [N,C,H,W] in [0,1]: same shape; none where a model cannot (a GAN).
+    /// Reconstruction of x [N,C,H,W] in [0,1]: same shape; none without an encoder (GAN).
     ///
     /// # Errors
     /// As [`Model::step`].
@@ -193,10 +192,10 @@ pub trait Model {
         self.encode(x)?.map(|(mu, _)| self.decode(&mu)).transpose()
     }
 
-    /// How the operations are computed from now on; results stay equal to rounding.
+    /// Sets how the operations are computed; results stay equal to rounding.
     ///
     /// # Errors
-    /// libtorch's, when memory ends.
+    /// libtorch's, when out of memory.
     fn set_compute(&mut self, compute: Compute) -> Result<()> {
         for network in self.networks_mut() {
             network.graph.compute = compute;
@@ -205,7 +204,7 @@ pub trait Model {
         self.optimizers_mut().into_iter().try_for_each(Adam::arrange)
     }
 
-    /// The optimizers' step size from now on.
+    /// Sets the learning rate of the optimizers.
     ///
     /// # Errors
     /// libtorch's.
@@ -213,12 +212,12 @@ pub trait Model {
         self.optimizers_mut().into_iter().try_for_each(|adam| adam.set_lr(lr))
     }
 
-    /// Training is over: frees what only further updates need, which fail from now on.
+    /// Frees the optimizer moments at the end of training; further updates fail.
     fn end_training(&mut self) {
         self.optimizers_mut().into_iter().for_each(Adam::free);
     }
 
-    /// Shows `v` all state in a fixed order: weights, buffers, averages, optimizer moments, counters.
+    /// Passes all state to `v` in a fixed order: weights, buffers, averages, optimizer moments, counters.
     ///
     /// # Errors
     /// The visitor's.
@@ -232,20 +231,20 @@ pub trait Model {
     }
 }
 
-/// What a piece of state is, and so which file it belongs in.
+/// Kind of state; it decides the file of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Weights, buffers and their moving averages: what a trained model needs.
+    /// Weights, buffers and their moving averages, needed for inference.
     Model,
-    /// Moments and counters of an optimizer: what training on needs.
+    /// Moments and counters of an optimizer, needed to resume training.
     Optimizer,
 }
 
-/// Something done to all state: saved, loaded, compared, counted.
+/// An operation on all state: save, load, compare, count.
 pub trait Visit {
-    /// One tensor, under a name that no other has.
+    /// One tensor, with a unique name.
     ///
     /// # Errors
-    /// Whatever the visitor finds wrong with it.
+    /// The visitor's.
     fn tensor(&mut self, part: Part, name: &str, t: &Tensor) -> Result<()>;
 }

@@ -7,8 +7,8 @@ use super::network::Network;
 use super::schedule::Scheduled;
 use crate::native;
 
-/// Pairs a network with a copy of the same architecture that follows it slowly: every variable is a moving average, the running
-/// statistics of batch normalisation too, since those of the network itself do not fit averaged weights.
+/// Exponential moving average of all variables of a network, held in a copy of the network. It includes the running statistics of
+/// batch normalisation, because those of the trained network do not match averaged weights.
 #[derive(Debug)]
 pub struct MovingAverage {
     /// The network that holds the averages.
@@ -20,7 +20,7 @@ pub struct MovingAverage {
 }
 
 impl MovingAverage {
-    /// `copy` must have the variables of `network`; it starts at their values and is not trained.
+    /// `copy` must have the variables of `network`; it starts with their values and is not trained.
     ///
     /// # Errors
     /// When the two networks differ.
@@ -33,8 +33,8 @@ impl MovingAverage {
         Ok(MovingAverage { network: copy, decay, weight: Scheduled::new(1.0 - decay, device)?, average, current })
     }
 
-    /// The weight of the update after `step` updates. The decay rises to its value as (1 + t)/(10 + t), so that the first pictures
-    /// are not those of the initial weights.
+    /// Sets the weight of the update after `step` updates. The decay is min((1 + t)/(10 + t), decay), so that early averages do not
+    /// consist of the initial weights.
     ///
     /// # Errors
     /// libtorch's.

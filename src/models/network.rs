@@ -13,12 +13,12 @@ pub struct Network {
     pub graph: Graph,
     /// Its parameters and buffers.
     pub vars: VarStore,
-    /// Whether its weights are the moving average of another's.
+    /// Whether its weights are the moving average of another network's.
     pub average: bool,
 }
 
 impl Network {
-    /// A network with fresh weights from libtorch's current random state, made by `build`; also what that returns.
+    /// A network with fresh weights from libtorch's current random state, and the result of `build`.
     ///
     /// # Errors
     /// Those of `build`.

@@ -1,4 +1,4 @@
-//! The random numbers of a step, by name.
+//! Named random tensors of a step.
 
 use std::cell::RefCell;
 
@@ -8,21 +8,21 @@ use tch::{Device, Kind, Tensor};
 use crate::base::seed::named;
 use crate::native;
 
-/// How numbers are distributed.
+/// Distribution of the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Distribution {
     Normal,
     Uniform,
 }
 
-/// The random numbers of one step. Each draw has a name, and its numbers follow from the step's seed and that name alone: not from
-/// the order of the draws, and not from what else is drawn.
+/// The random numbers of one step. Each draw has a name; its numbers depend only on the step's seed and this name, not on the order of
+/// draws or on other draws.
 #[derive(Debug)]
 pub struct Noise {
     seed: i64,
     device: Device,
     drawn: RefCell<Vec<&'static str>>,
-    /// For steps that may be captured: the numbers lie where a captured step reads them, and are drawn anew before each step.
+    /// For steps that may be captured: persistent tensors that the captured step reads, refilled before each step.
     buffers: Option<RefCell<Vec<Buffer>>>,
 }
 
@@ -34,17 +34,17 @@ struct Buffer {
 }
 
 impl Noise {
-    /// The numbers of a step with this seed, drawn when they are asked for.
+    /// The numbers of a step with this seed, drawn on demand.
     pub fn new(seed: i64, device: Device) -> Self {
         Noise { seed, device, drawn: RefCell::default(), buffers: None }
     }
 
-    /// Numbers for steps that may be captured. [`Noise::begin`] comes before each step.
+    /// Numbers in persistent buffers, for steps that may be captured. Call [`Noise::begin`] before each step.
     pub fn in_buffers(device: Device) -> Self {
         Noise { buffers: Some(RefCell::default()), ..Noise::new(0, device) }
     }
 
-    /// A new step with this seed.
+    /// Begins a new step with this seed.
     ///
     /// # Errors
     /// libtorch's.
@@ -57,15 +57,15 @@ impl Noise {
         Ok(())
     }
 
-    /// The same step once more, as when it has been run and is now captured.
+    /// Repeats the same step, as for its capture after a run.
     pub fn again(&self) {
         self.drawn.borrow_mut().clear();
     }
 
-    /// Standard normal float32 numbers; on a CPU a function of seed, name and shape on every machine.
+    /// Standard normal float32 numbers; on the CPU a function of seed, name and shape, the same on every machine.
     ///
     /// # Errors
-    /// libtorch's, when memory ends; when the step has drawn under that name before.
+    /// libtorch's, when out of memory; when the step has used this name before.
     pub fn normal(&self, name: &'static str, shape: &[i64]) -> Result<Tensor> {
         self.draw(name, Distribution::Normal, shape)
     }
@@ -80,10 +80,7 @@ impl Noise {
 
     fn draw(&self, name: &'static str, distribution: Distribution, shape: &[i64]) -> Result<Tensor> {
         let mut drawn = self.drawn.borrow_mut();
-        ensure!(
-            !drawn.contains(&name),
-            "the noise {name} was drawn twice in one step: each draw needs a name of its own"
-        );
+        ensure!(!drawn.contains(&name), "the noise {name} was drawn twice in one step: each draw needs its own name");
         drawn.push(name);
         let seed = named(self.seed, name);
         let Some(buffers) = &self.buffers else {
@@ -124,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_of_one_step_differ_by_their_names_and_not_by_their_order() {
+    fn draws_depend_on_their_names_not_on_their_order() {
         let [host, buffered] = both(7);
         let z = host.normal("z", &[3, 4]).unwrap();
         let eps = host.normal("eps", &[3, 4]).unwrap();
@@ -132,14 +129,14 @@ mod tests {
         assert_ne!(z, eps);
         assert_ne!(eps, mix);
         assert!(mix.min().double_value(&[]) >= 0.0 && mix.max().double_value(&[]) < 1.0);
-        // The other way round, and where a captured step would read them: the same numbers.
+        // In the reverse order, in persistent buffers: the same numbers.
         assert_eq!(buffered.uniform("mix", &[3, 4]).unwrap(), mix);
         assert_eq!(buffered.normal("eps", &[3, 4]).unwrap(), eps);
         assert_eq!(buffered.normal("z", &[3, 4]).unwrap(), z);
     }
 
     #[test]
-    fn a_name_is_drawn_once_in_a_step() {
+    fn a_second_draw_of_a_name_is_an_error() {
         for noise in both(1) {
             let _first = noise.normal("z", &[2]).unwrap();
             let e = noise.normal("z", &[2]).unwrap_err().to_string();
@@ -148,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_stays_in_its_place_and_has_each_steps_numbers() {
+    fn a_buffer_keeps_its_address_and_is_refilled_each_step() {
         let mut noise = Noise::in_buffers(Device::Cpu);
         let mut place = None;
         for seed in [3, 4, 3] {

@@ -1,4 +1,4 @@
-//! Adam, with its state in plain view.
+//! Adam and its state.
 
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
@@ -8,14 +8,14 @@ use super::schedule::Scheduled;
 use super::{Part, StepContext, Visit};
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::timer::Phase;
-use crate::native::{self, AdamStep};
+use crate::native::{self, AdamSettings};
 
-/// What an optimizer is told.
+/// Hyper-parameters of an optimizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Hyper {
-    /// Adam's numbers.
-    pub adam: AdamStep,
-    /// Gradients are scaled down to this norm, taken over all of a network's; 0 leaves them as they are.
+pub struct OptimizerSettings {
+    /// Adam's hyper-parameters.
+    pub adam: AdamSettings,
+    /// Maximum global norm of a network's gradients; 0 for no clipping.
     pub clip_norm: f64,
 }
 
@@ -38,41 +38,41 @@ pub static ADAM_EPS: Setting<f64> = Setting::number("adam-eps", "Adam's epsilon"
     .range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0)
     .default("1e-8", "Kingma and Ba 2015");
 
-/// AdamW's.
+/// Weight decay.
 pub static WEIGHT_DECAY: Setting<f64> = Setting::number("weight-decay", "AdamW's weight decay; 0 for plain Adam")
     .range("from 0 to 1", |v| (0.0..=1.0).contains(v))
     .default("0", "Kingma and Ba 2015 have none")
     .value_name("DECAY");
 
-/// See [`Hyper::clip_norm`].
+/// See [`OptimizerSettings::clip_norm`].
 pub static CLIP_NORM: Setting<f64> =
-    Setting::number("clip-norm", "Scale each network's gradients down to this norm; 0 for never")
+    Setting::number("clip-norm", "Clip the gradients of each network to this global norm; 0 for no clipping")
         .range("from 0 to 1e9", |v| (0.0..=1e9).contains(v))
-        .default("0", "training that works does not need it")
+        .default("0", "stable training does not need it")
         .value_name("NORM");
 
-/// What the optimizers are told.
+/// The settings of the optimizers.
 pub static SETTINGS: Group =
     Group { heading: "Optimizer", settings: &[&LR, &BETA1, &BETA2, &ADAM_EPS, &WEIGHT_DECAY, &CLIP_NORM] };
 
-impl Hyper {
-    /// What the settings ask for.
+impl OptimizerSettings {
+    /// From the settings.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] where the learning rate is not set.
+    /// [`crate::base::usage::Usage`] if the learning rate is not set.
     pub fn from_settings(s: &Settings) -> Result<Self> {
-        let adam = AdamStep {
+        let adam = AdamSettings {
             lr: s.get(&LR)?,
             beta1: s.get(&BETA1)?,
             beta2: s.get(&BETA2)?,
             eps: s.get(&ADAM_EPS)?,
             weight_decay: s.get(&WEIGHT_DECAY)?,
         };
-        Ok(Hyper { adam, clip_norm: s.get(&CLIP_NORM)? })
+        Ok(OptimizerSettings { adam, clip_norm: s.get(&CLIP_NORM)? })
     }
 }
 
-/// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of one player's networks.
+/// Adam (Kingma and Ba 2015, arXiv 1412.6980) over the trainable variables of some networks.
 #[derive(Debug)]
 pub struct Adam {
     counter: &'static str,
@@ -82,15 +82,15 @@ pub struct Adam {
     exp_avg_sqs: Vec<Tensor>,
     step: Tensor,
     lr: Scheduled,
-    hyper: Hyper,
+    hyper: OptimizerSettings,
 }
 
 impl Adam {
-    /// Zero moments for every trainable variable of `networks`; `counter` is the key of the number of updates in a checkpoint.
+    /// Zero moments for every trainable variable of `networks`; `counter` is the checkpoint key of the number of updates.
     ///
     /// # Errors
     /// libtorch's, when memory ends.
-    pub fn new(counter: &'static str, networks: &[&Network], hyper: Hyper) -> Result<Self> {
+    pub fn new(counter: &'static str, networks: &[&Network], hyper: OptimizerSettings) -> Result<Self> {
         let mut all: Vec<_> = networks.iter().flat_map(|n| n.variables()).filter(|(_, t)| t.requires_grad()).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         let (names, params): (Vec<_>, Vec<_>) = all.into_iter().unzip();
@@ -108,10 +108,10 @@ impl Adam {
         })
     }
 
-    /// Gradients of `loss` with respect to these parameters only: nothing else's is computed.
+    /// Gradients of `loss` with respect to these parameters only.
     ///
     /// # Errors
-    /// libtorch's, and when a parameter does not reach the loss.
+    /// libtorch's, and when the loss does not depend on a parameter.
     pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
         let grads = Tensor::f_run_backward(&[loss], &self.params, false, false)?;
         if let Some(i) = grads.iter().position(|g| !g.defined()) {
@@ -120,7 +120,7 @@ impl Adam {
         Ok(grads)
     }
 
-    /// One update with gradients in the order of [`Adam::names`]; clips them where it is told to.
+    /// One update with gradients in the order of [`Adam::names`], clipped if `clip_norm` is set.
     ///
     /// # Errors
     /// libtorch's.
@@ -139,11 +139,11 @@ impl Adam {
         }
     }
 
-    /// The backward pass of `loss` and one update: each parameter's as soon as its gradient is there, or, where gradients are
-    /// clipped by their common norm, the step may be captured or the device is not the CPU, [`Adam::gradients`] and [`Adam::apply`].
+    /// The backward pass of `loss` and one update. On the CPU, weights may be updated during the backward pass; with clipping, on a
+    /// GPU and in steps that may be captured, it is [`Adam::gradients`], then [`Adam::apply`].
     ///
     /// # Errors
-    /// As those two.
+    /// As these two.
     pub fn minimise(&self, loss: &Tensor, cx: StepContext) -> Result<()> {
         let all_at_once = self.hyper.clip_norm > 0.0 || cx.on_device || self.step.device() != Device::Cpu;
         if all_at_once {
@@ -167,10 +167,10 @@ impl Adam {
         bail!("the parameter {} does not reach the loss, so it has no gradient", self.names[i])
     }
 
-    /// Lays the moments out as the parameters are: one update walks through all of them in memory order.
+    /// Gives the moments the memory layout of the parameters: an update reads all of them in memory order.
     ///
     /// # Errors
-    /// libtorch's, when memory ends.
+    /// libtorch's, when out of memory.
     pub fn arrange(&mut self) -> Result<()> {
         for moments in [&mut self.exp_avgs, &mut self.exp_avg_sqs] {
             for (p, m) in self.params.iter().zip(moments) {
@@ -182,12 +182,12 @@ impl Adam {
         Ok(())
     }
 
-    /// Frees the moments; updates and [`Adam::visit`] fail from now on.
+    /// Frees the moments; later updates and [`Adam::visit`] fail.
     pub fn free(&mut self) {
         (self.exp_avgs, self.exp_avg_sqs) = (Vec::new(), Vec::new());
     }
 
-    /// The step size from now on.
+    /// Sets the learning rate.
     ///
     /// # Errors
     /// libtorch's.
@@ -206,7 +206,7 @@ impl Adam {
         &self.names
     }
 
-    /// Shows `v` the moments and the counter.
+    /// Passes the moments and the counter to `v`.
     ///
     /// # Errors
     /// The visitor's; when the moments have been freed.
@@ -228,7 +228,7 @@ mod tests {
     use crate::nets::graph::{Init, Port};
 
     #[test]
-    fn a_parameter_that_does_not_reach_the_loss_is_named() {
+    fn an_unused_parameter_is_named_in_the_error() {
         let (network, out) = Network::new("n", Device::Cpu, Init::PyTorch, |b| {
             let x = b.input(Port::new("x", &[2], "numbers"))?;
             let out = b.linear("used", x, 1, false)?;
@@ -240,7 +240,8 @@ mod tests {
         let x = Tensor::ones([1, 2], (Kind::Float, Device::Cpu));
         let (noise, timer) = (Noise::new(0, Device::Cpu), StepTimer::off());
         for clip_norm in [0.0, 1.0] {
-            let adam = Adam::new("step", &[&network], Hyper { clip_norm, ..Hyper::default() }).unwrap();
+            let adam = Adam::new("step", &[&network], OptimizerSettings { clip_norm, ..OptimizerSettings::default() })
+                .unwrap();
             let loss = || network.graph.forward_one(&x, out, crate::nets::Mode::Train).unwrap().sum(Kind::Float);
             for on_device in [false, true] {
                 let cx = StepContext { noise: &noise, timer: &timer, on_device };

@@ -1,6 +1,6 @@
-//! The variational autoencoder: one update and its scores.
+//! The VAE: one update and its scores.
 //!
-//! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Never sees files, paths or ranks.
+//! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Knows no files, paths or ranks.
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 use super::losses::likelihood::{LIKELIHOOD, Likelihood};
 use super::network::Network;
 use super::noise::Noise;
-use super::optimizer::{Adam, Hyper};
+use super::optimizer::{Adam, OptimizerSettings};
 use super::schedule::{Scheduled, warm_up};
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
@@ -21,12 +21,12 @@ use crate::nets::cost::Work;
 use crate::nets::graph::{Init, Port, Value};
 use crate::nets::{LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
 
-/// Everything that decides a VAE's mathematics.
+/// Architecture and loss of a VAE.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VaeSpec {
     /// Shape of the images.
     pub shape: Shape,
-    /// Z.
+    /// Z, the latent width.
     pub latent: i64,
     /// The encoder's layers.
     pub encoder: NetSpec,
@@ -34,9 +34,9 @@ pub struct VaeSpec {
     pub decoder: NetSpec,
     /// p(x|z).
     pub likelihood: Likelihood,
-    /// Weight of the KL term; 1 is the evidence bound.
+    /// Weight of the KL term; 1 gives the ELBO.
     pub beta: f64,
-    /// Updates over which β rises from 0 in equal parts; 0 for none.
+    /// Updates of the linear warm-up of β from 0; 0 for none.
     pub kl_warmup_steps: u64,
 }
 
@@ -50,24 +50,24 @@ pub static DECODER_HIDDEN: Setting<Vec<i64>> = hidden_widths("decoder-hidden", "
 /// See [`VaeSpec::beta`].
 pub static BETA: Setting<f64> = Setting::number("beta", "Weight of the KL term")
     .range("from 0 to 1000", |v| (0.0..=1000.0).contains(v))
-    .default("1", "the evidence bound");
+    .default("1", "the ELBO");
 
-/// Epochs over which β rises ([`VaeSpec::kl_warmup_steps`]).
+/// Epochs of the warm-up of β ([`VaeSpec::kl_warmup_steps`]).
 pub static KL_WARMUP: Setting<f64> =
     Setting::number("kl-warmup", "Epochs over which the weight of the KL term rises from 0")
         .range("from 0 to 1e6", |v| (0.0..=1e6).contains(v))
         .default("0", "Kingma and Welling 2014 have none")
         .value_name("EPOCHS");
 
-/// What only a VAE has.
+/// The settings of a VAE.
 pub static SETTINGS: Group =
     Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &LIKELIHOOD, &BETA, &KL_WARMUP] };
 
 impl VaeSpec {
-    /// What the settings ask for, of images of this shape, `per_epoch` updates an epoch.
+    /// The VAE that the settings describe, for images of this shape and `per_epoch` updates per epoch.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] for settings that do not fit together.
+    /// [`crate::base::usage::Usage`] for contradictory settings.
     pub fn from_settings(s: &Settings, shape: Shape, per_epoch: u64) -> Result<Self> {
         Ok(VaeSpec {
             shape,
@@ -100,18 +100,18 @@ pub struct Vae {
 /// The terms of the loss, scalars in nats per image.
 #[derive(Debug)]
 pub struct VaeLoss {
-    /// recon + β·kl, what is minimised.
+    /// recon + β·kl, minimised.
     pub loss: Tensor,
-    /// −E_q[log p(x|z)] with one z for each image.
+    /// −E_q[log p(x|z)], estimated with one z per image.
     pub recon: Tensor,
     /// KL(q(z|x) ‖ p(z)).
     pub kl: Tensor,
 }
 
-/// What is logged: [`VaeLoss`] in its order, then the evidence bound.
+/// The logged values: [`VaeLoss`] in its order, then the ELBO.
 fn scalars(spec: &VaeSpec) -> Vec<Scalar> {
-    // The weight of the KL term may be large: the loss itself has no limit.
-    let limit = 100.0 * (spec.likelihood.of_no_knowledge(spec.shape) + spec.latent as f64);
+    // The weight of the KL term may be large, so the loss itself has no limit.
+    let limit = 100.0 * (spec.likelihood.uniform_nll(spec.shape) + spec.latent as f64);
     let nats = |key, name, panel| Scalar::new(key, name, "nats per image", panel);
     vec![
         nats("loss", "loss", "loss").lower(),
@@ -140,7 +140,7 @@ fn encoder(spec: &VaeSpec, device: Device) -> Result<(Network, [Value; 2])> {
 fn decoder(spec: &VaeSpec, device: Device) -> Result<(Network, Value)> {
     let channels = spec.shape.channels * spec.likelihood.parameters();
     Network::new("decoder", device, spec.decoder.init, |b| {
-        let z = b.input(Port::new("z", &[spec.latent], "latents, of the prior N(0, I)"))?;
+        let z = b.input(Port::new("z", &[spec.latent], "latents, from the prior N(0, I)"))?;
         let parameters = synthesis(b, z, Shape { channels, ..spec.shape }, &spec.decoder)?;
         b.begin_float32();
         let mean = spec.likelihood.mean(b, parameters)?;
@@ -153,8 +153,8 @@ impl Vae {
     /// Fresh weights from libtorch's current random state.
     ///
     /// # Errors
-    /// When the architecture cannot take images of this shape.
-    pub fn new(spec: VaeSpec, hyper: Hyper, device: Device) -> Result<Self> {
+    /// When the architecture does not support this image shape.
+    pub fn new(spec: VaeSpec, hyper: OptimizerSettings, device: Device) -> Result<Self> {
         let (encoder, posterior) = encoder(&spec, device)?;
         let (decoder, parameters) = decoder(&spec, device)?;
         let adam = Adam::new("step", &[&encoder, &decoder], hyper)?;
@@ -168,14 +168,14 @@ impl Vae {
     /// libtorch's.
     pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: Factor, mode: Mode) -> Result<VaeLoss> {
         let mut posterior = self.encoder.graph.forward(&[x], &self.posterior, mode)?.into_iter();
-        let (mu, logvar) = posterior.next().zip(posterior.next()).context("an encoder gives mu and logvar")?;
+        let (mu, logvar) = posterior.next().zip(posterior.next()).context("the encoder has fewer than two outputs")?;
         let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
         let parameters = self.decoder.graph.forward_one(&z, self.parameters, mode)?; // [B,P·C,H,W]
         let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta)?;
         Ok(VaeLoss { loss, recon, kl })
     }
 
-    /// One update with the noise given and the β that is set; returns the terms before it.
+    /// One update with the noise `eps` and the scheduled β; returns the loss before it.
     ///
     /// # Errors
     /// libtorch's.
@@ -208,7 +208,7 @@ impl Model for Vae {
         self.update(&batch.x, &eps, cx)?.stacked()
     }
 
-    /// With the whole β, whatever the warm-up.
+    /// With the full β, independently of the warm-up.
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         let eps = self.eps(&batch.x, noise)?;
         tch::no_grad(|| self.loss(&batch.x, &eps, self.spec.beta.into(), Mode::Eval)?.stacked())
@@ -262,7 +262,7 @@ impl Model for Vae {
     }
 
     fn work(&self, batch: i64) -> Vec<Work> {
-        // The decoder's input is computed by weights: its first layer's gradient leads on to the encoder.
+        // The decoder needs the gradient of its input, for the encoder.
         let mut work = self.encoder.graph.training_work(batch, true, false);
         work.extend(self.decoder.graph.training_work(batch, true, true));
         work
@@ -273,7 +273,7 @@ impl Model for Vae {
     }
 }
 
-/// A VAE of a few weights on images of 2×3 pixels, for tests.
+/// A tiny VAE on images of 2×3 pixels, for tests.
 #[cfg(test)]
 pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
     use crate::nets::{Activation, Arch};
@@ -288,7 +288,7 @@ pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
     let shape = Shape { channels: 1, height: 2, width: 3 };
     let likelihood = Likelihood::Bernoulli;
     let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta, kl_warmup_steps };
-    Vae::new(spec, Hyper::default(), Device::Cpu).unwrap()
+    Vae::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap()
 }
 
 #[cfg(test)]
@@ -297,7 +297,7 @@ mod tests {
     use crate::base::timer::StepTimer;
 
     #[test]
-    fn the_weight_of_the_kl_term_rises_in_equal_parts() {
+    fn the_kl_warm_up_is_linear() {
         for (steps, want) in [(4, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]), (0, [2.0; 6])] {
             let mut vae = small(2.0, steps);
             for (step, want) in want.into_iter().enumerate() {
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn latents_that_carry_nothing_are_worrying_and_an_explosion_has_a_limit() {
+    fn warns_of_unused_latents_and_limits_the_loss() {
         let vae = small(1.0, 0);
         assert!(vae.warnings(&[100.0, 99.0, 1.0]).is_empty());
         assert!(vae.warnings(&[100.0, 100.0, 0.01])[0].contains("carry nothing"));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_trains_with_the_warmed_weight_and_a_score_with_the_whole_one() {
+    fn a_step_uses_the_scheduled_beta_and_a_score_the_full_one() {
         let mut warm = small(2.0, 4);
         let batch = Batch { x: Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu)), labels: None };
         let timer = StepTimer::off();

@@ -65,7 +65,7 @@ const LARGE: i64 = 1 << 23;
 impl MatmulBackend {
     /// Whether every start gives the same bits. BLAS with several threads now and then rounds a product differently from one
     /// start to the next (MKL 2024, seen in about one start in ten).
-    pub fn rounds_alike(self) -> bool {
+    pub fn is_deterministic(self) -> bool {
         self != MatmulBackend::Blas
     }
 
@@ -84,8 +84,8 @@ impl MatmulBackend {
 ///
 /// # Errors
 /// When libtorch refuses, as for shapes that do not fit.
-pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, products: MatmulBackend) -> Result<Tensor> {
-    let kernel = products.kernel(x, w.numel() as i64);
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, matmul: MatmulBackend) -> Result<Tensor> {
+    let kernel = matmul.kernel(x, w.numel() as i64);
     // SAFETY: the tensors live until the call returns; so in all calls below.
     made("linear layer", |out| unsafe { gv_linear(out, handle(x), handle(w), maybe(b), slope, kernel) })
 }
@@ -94,8 +94,8 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, products: 
 ///
 /// # Errors
 /// As [`linear`].
-pub fn linear_gradient(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, products: MatmulBackend) -> Result<Tensor> {
-    let kernel = products.kernel(x, w.numel() as i64);
+pub fn linear_gradient(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, matmul: MatmulBackend) -> Result<Tensor> {
+    let kernel = matmul.kernel(x, w.numel() as i64);
     // SAFETY: as in `linear`.
     made("linear layer", |out| unsafe { gv_linear_gradient(out, handle(g), handle(x), handle(w), of_input, kernel) })
 }
@@ -111,14 +111,14 @@ pub fn strided(x: &Tensor, w: &Tensor, b: Option<&Tensor>, transposed: bool, slo
 }
 
 /// How a convolution walks over its input: stride, padding, groups, and whether it is the transposed one.
-pub type ConvWalk = (i64, i64, i64, bool);
+pub type ConvGeometry = (i64, i64, i64, bool);
 
 /// A gradient of a convolution alone, by libtorch and not seen by autograd: of its input x, or of its weights w, given the gradient
 /// g of its output.
 ///
 /// # Errors
 /// As [`linear`].
-pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvWalk, of_input: bool) -> Result<Tensor> {
+pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvGeometry, of_input: bool) -> Result<Tensor> {
     let (stride, padding, groups, transposed) = walk;
     // SAFETY: as in `linear`.
     made("convolution", |out| unsafe {
@@ -239,24 +239,24 @@ mod tests {
             [(7, 5, 3), (1, 9, 4), (128, 300, 260), (33, 1100, 530), (20, 1024, 17), (7, 1100, 530)]
         {
             let (x, w, b) = (random(&[batch, from]), random(&[to, from]), random(&[to]));
-            for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
+            for matmul in [MatmulBackend::Blas, MatmulBackend::BySize] {
                 for slope in [1.0, 0.0, 0.2] {
-                    let what = format!("[{batch},{from}] to {to}, slope {slope}, {products:?}");
+                    let what = format!("[{batch},{from}] to {to}, slope {slope}, {matmul:?}");
                     same(
                         &what,
                         &[x.copy(), w.copy(), b.copy()],
-                        |t| linear(&t[0], &t[1], Some(&t[2]), slope, products).unwrap(),
+                        |t| linear(&t[0], &t[1], Some(&t[2]), slope, matmul).unwrap(),
                         |t| leak(t[0].matmul(&t[1].tr()) + &t[2], slope),
                     );
                     let g = random(&[batch, to]);
                     for (of_input, want) in [(true, g.matmul(&w)), (false, g.tr().matmul(&x))] {
-                        let got = linear_gradient(&g, &x, &w, of_input, products).unwrap();
+                        let got = linear_gradient(&g, &x, &w, of_input, matmul).unwrap();
                         assert!(got.allclose(&want, 1e-4, 1e-4, false), "{what}, gradient of the input {of_input}");
                     }
                     same(
                         &format!("{what}, no bias"),
                         &[x.copy(), w.copy()],
-                        |t| linear(&t[0], &t[1], None, slope, products).unwrap(),
+                        |t| linear(&t[0], &t[1], None, slope, matmul).unwrap(),
                         |t| leak(t[0].matmul(&t[1].tr()), slope),
                     );
                 }
@@ -267,10 +267,10 @@ mod tests {
     #[test]
     fn a_number_that_is_none_passes_every_layer() {
         let x = Tensor::full([3, 4], f64::NAN, (Kind::Float, Device::Cpu));
-        for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
+        for matmul in [MatmulBackend::Blas, MatmulBackend::BySize] {
             for slope in [1.0, 0.0, 0.2] {
-                let y = linear(&x, &random(&[5, 4]), Some(&random(&[5])), slope, products).unwrap();
-                assert!(y.isnan().all().int64_value(&[]) == 1, "{products:?}, slope {slope}: {y}");
+                let y = linear(&x, &random(&[5, 4]), Some(&random(&[5])), slope, matmul).unwrap();
+                assert!(y.isnan().all().int64_value(&[]) == 1, "{matmul:?}, slope {slope}: {y}");
             }
         }
     }
@@ -414,8 +414,8 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_errors() {
-        for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
-            let e = linear(&random(&[2, 3]), &random(&[4, 5]), None, 1.0, products).unwrap_err().to_string();
+        for matmul in [MatmulBackend::Blas, MatmulBackend::BySize] {
+            let e = linear(&random(&[2, 3]), &random(&[4, 5]), None, 1.0, matmul).unwrap_err().to_string();
             assert!(e.starts_with("linear layer: weights [4, 5] cannot take [2, 3]"), "{e}");
         }
         assert!(strided(&random(&[2, 3, 4, 4]), &random(&[4, 5, 4, 4]), None, false, 1.0).is_err());

@@ -22,11 +22,11 @@ pub use cuda::{
     load_libtorch_cuda, resolve_cuda_half,
 };
 pub use layers::{
-    ConvWalk, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu, linear, linear_gradient,
+    ConvGeometry, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu, linear, linear_gradient,
     norm_relu, strided,
 };
 pub use loss::{bernoulli_bound, gaussian_draw};
-pub use optim::{AdamStep, clip_grad_norm, foreach_lerp, fused_adam, fused_adam_on_device, minimise};
+pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, fused_adam_on_device, minimise};
 pub use random::{fill_normal, fill_uniform, rand, randn, seed_default, seeded};
 pub use script::{Submodule, save_script, script_description, script_tensors};
 

@@ -16,7 +16,7 @@ unsafe extern "C" {
         exp_avg_sqs: *const Handle,
         step: Handle,
         lr: Handle,
-        numbers: *const AdamStep,
+        settings: *const AdamSettings,
     ) -> *mut c_char;
     fn gv_minimise(
         loss: Handle,
@@ -25,7 +25,7 @@ unsafe extern "C" {
         exp_avgs: *const Handle,
         exp_avg_sqs: *const Handle,
         step: Handle,
-        numbers: *const AdamStep,
+        settings: *const AdamSettings,
         reached: *mut bool,
         seconds: *mut f64,
     ) -> *mut c_char;
@@ -48,7 +48,7 @@ unsafe extern "C" {
 /// The numbers of one Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); the default is PyTorch's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
-pub struct AdamStep {
+pub struct AdamSettings {
     /// Step size α.
     pub lr: f64,
     /// Decay of the first moment.
@@ -62,9 +62,9 @@ pub struct AdamStep {
     pub weight_decay: f64,
 }
 
-impl Default for AdamStep {
+impl Default for AdamSettings {
     fn default() -> Self {
-        AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+        AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
     }
 }
 
@@ -81,7 +81,7 @@ pub fn fused_adam(
     exp_avgs: &[Tensor],
     exp_avg_sqs: &[Tensor],
     step: &Tensor,
-    c: AdamStep,
+    c: AdamSettings,
 ) -> Result<()> {
     adam(params, grads, [exp_avgs, exp_avg_sqs], step, std::ptr::null_mut(), c)
 }
@@ -92,7 +92,7 @@ fn adam(
     [exp_avgs, exp_avg_sqs]: [&[Tensor]; 2],
     step: &Tensor,
     lr: Handle,
-    c: AdamStep,
+    c: AdamSettings,
 ) -> Result<()> {
     ensure!(
         [grads.len(), exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 3],
@@ -121,7 +121,7 @@ pub fn fused_adam_on_device(
     [exp_avgs, exp_avg_sqs]: [&[Tensor]; 2],
     step: &Tensor,
     lr: &Tensor,
-    c: AdamStep,
+    c: AdamSettings,
 ) -> Result<()> {
     adam(params, grads, [exp_avgs, exp_avg_sqs], step, handle(lr), c)
 }
@@ -140,7 +140,7 @@ pub fn minimise(
     exp_avgs: &[Tensor],
     exp_avg_sqs: &[Tensor],
     step: &Tensor,
-    c: AdamStep,
+    c: AdamSettings,
 ) -> Result<(f64, Option<usize>)> {
     ensure!(
         [exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 2],
@@ -220,7 +220,7 @@ mod tests {
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
     /// Algorithm 1 of the paper, and algorithm 2 of AdamW's, in plain tensor operations, double precision.
-    fn adam_by_the_paper(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, t: i32, c: AdamStep) -> [Tensor; 3] {
+    fn adam_by_the_paper(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, t: i32, c: AdamSettings) -> [Tensor; 3] {
         let (p, g) = (p.to_kind(Kind::Double), g.to_kind(Kind::Double));
         let m = m.to_kind(Kind::Double) * c.beta1 + &g * (1.0 - c.beta1);
         let v = v.to_kind(Kind::Double) * c.beta2 + g.square() * (1.0 - c.beta2);
@@ -231,21 +231,21 @@ mod tests {
 
     #[test]
     fn fused_adam_is_the_papers_algorithm() -> Result<()> {
-        let c = AdamStep { lr: 0.01, ..AdamStep::default() };
+        let c = AdamSettings { lr: 0.01, ..AdamSettings::default() };
         follows_the_paper(c, false)?;
         follows_the_paper(c, true)
     }
 
     #[test]
     fn with_a_weight_decay_it_is_adamw() -> Result<()> {
-        let c = AdamStep { lr: 0.01, weight_decay: 0.3, ..AdamStep::default() };
+        let c = AdamSettings { lr: 0.01, weight_decay: 0.3, ..AdamSettings::default() };
         follows_the_paper(c, false)?;
         follows_the_paper(c, true)
     }
 
-    fn follows_the_paper(c: AdamStep, on_device: bool) -> Result<()> {
+    fn follows_the_paper(c: AdamSettings, on_device: bool) -> Result<()> {
         // The host's learning rate is then of no account.
-        let other = AdamStep { lr: 7.0, ..c };
+        let other = AdamSettings { lr: 7.0, ..c };
         tch::manual_seed(1);
         let shapes: [&[i64]; 3] = [&[37, 5], &[3], &[2, 3, 4, 4]];
         let params: Vec<_> = shapes.iter().map(|s| Tensor::randn(*s, CPU)).collect();
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_gradient_in_another_layout_moves_the_right_weights() -> Result<()> {
         tch::manual_seed(3);
-        let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, ..AdamStep::default() };
+        let c = AdamSettings { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, ..AdamSettings::default() };
         // Of one channel, both layouts are the same memory under other strides.
         for channels in [3, 1] {
             let p = [Tensor::randn([2, channels, 4, 4], CPU)];
@@ -307,14 +307,14 @@ mod tests {
     fn a_step_in_one_piece_is_the_backward_pass_and_an_update() -> Result<()> {
         tch::manual_seed(4);
         let leaf = |shape: &[i64]| (Tensor::randn(shape, CPU) * 0.05).set_requires_grad(true);
-        for products in [MatmulBackend::Blas, MatmulBackend::BySize] {
+        for matmul in [MatmulBackend::Blas, MatmulBackend::BySize] {
             let params = [leaf(&[430, 2500]), leaf(&[430]), leaf(&[430, 430]), leaf(&[2500, 430]), leaf(&[3])];
-            let c = AdamStep { lr: 0.01, weight_decay: 0.1, ..AdamStep::default() };
+            let c = AdamSettings { lr: 0.01, weight_decay: 0.1, ..AdamSettings::default() };
             let loss = |p: &[Tensor], x: &Tensor| {
-                let h = linear(x, &p[0], Some(&p[1]), 0.0, products).unwrap();
-                let h = linear(&h, &p[2], None, 0.2, products).unwrap();
-                let h = linear(&h, &p[2], None, 1.0, products).unwrap();
-                linear(&h, &p[3], None, 1.0, products).unwrap().square().sum(Kind::Float)
+                let h = linear(x, &p[0], Some(&p[1]), 0.0, matmul).unwrap();
+                let h = linear(&h, &p[2], None, 0.2, matmul).unwrap();
+                let h = linear(&h, &p[2], None, 1.0, matmul).unwrap();
+                linear(&h, &p[3], None, 1.0, matmul).unwrap().square().sum(Kind::Float)
             };
             let twins: Vec<_> = params.iter().map(|p| p.detach().copy().set_requires_grad(true)).collect();
             let zeros = |p: &[Tensor]| p.iter().map(Tensor::zeros_like).collect::<Vec<_>>();
@@ -323,7 +323,7 @@ mod tests {
             for _ in 0..3 {
                 let x = Tensor::randn([33, 2500], CPU);
                 let (_, missing) = minimise(&loss(&params, &x), &params, &m, &v, &step, c)?;
-                assert_eq!(missing, Some(4), "{products:?}");
+                assert_eq!(missing, Some(4), "{matmul:?}");
                 let grads = Tensor::run_backward(&[loss(&twins, &x)], &twins[..4], false, false);
                 tch::no_grad(|| fused_adam(&twins[..4], &grads, &m2[..4], &v2[..4], &step2, c))?;
             }
@@ -333,7 +333,7 @@ mod tests {
                 {
                     let (off, most) = ((&got[i] - &want[i]).abs().max(), want[i].abs().max());
                     let (off, most) = (off.double_value(&[]), most.double_value(&[]));
-                    assert!(off <= 2e-4 * most, "{products:?}, parameter {i}, {what}: off by {off} of {most}");
+                    assert!(off <= 2e-4 * most, "{matmul:?}, parameter {i}, {what}: off by {off} of {most}");
                 }
                 assert!(!params[i].grad().defined(), "no gradient is left behind");
             }
@@ -347,7 +347,8 @@ mod tests {
     fn moments_in_another_layout_are_refused() {
         let p = [Tensor::zeros([2, 3, 4, 4], CPU)];
         let last = [channels_last(&p[0]).unwrap()];
-        let e = fused_adam(&p, &p, &last, &p, &Tensor::zeros([], CPU), AdamStep::default()).unwrap_err().to_string();
+        let e =
+            fused_adam(&p, &p, &last, &p, &Tensor::zeros([], CPU), AdamSettings::default()).unwrap_err().to_string();
         assert!(e.contains("the moments of a parameter [2, 3, 4, 4]"), "{e}");
     }
 

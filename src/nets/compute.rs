@@ -1,7 +1,7 @@
-//! How operations are computed: the same mathematics at other speeds.
+//! Compute options of the layers: memory layout, kernels, matmul backend, precision.
 //!
-//! Which choice is faster depends on processor, sizes and threads, and differs several-fold either way, so training measures them
-//! at its start (`models/tuning.rs`).
+//! The fastest choice depends on processor, sizes and threads, by several-fold either way, so training measures them at its start
+//! (`models/tuning.rs`).
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -12,60 +12,61 @@ use tch::{Device, Tensor};
 use super::graph::{BN_MOMENTUM, ConvLayer, NORM_EPS, Op};
 use crate::native::{self, MatmulBackend};
 
-/// Order of images in memory inside convolutional networks.
+/// Memory layout of images inside convolutional networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// Channel after channel.
+    /// NCHW.
     Contiguous,
-    /// The channels of a pixel side by side.
+    /// NHWC.
     ChannelsLast,
 }
 
-/// Whose layers run (CPU).
+/// Kernels of the layers (CPU).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kernels {
     /// libtorch's.
     Libtorch,
-    /// Ours around libtorch's matmuls and convolutions: activations in one piece with the layer, the bias's gradient as a sum of
-    /// its own, and transposed convolutions to few channels as one matmul for each image.
+    /// ganvae's own, around libtorch's matmuls and convolutions: activations fused with the layer, the bias gradient as a separate
+    /// sum, transposed convolutions to few channels as one matmul per image.
     Own,
 }
 
-/// How many bits the factors of products and convolutions have. Not one of the choices that give the same numbers.
+/// Precision of the operands of matmuls and convolutions. Unlike the other options, it changes the results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// 24, IEEE's.
+    /// IEEE float32.
     #[default]
     Fp32,
-    /// CUDA: float32 tensors, whose factors the tensor cores round to 11 bits.
+    /// CUDA: float32 tensors; tensor cores round the operands to 11 bits of mantissa.
     Tf32,
-    /// CUDA: the layers of the networks in bfloat16 (8 bits) from float32 weights; heads, losses and updates as with tf32.
+    /// CUDA: layers in bfloat16 (8 bits of mantissa) from float32 weights; heads, losses and updates as with tf32.
     Bf16,
 }
 
-/// One choice of each.
+/// Compute options of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Compute {
-    /// Who multiplies matrices.
-    pub products: MatmulBackend,
-    /// Order of images in memory.
+    /// Backend of the matmuls of linear layers (CPU).
+    #[serde(rename = "products")]
+    pub matmul: MatmulBackend,
+    /// Memory layout of images.
     pub layout: Layout,
-    /// Whose layers run.
+    /// Kernels of the layers.
     pub kernels: Kernels,
-    /// What the layers are computed in: a setting of its own, not kept with the choices.
+    /// Precision of the layers: a separate setting, not stored with the others.
     #[serde(skip)]
     pub precision: Precision,
 }
 
 impl Default for Compute {
-    /// What libtorch does by itself.
+    /// libtorch's defaults.
     fn default() -> Self {
         Compute {
-            products: MatmulBackend::Blas,
+            matmul: MatmulBackend::Blas,
             layout: Layout::Contiguous,
             kernels: Kernels::Libtorch,
             precision: Precision::Fp32,
@@ -74,24 +75,24 @@ impl Default for Compute {
 }
 
 impl Compute {
-    /// x [...,I] -> x Wᵀ + b [...,O], then an activation of this slope for x ≤ 0; 1 is none.
+    /// x [...,I] -> x Wᵀ + b [...,O], then a leaky ReLU of this slope (1: none).
     ///
     /// # Errors
     /// libtorch's.
     pub(super) fn linear(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64) -> Result<Tensor> {
         let (size, from) = (x.size(), w.size()[1]);
         let rows: i64 = size.iter().rev().skip(1).product();
-        if self.own(x) || (x.device() == Device::Cpu && self.products != MatmulBackend::Blas) {
+        if self.own(x) || (x.device() == Device::Cpu && self.matmul != MatmulBackend::Blas) {
             if let [_, _] = size[..] {
-                return native::linear(x, w, b, slope, self.products);
+                return native::linear(x, w, b, slope, self.matmul);
             }
-            let y = native::linear(&x.f_reshape([rows, from])?, w, b, slope, self.products)?;
+            let y = native::linear(&x.f_reshape([rows, from])?, w, b, slope, self.matmul)?;
             return Ok(y.f_reshape([&size[..size.len() - 1], &[w.size()[0]]].concat())?);
         }
         Ok(x.f_linear(w, b)?)
     }
 
-    /// x [B,I,H,W] -> [B,O,H',W'], then an activation as in [`Compute::linear`] where [`Compute::joins_activation`] says so.
+    /// x [B,I,H,W] -> [B,O,H',W'], then an activation as in [`Compute::linear`] if [`Compute::fuses_activation`].
     ///
     /// # Errors
     /// libtorch's.
@@ -107,8 +108,8 @@ impl Compute {
         })
     }
 
-    /// x [B,C,...] normalised, by the batch's own statistics where `training`, then an activation as in [`Compute::conv`]. The running
-    /// statistics follow where `follow`.
+    /// Batch normalisation of x [B,C,...], with batch statistics if `training`, then an activation as in [`Compute::conv`]. Updates the
+    /// running statistics if `follow`.
     ///
     /// # Errors
     /// libtorch's.
@@ -133,13 +134,13 @@ impl Compute {
         })
     }
 
-    /// An image whose elements lie in the order of its dimensions; anything else as it is.
+    /// An image in contiguous layout; any other tensor unchanged.
     pub(super) fn contiguous_image(self, x: &Tensor) -> Result<Tensor> {
         if self.own(x) && x.dim() == 4 { native::contiguous(x) } else { Ok(x.shallow_clone()) }
     }
 
-    /// Whether an operation takes the activation after it into its own kernel.
-    pub(super) fn joins_activation(self, op: &Op, device: Device) -> bool {
+    /// Whether the kernel of an operation is fused with the activation after it.
+    pub(super) fn fuses_activation(self, op: &Op, device: Device) -> bool {
         let able = match op {
             Op::Linear(_) => true,
             Op::Conv(l) => has_own_kernel(l),
@@ -149,15 +150,15 @@ impl Compute {
         able && self.kernels == Kernels::Own && device == Device::Cpu
     }
 
-    /// Lays out the weights of convolutions in `vars` as the convolutions want them, so that no step has to.
+    /// Converts the convolution weights in `vars` to the layout, so that no step has to.
     ///
     /// # Errors
-    /// libtorch's, when memory ends.
+    /// libtorch's, when out of memory.
     pub fn arrange_weights(self, vars: &VarStore) -> Result<()> {
         tch::no_grad(|| {
             for mut w in vars.variables().into_values().filter(|w| w.dim() == 4) {
                 let laid = match self.layout {
-                    // Of one channel, both layouts are the same.
+                    // With one channel, both layouts are the same.
                     Layout::ChannelsLast if w.size()[1] > 1 => native::channels_last(&w.detach())?,
                     _ => w.detach().f_contiguous()?,
                 };
@@ -167,12 +168,12 @@ impl Compute {
         })
     }
 
-    /// Whether our own kernels take x.
+    /// Whether ganvae's own kernels are used for x.
     fn own(self, x: &Tensor) -> bool {
         self.kernels == Kernels::Own && x.device() == Device::Cpu
     }
 
-    /// x [B,C,H,W] in the layout that convolutions are to see.
+    /// x [B,C,H,W] in the layout of the convolutions.
     pub(super) fn arrange(self, x: &Tensor) -> Result<Tensor> {
         match self.layout {
             Layout::Contiguous => Ok(x.shallow_clone()),
@@ -181,12 +182,12 @@ impl Compute {
     }
 }
 
-/// Whether our own kernels compute a batch normalisation, of the batch's own statistics.
+/// Whether there is an own kernel for a batch normalisation with batch statistics.
 fn has_own_norm(compute: Compute, l: &nn::BatchNorm) -> bool {
     compute.layout == Layout::ChannelsLast && l.ws.is_some()
 }
 
-/// Whether our own kernels compute a convolution.
+/// Whether there is an own kernel for a convolution.
 fn has_own_kernel(l: &ConvLayer) -> bool {
     (l.kernel(), l.stride, l.padding, l.groups) == (4, 2, 1, 1)
 }

@@ -1,17 +1,17 @@
 //! Strided convolutional networks after DCGAN (Radford et al. 2016, arXiv 1511.06434).
 //!
-//! Both sides are halved as long as they stay even and the result is at least 4: 28×28 ends at 7×7, 32×32 and 64×64 at
-//! 4×4. Differs: where DCGAN has a convolution that covers its whole input, a linear layer of the same arithmetic stands.
+//! Both sides are halved while they are even and the result is at least 4: 28×28 ends at 7×7, 32×32 and 64×64 at 4×4.
+//! Differs from DCGAN: a convolution over its whole input is an equivalent linear layer here.
 
 use anyhow::{Result, bail};
 
 use super::graph::{Builder, ConvSpec, Op, Value};
 use super::{NetSpec, Shape, dense_stack};
 
-/// The smallest side that a halving may give.
+/// The smallest side after halving.
 const SMALLEST: i64 = 4;
 
-/// How often both sides halve, and what is left of them.
+/// Number of halvings, and the sides after them.
 fn halvings(shape: Shape) -> Result<(u32, i64, i64)> {
     let (mut n, mut h, mut w) = (0, shape.height, shape.width);
     while h % 2 == 0 && w % 2 == 0 && h.min(w) / 2 >= SMALLEST {
@@ -32,7 +32,7 @@ fn halvings(shape: Shape) -> Result<(u32, i64, i64)> {
 ///
 /// Batch normalisation after every convolution but the first, as in the paper.
 pub fn features(b: &mut Builder, mut x: Value, spec: &NetSpec) -> Result<Value> {
-    let &[channels, height, width] = b.dims(x) else { bail!("images [C,H,W] are wanted, found {:?}", b.dims(x)) };
+    let &[channels, height, width] = b.dims(x) else { bail!("wanted images [C,H,W], found {:?}", b.dims(x)) };
     let (stages, ..) = halvings(Shape { channels, height, width })?;
     for i in 1..=stages {
         let norm = spec.batch_norm && i > 1;
@@ -50,8 +50,8 @@ pub fn features(b: &mut Builder, mut x: Value, spec: &NetSpec) -> Result<Value> 
 
 /// z [Z] -> `fc1`, ... -> `base` -> [K,H0,W0] -> `convt1`, `convt2`, ... -> [C,H,W].
 ///
-/// Channels halve from the base to the image side's `base_width`, then to C. With batch normalisation (generators) the
-/// base has twice the channels, as the paper's generator against its discriminator: 256 at 7×7 for a width of 64.
+/// Channels halve from the base to `base_width` next to the image, then go to C. With batch normalisation (generators) the base has
+/// twice the channels, as in the paper's generator compared with its discriminator: 256 at 7×7 for a width of 64.
 pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Result<Value> {
     let (stages, h, w) = halvings(shape)?;
     let activation = || Op::Activation(spec.activation.function());
@@ -67,7 +67,7 @@ pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Res
         x = b.batch_norm("bn0", x, true)?;
         x = b.op("base_act", activation(), &[x])?;
     } else {
-        // The activation before the reshape: in place on a view would cost a copy.
+        // The activation comes before the reshape: in place on a view would cost a copy.
         x = b.op("base_act", activation(), &[x])?;
         x = b.op("grid", grid, &[x])?;
     }

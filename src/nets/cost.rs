@@ -1,13 +1,13 @@
-//! What operations cost: the shapes that they give, and the matrix products and convolutions that a step cannot do without.
+//! Shape inference, and the matmuls and convolutions of a step with their flops.
 
 use super::graph::{Graph, Op};
 
-/// A matrix product or convolution, for one image.
+/// A matmul or convolution, for one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Product {
-    /// [rows,from] · [from,to].
+pub enum MatmulOp {
+    /// x [rows,from] -> [rows,to].
     Linear {
-        /// Rows for each image.
+        /// Rows per image.
         rows: i64,
         /// Width of the input.
         from: i64,
@@ -24,7 +24,7 @@ pub enum Product {
         height: i64,
         /// W of the input.
         width: i64,
-        /// Sides of the kernel.
+        /// Kernel size.
         kernel: i64,
         /// Stride.
         stride: i64,
@@ -32,58 +32,58 @@ pub enum Product {
         padding: i64,
         /// Groups.
         groups: i64,
-        /// Whether it is the transposed one.
+        /// Whether it is a transposed convolution.
         transposed: bool,
     },
-    /// `batch` products [m,k] · [k,n] of two computed values.
+    /// `batch` matmuls [m,k] · [k,n] of two activations.
     MatMul {
-        /// Products for each image.
+        /// Matmuls per image.
         batch: i64,
         /// Rows.
         m: i64,
-        /// Summed over.
+        /// Inner dimension.
         k: i64,
         /// Columns.
         n: i64,
     },
 }
 
-/// Which of its three products an operation is asked for.
+/// Forward or one of the two backward computations of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// The output.
     Forward,
     /// The gradient with respect to the input.
     Input,
-    /// The gradient with respect to the weights (of a product of two values, the second).
+    /// The gradient with respect to the weights (of a matmul of two activations: the second).
     Weights,
 }
 
-/// A piece of a step: a product at a batch size.
+/// A matmul or convolution of a step, at a batch size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Work {
-    /// What is computed.
-    pub product: Product,
-    /// Which of its products.
+    /// The operation.
+    pub op: MatmulOp,
+    /// Forward or backward.
     pub pass: Pass,
     /// B.
     pub batch: i64,
 }
 
 impl Work {
-    /// Multiplications and additions.
+    /// Flops: multiplications and additions.
     pub fn flops(&self) -> f64 {
-        let each = match self.product {
-            Product::Linear { rows, from, to } => rows * from * to,
-            Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
-                // Each weight once for each pixel of the side that the kernel steps over.
+        let each = match self.op {
+            MatmulOp::Linear { rows, from, to } => rows * from * to,
+            MatmulOp::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
+                // Each weight is used once per pixel of the output (transposed: of the input).
                 let pixels = match transposed {
                     true => height * width,
                     false => conv_side(height, kernel, stride, padding) * conv_side(width, kernel, stride, padding),
                 };
                 from * to / groups * kernel * kernel * pixels
             }
-            Product::MatMul { batch, m, k, n } => batch * m * k * n,
+            MatmulOp::MatMul { batch, m, k, n } => batch * m * k * n,
         };
         2.0 * (each * self.batch) as f64
     }
@@ -93,7 +93,7 @@ fn conv_side(side: i64, kernel: i64, stride: i64, padding: i64) -> i64 {
     (side + 2 * padding - kernel) / stride + 1
 }
 
-/// Dimensions after the batch of what `op` makes of inputs with these; none when it cannot take them.
+/// Output dimensions of `op` for these input dimensions, without the batch; none if they do not fit.
 pub(super) fn result_dims(op: &Op, inputs: &[&[i64]]) -> Option<Vec<i64>> {
     let image = |dims: &[i64]| <[i64; 3]>::try_from(dims).ok();
     let result = match (op, inputs) {
@@ -148,21 +148,21 @@ pub(super) fn result_dims(op: &Op, inputs: &[&[i64]]) -> Option<Vec<i64>> {
 }
 
 impl Graph {
-    /// The products of one pass through all nodes, in order, and whether the gradient with respect to each's input is wanted when
-    /// the gradient with respect to the graph's own inputs is not.
-    pub fn products(&self) -> Vec<(Product, bool)> {
-        let mut products = Vec::new();
-        // Whether a value depends on parameters.
+    /// The matmuls and convolutions of one forward pass, in order, and whether each needs the gradient of its input to train the
+    /// layers before it.
+    pub fn matmuls(&self) -> Vec<(MatmulOp, bool)> {
+        let mut matmuls = Vec::new();
+        // Whether each value depends on parameters.
         let mut trained = vec![false; self.inputs().len()];
         for node in self.nodes() {
             let below = node.inputs.iter().any(|v| trained[v.0]);
             let dims = self.dims(node.inputs[0]);
-            let product = match &node.op {
+            let op = match &node.op {
                 Op::Linear(l) => {
                     let (size, rows) = (l.ws.size(), dims[..dims.len() - 1].iter().product());
-                    Some(Product::Linear { rows, from: size[1], to: size[0] })
+                    Some(MatmulOp::Linear { rows, from: size[1], to: size[0] })
                 }
-                Op::Conv(l) => Some(Product::Conv {
+                Op::Conv(l) => Some(MatmulOp::Conv {
                     from: dims[0],
                     to: l.out_channels(),
                     height: dims[1],
@@ -176,32 +176,32 @@ impl Graph {
                 Op::MatMul { transpose_a, .. } => {
                     let [batch @ .., m, n] = node.dims.as_slice() else { continue };
                     let k = if *transpose_a { dims[dims.len() - 2] } else { dims[dims.len() - 1] };
-                    Some(Product::MatMul { batch: batch.iter().product(), m: *m, k, n: *n })
+                    Some(MatmulOp::MatMul { batch: batch.iter().product(), m: *m, k, n: *n })
                 }
                 _ => None,
             };
-            products.extend(product.map(|product| (product, below)));
+            matmuls.extend(op.map(|op| (op, below)));
             trained.push(below || !node.op.tensors().is_empty());
         }
-        products
+        matmuls
     }
 
-    /// Multiplications and additions of one forward pass on one image.
+    /// Flops of one forward pass on one image.
     pub fn flops(&self) -> f64 {
-        let forward = |(product, _): (Product, bool)| Work { product, pass: Pass::Forward, batch: 1 }.flops();
-        self.products().into_iter().map(forward).sum()
+        let forward = |(op, _): (MatmulOp, bool)| Work { op, pass: Pass::Forward, batch: 1 }.flops();
+        self.matmuls().into_iter().map(forward).sum()
     }
 
-    /// What training through the graph takes at a batch size: all forward, the gradients of all weights if `weights`, and of the
-    /// inputs all that lead to weights, or to the graph's own inputs if `to_input`.
+    /// The work of a training step at a batch size: the forward pass, the weight gradients if `weights`, and the input gradients that
+    /// lead to weights, or to the graph's inputs if `to_input`.
     pub fn training_work(&self, batch: i64, weights: bool, to_input: bool) -> Vec<Work> {
-        let products = self.products();
-        let work = |product, pass| Work { product, pass, batch };
-        let forward = products.iter().map(|&(product, _)| work(product, Pass::Forward));
-        let backward = products.iter().rev().flat_map(|&(product, below)| {
+        let matmuls = self.matmuls();
+        let work = |op, pass| Work { op, pass, batch };
+        let forward = matmuls.iter().map(|&(op, _)| work(op, Pass::Forward));
+        let backward = matmuls.iter().rev().flat_map(|&(op, below)| {
             let input = (below || to_input).then_some(Pass::Input);
-            let second = (weights || matches!(product, Product::MatMul { .. })).then_some(Pass::Weights);
-            input.into_iter().chain(second).map(move |pass| work(product, pass))
+            let second = (weights || matches!(op, MatmulOp::MatMul { .. })).then_some(Pass::Weights);
+            input.into_iter().chain(second).map(move |pass| work(op, pass))
         });
         forward.chain(backward).collect()
     }

@@ -1,5 +1,5 @@
-//! The forward pass of a graph. Before it runs, a pass over the graph joins activations with the layers before them where one
-//! kernel computes both, and finds what may be computed in place.
+//! The forward pass of a graph. A plan is made first: it fuses activations with the layers before them where a kernel computes both,
+//! and finds the operations that can run in place.
 
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
@@ -8,14 +8,14 @@ use super::compute::Precision;
 use super::graph::{Function, Graph, NORM_EPS, Node, Op, Value};
 use crate::native;
 
-/// Where batch normalisation takes its statistics from; no other operation depends on it.
+/// Statistics used by batch normalisation; no other operation depends on the mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// From the batch, and the running ones follow.
+    /// Batch statistics; updates the running statistics.
     Train,
-    /// From the batch, as in training, but nothing is changed.
+    /// Batch statistics; changes no state.
     Batch,
-    /// The running ones: each image by itself.
+    /// Running statistics: images do not depend on each other.
     Eval,
 }
 
@@ -24,16 +24,16 @@ pub enum Mode {
 struct Call {
     /// The node.
     node: usize,
-    /// Index of the value that it gives: the activation's where one is joined with it.
+    /// Index of its result: the activation's if one is fused.
     result: usize,
-    /// Slope of the activation joined with the layer for x ≤ 0; 1 for none.
+    /// Slope of the fused (leaky) ReLU; 1 for none.
     slope: f64,
     /// Whether the input may be overwritten.
     in_place: bool,
 }
 
 impl Function {
-    /// Slope for x ≤ 0 of those that are straight on both sides.
+    /// Slope for x ≤ 0 of a (leaky) ReLU; none for other functions.
     fn slope(self) -> Option<f64> {
         match self {
             Function::Relu => Some(0.0),
@@ -62,10 +62,10 @@ impl Function {
 }
 
 impl Graph {
-    /// Values `outputs` for the graph's inputs, float32 whatever the layers are computed in. Only what they depend on is computed.
+    /// The values `outputs` for these inputs, float32 in every precision. Computes only the nodes that they depend on.
     ///
     /// # Errors
-    /// libtorch's, when an input is not of the shape that the network was built for or memory ends.
+    /// libtorch's, when an input has the wrong shape or when out of memory.
     pub fn forward(&self, inputs: &[&Tensor], outputs: &[Value], mode: Mode) -> Result<Vec<Tensor>> {
         ensure!(
             inputs.len() == self.inputs().len(),
@@ -99,12 +99,12 @@ impl Graph {
     /// [`Graph::forward`] of a graph with one input to one value.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Graph::forward`].
     pub fn forward_one(&self, x: &Tensor, output: Value, mode: Mode) -> Result<Tensor> {
         self.forward(&[x], &[output], mode)?.pop().context("one output was asked for")
     }
 
-    /// What the graph's outputs are, in evaluation mode and without gradients: what exports compute.
+    /// The graph's outputs in evaluation mode, without gradients, as in an export.
     ///
     /// # Errors
     /// As [`Graph::forward`].
@@ -113,10 +113,10 @@ impl Graph {
         tch::no_grad(|| self.forward(inputs, &outputs, Mode::Eval))
     }
 
-    /// The calls that give `outputs`, in order, and how often each value is read.
+    /// The calls that compute `outputs`, in order, and the number of readers of each value.
     fn plan(&self, outputs: &[Value], device: Device) -> (Vec<Call>, Vec<u32>) {
         let first = self.inputs().len();
-        // An output has a reader outside, so that no node overwrites it.
+        // An output counts as a reader, so no node overwrites it.
         let readers = self.readers(outputs);
         let mut calls: Vec<Call> = Vec::with_capacity(self.nodes().len());
         for (i, node) in self.nodes().iter().enumerate() {
@@ -130,13 +130,13 @@ impl Graph {
                 let alone = readers[before.0] == 1;
                 let producer = self.node_of(before).map(|b| &self.nodes()[b].op);
                 if let (true, Some(op), Some(s)) = (alone, producer, function.slope())
-                    && self.compute.joins_activation(op, device)
+                    && self.compute.fuses_activation(op, device)
                     && let Some(call) = calls.iter_mut().rfind(|call| call.result == before.0)
                 {
                     (call.result, call.slope) = (result, s);
                     continue;
                 }
-                // Of a layer's fresh result, which the layer's own backward pass does not need.
+                // In place if the producer's backward pass does not need its output.
                 in_place = alone
                     && producer.is_some_and(|op| {
                         use Op::{Add, BatchNorm, Conv, GroupNorm, LayerNorm, Linear};
@@ -185,7 +185,7 @@ impl Graph {
             }
             Op::Softmax => x.f_softmax(-1, None::<Kind>)?,
             Op::Reshape(dims) => {
-                // Not −1: images of another size must not turn into another number of them.
+                // Not −1: images of a wrong size must not change the batch size.
                 let batch = x.size().first().copied().unwrap_or(1);
                 compute.contiguous_image(x)?.f_reshape([&[batch], dims.as_slice()].concat())?
             }
@@ -193,7 +193,7 @@ impl Graph {
     }
 }
 
-/// The values that are still needed.
+/// The values that are still to be read.
 struct Values {
     held: Vec<Option<Tensor>>,
     readers: Vec<u32>,
@@ -206,7 +206,7 @@ impl Values {
         Values { held, readers }
     }
 
-    /// A value for one reader; the last one gets the only handle, so that memory goes when it is done.
+    /// A value for one reader. The last reader gets the only handle, so its memory is freed early.
     fn take(&mut self, value: Value) -> Result<Tensor> {
         self.readers[value.0] -= 1;
         let place = &mut self.held[value.0];

@@ -1,7 +1,7 @@
 //! A network as a graph of named operations, and the builder that makes one.
 //!
-//! A network is built once. Four readers match on its operations: the forward pass (`forward.rs`), costs and shapes (`cost.rs`),
-//! TorchScript and ONNX (`export/`). The name of a node is the path of its parameters: exports carry it.
+//! A network is built once. Four places match on its operations: the forward pass (`forward.rs`), shapes and flops (`cost.rs`),
+//! TorchScript and ONNX (`export/`). The name of a node is the path of its parameters, in exports too.
 
 use anyhow::{Result, bail, ensure};
 use tch::Tensor;
@@ -10,12 +10,12 @@ use tch::nn::{self, Path, VarStore};
 use super::compute::Compute;
 use super::cost;
 
-/// Weight of a batch in the running statistics of batch normalisation: PyTorch's default.
+/// Momentum of the running statistics of batch normalisation: PyTorch's default.
 pub const BN_MOMENTUM: f64 = 0.1;
-/// Added to the variance by every normalisation: PyTorch's default.
+/// ε of every normalisation: PyTorch's default.
 pub const NORM_EPS: f64 = 1e-5;
 
-/// A value of a graph: an input, or what a node computes.
+/// A value of a graph: an input or the result of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Value(pub(super) usize);
 
@@ -41,13 +41,13 @@ pub struct ConvLayer {
     pub weight: Tensor,
     /// [O].
     pub bias: Option<Tensor>,
-    /// Pixels between two places of the kernel (transposed: between two pixels of the input).
+    /// As in PyTorch.
     pub stride: i64,
-    /// Zeros around the input (transposed: pixels cut off the output).
+    /// As in PyTorch.
     pub padding: i64,
-    /// Channels are cut into this many groups that do not mix.
+    /// As in PyTorch.
     pub groups: i64,
-    /// Whether it is the transpose of a convolution.
+    /// Whether it is a transposed convolution.
     pub transposed: bool,
 }
 
@@ -64,7 +64,7 @@ impl ConvLayer {
     }
 }
 
-/// One operation on a batch. Shapes leave out the batch dimension, which is the first of every value.
+/// One operation on a batch. Shapes omit the batch dimension, which is always the first.
 #[derive(Debug)]
 pub enum Op {
     /// [..., in] -> [..., out].
@@ -73,30 +73,30 @@ pub enum Op {
     Conv(ConvLayer),
     /// Over B, H and W of each channel; running statistics in evaluation mode.
     BatchNorm(nn::BatchNorm),
-    /// Over H, W and the channels of a group, image by image.
+    /// Over H, W and the channels of a group, per image.
     GroupNorm(nn::GroupNorm),
     /// Over the last dimension.
     LayerNorm(nn::LayerNorm),
     /// Elementwise.
     Activation(Function),
-    /// a + b; a dimension of 1 is repeated.
+    /// a + b, with broadcasting.
     Add,
-    /// a · b, elementwise; a dimension of 1 is repeated.
+    /// a · b, elementwise, with broadcasting.
     Multiply,
     /// x·scale + shift.
     Affine {
         /// Factor.
         scale: f64,
-        /// Added after it.
+        /// Offset.
         shift: f64,
     },
-    /// Joined along the first dimension after the batch.
+    /// Along the first dimension after the batch.
     Concat,
     /// Labels [] (int64) -> [width].
     Embedding(nn::Embedding),
-    /// [C,H,W] -> [C,kH,kW], each pixel repeated.
+    /// [C,H,W] -> [C,kH,kW], nearest neighbour.
     Upsample(i64),
-    /// [C,H,W] -> [C,H/k,W/l], means of blocks of k×l pixels.
+    /// [C,H,W] -> [C,H/k,W/l], means over blocks of k×l pixels.
     AveragePool([i64; 2]),
     /// [...,M,K] · [...,K,N] -> [...,M,N]; either may be transposed first.
     MatMul {
@@ -112,7 +112,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Parameters and buffers by their PyTorch names; whether each is a parameter, else it is a buffer.
+    /// Parameters and buffers by their PyTorch names; true for a parameter, false for a buffer.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor, bool)> {
         let (weight, bias) = match self {
             Op::Linear(l) => (Some(&l.ws), l.bs.as_ref()),
@@ -138,16 +138,16 @@ impl Op {
 pub struct Node {
     /// Unique; also the path of its parameters.
     pub name: String,
-    /// What it does.
+    /// The operation.
     pub op: Op,
-    /// To what.
+    /// Its inputs.
     pub inputs: Vec<Value>,
     /// Dimensions of the result after the batch.
     pub dims: Vec<i64>,
 }
 
 impl Node {
-    /// Parameters and buffers with their keys (`fc1.weight`); whether each is a parameter.
+    /// Parameters and buffers with their keys (`fc1.weight`); true for a parameter.
     pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
         let keyed =
             |(key, t, parameter): (&str, &Tensor, bool)| (format!("{}.{key}", self.name), t.shallow_clone(), parameter);
@@ -155,23 +155,23 @@ impl Node {
     }
 }
 
-/// What goes into a network or comes out of it. The batch is its first dimension, of any size.
+/// An input or output of a network. The batch is its first dimension, of any size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Port {
-    /// Its name in every format.
+    /// Its name in every export format.
     pub name: &'static str,
     /// The dimensions after the batch.
     pub dims: Vec<i64>,
-    /// Least and greatest value, where there are such.
+    /// Smallest and largest value, if bounded.
     pub range: Option<(f64, f64)>,
     /// Number of classes, for int64 class numbers; none for float32.
     pub classes: Option<i64>,
-    /// What it is, for people.
+    /// Description.
     pub about: &'static str,
 }
 
 impl Port {
-    /// float32 values of any size.
+    /// Unbounded float32 values.
     pub fn new(name: &'static str, dims: &[i64], about: &'static str) -> Self {
         Port { name, dims: dims.to_vec(), range: None, classes: None, about }
     }
@@ -194,29 +194,29 @@ pub struct Graph {
     inputs: Vec<Port>,
     nodes: Vec<Node>,
     outputs: Vec<(Port, Value)>,
-    /// The first node that is computed in float32 whatever the precision: heads and what follows.
+    /// Nodes from this one on (the heads) are computed in float32 in every precision.
     pub(super) float32_from: usize,
-    /// How the operations are computed.
+    /// Compute options.
     pub compute: Compute,
 }
 
 impl Graph {
-    /// What the network is called: `encoder`, the first part of its keys and the name of its exports.
+    /// Name of the network (`encoder`): the first part of its keys and the name of its exports.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// What it takes.
+    /// The inputs.
     pub fn inputs(&self) -> &[Port] {
         &self.inputs
     }
 
-    /// Its operations; each comes after those that it depends on.
+    /// The operations in topological order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// What it gives, and where that is computed.
+    /// The outputs and their values.
     pub fn outputs(&self) -> &[(Port, Value)] {
         &self.outputs
     }
@@ -226,12 +226,12 @@ impl Graph {
         Value(i)
     }
 
-    /// What node number `i` computes.
+    /// Result of node number `i`.
     pub fn result(&self, i: usize) -> Value {
         Value(self.inputs.len() + i)
     }
 
-    /// Number of the node that computes `value`; none for an input.
+    /// Index of the node that computes `value`; none for an input.
     pub fn node_of(&self, value: Value) -> Option<usize> {
         value.0.checked_sub(self.inputs.len())
     }
@@ -244,12 +244,12 @@ impl Graph {
         }
     }
 
-    /// Parameters and buffers with their keys (`fc1.weight`), in the order of the nodes; whether each is a parameter.
+    /// Parameters and buffers with their keys (`fc1.weight`), in the order of the nodes; true for a parameter.
     pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
         self.nodes.iter().flat_map(Node::tensors).collect()
     }
 
-    /// How often each value is read on the way to `outputs`, each of which counts as one reader; 0 for what they do not depend on.
+    /// Number of readers of each value when computing `outputs`; an output counts as a reader itself; 0 for unused values.
     pub(super) fn readers(&self, outputs: &[Value]) -> Vec<u32> {
         let first = self.inputs.len();
         let mut readers = vec![0; first + self.nodes.len()];
@@ -262,7 +262,7 @@ impl Graph {
         readers
     }
 
-    /// The nodes that the graph's outputs depend on, in order, each with its result.
+    /// The nodes that the outputs depend on, in order, each with its result.
     pub fn needed(&self) -> Vec<(Value, &Node)> {
         let outputs: Vec<Value> = self.outputs.iter().map(|(_, v)| *v).collect();
         let readers = self.readers(&outputs);
@@ -270,31 +270,31 @@ impl Graph {
         all.filter(|(value, _)| readers[value.0] > 0).collect()
     }
 
-    /// Whether any operation mixes the images of a batch, so that two batches may not share one pass.
+    /// Whether the graph has batch normalisation, so that two batches must not share one pass.
     pub fn has_batch_norm(&self) -> bool {
         self.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_)))
     }
 }
 
-/// Words that cannot name a sub-module in Python: its keywords, and what every module has already.
+/// Names that a Python sub-module cannot have: keywords and attributes of every module.
 const RESERVED: [&str; 37] = [
     "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del",
     "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal",
     "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "forward", "training",
 ];
 
-/// How weights start.
+/// Weight initialisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
     /// PyTorch's defaults: weights and biases from U(±1/√fan_in) (Kaiming-uniform with a = √5), normalisations 1 and 0.
-    /// Differs: tch's own defaults, whose weights are √6 times wider and whose BatchNorm scale is random.
+    /// tch's own defaults differ: weights √6 times wider, random BatchNorm scale.
     PyTorch,
     /// DCGAN (arXiv 1511.06434, section 3): weights from N(0, 0.02), biases 0, normalisations 1 and 0.
     Dcgan,
 }
 
 impl Init {
-    /// Distributions of weights and biases of a layer with this fan-in.
+    /// Initialisation of weights and biases of a layer with this fan-in.
     fn of(self, fan_in: i64) -> (nn::Init, nn::Init) {
         match self {
             Init::PyTorch => {
@@ -307,10 +307,10 @@ impl Init {
     }
 }
 
-/// The shape of a convolution.
+/// Parameters of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvSpec {
-    /// Height and width of the kernel.
+    /// Kernel size.
     pub kernel: i64,
     /// See [`ConvLayer::stride`].
     pub stride: i64,
@@ -318,14 +318,14 @@ pub struct ConvSpec {
     pub padding: i64,
     /// See [`ConvLayer::groups`].
     pub groups: i64,
-    /// Whether it is the transpose of a convolution.
+    /// Whether it is a transposed convolution.
     pub transposed: bool,
-    /// Whether the output has a bias.
+    /// Whether it has a bias.
     pub bias: bool,
 }
 
 impl ConvSpec {
-    /// 4×4, stride 2, padding 1: both sides halve. DCGAN's.
+    /// 4×4, stride 2, padding 1, as in DCGAN: both sides halve.
     pub fn halving() -> Self {
         ConvSpec { kernel: 4, stride: 2, padding: 1, groups: 1, transposed: false, bias: true }
     }
@@ -341,27 +341,27 @@ impl ConvSpec {
     }
 }
 
-/// Makes a graph: each method adds one node and gives its result.
+/// Builds a graph: each method adds one node and returns its result.
 #[derive(Debug)]
 pub struct Builder<'a> {
     path: Path<'a>,
     graph: Graph,
-    /// How the weights of the layers to come start.
+    /// Initialisation of the layers added next.
     pub init: Init,
 }
 
 impl<'a> Builder<'a> {
-    /// A network `name` whose variables go to `vars` under that name.
+    /// A network `name`; its variables are created in `vars` under that name.
     pub fn new(vars: &'a VarStore, name: &'static str, init: Init) -> Self {
         let (inputs, nodes, outputs) = (Vec::new(), Vec::new(), Vec::new());
         let graph = Graph { name, inputs, nodes, outputs, float32_from: usize::MAX, compute: Compute::default() };
         Builder { path: vars.root() / name, graph, init }
     }
 
-    /// Adds an input; all inputs come before the first operation.
+    /// Adds an input. All inputs must be added before the first operation.
     ///
     /// # Errors
-    /// When an operation was added before, or the name is taken.
+    /// After an operation, or when the name is taken.
     pub fn input(&mut self, port: Port) -> Result<Value> {
         ensure!(self.graph.nodes.is_empty(), "the input {} comes after operations: add inputs first", port.name);
         self.check_port(&port)?;
@@ -381,7 +381,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// From here on everything is computed in float32, whatever the precision of the layers before.
+    /// All nodes added from now on are computed in float32 in every precision.
     pub fn begin_float32(&mut self) {
         self.graph.float32_from = self.graph.float32_from.min(self.graph.nodes.len());
     }
@@ -410,10 +410,10 @@ impl<'a> Builder<'a> {
         Ok(self.graph)
     }
 
-    /// Adds an operation that has no parameters of its own, or whose parameters exist.
+    /// Adds an operation without parameters, or with existing ones.
     ///
     /// # Errors
-    /// When the name is taken or no plain word, or the inputs do not fit the operation.
+    /// When the name is taken or invalid, or the inputs do not fit the operation.
     pub fn op(&mut self, name: impl Into<String>, op: Op, inputs: &[Value]) -> Result<Value> {
         let name = name.into();
         self.check_name(&name)?;
@@ -442,7 +442,7 @@ impl<'a> Builder<'a> {
         self.check_word("an input or output", port.name)
     }
 
-    /// Refuses a name that an exported file could not carry.
+    /// Refuses a name that is invalid in an export.
     fn check_word(&self, what: &str, name: &str) -> Result<()> {
         ensure!(
             !RESERVED.contains(&name),
@@ -461,7 +461,7 @@ impl<'a> Builder<'a> {
     /// Fully connected: [..., in] -> [..., `to`].
     ///
     /// # Errors
-    /// As [`Builder::op`]; when the layer would have more weights than any machine this is for could train.
+    /// As [`Builder::op`]; when the layer would have more than 2^31 weights.
     pub fn linear(&mut self, name: impl Into<String>, x: Value, to: i64, bias: bool) -> Result<Value> {
         let name = name.into();
         let Some(&from) = self.dims(x).last() else {
@@ -504,7 +504,7 @@ impl<'a> Builder<'a> {
         self.op(name, Op::Conv(ConvLayer { weight, bias, stride, padding, groups, transposed }), &[x])
     }
 
-    /// Batch normalisation; without `affine` it has no scale and shift of its own (those of a condition follow it).
+    /// Batch normalisation; without `affine` it has no scale and shift (for conditional normalisation).
     ///
     /// # Errors
     /// As [`Builder::op`].
@@ -543,7 +543,7 @@ impl<'a> Builder<'a> {
         self.op(name, Op::LayerNorm(layer), &[x])
     }
 
-    /// A vector for each class, from N(0, 1): labels [] -> [`width`].
+    /// An embedding initialised from N(0, 1): labels [] -> [`width`].
     ///
     /// # Errors
     /// As [`Builder::op`].
@@ -560,8 +560,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Refuses a layer of more than 2^31 weights (8 GB, and Adam keeps three more of them) before it is asked of the allocator, and
-    /// one of none.
+    /// Refuses a layer of no weights, and one of more than 2^31 (8 GB, and three times as much for gradients and moments), before it
+    /// is allocated.
     fn check_weights(&self, name: &str, dims: &[i64]) -> Result<()> {
         if let Some(width) = dims.iter().find(|d| **d <= 0) {
             bail!("a layer of width {width} cannot exist: widths are 1 or more");

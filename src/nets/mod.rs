@@ -1,7 +1,7 @@
-//! Networks: graphs of operations, the architectures that make them, and how they are computed.
+//! Networks: graphs of operations, architectures, the forward pass.
 //!
-//! Two families cover every model: [`features`] turns an image into a vector (encoder, discriminator), [`synthesis`] turns a
-//! vector into an image (decoder, generator). Each architecture is one file here that knows both.
+//! Every model uses two functions: [`features`] maps an image to a vector (encoder, discriminator), [`synthesis`] maps a vector to
+//! an image (decoder, generator). Each architecture has one file with both.
 
 pub mod compute;
 mod conv;
@@ -25,16 +25,16 @@ use graph::{Builder, Function, Init, Op, Value};
 /// Names of networks: the first part of a model's keys, and the names of exported files.
 pub const NETWORKS: [&str; 4] = ["encoder", "decoder", "generator", "discriminator"];
 
-/// The architectures there are.
+/// The architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Arch {
     /// Fully connected layers; images of any size.
     Mlp,
-    /// Strided 4×4 convolutions after DCGAN (Radford et al. 2016, arXiv 1511.06434); sides must halve evenly.
+    /// Strided 4×4 convolutions after DCGAN (Radford et al. 2016, arXiv 1511.06434); both sides must be even and at least 8.
     Conv,
 }
 
-/// What follows each hidden layer.
+/// Activation of the hidden layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Activation {
     /// max(x, 0).
@@ -56,25 +56,25 @@ impl Activation {
     }
 }
 
-/// What a network is made of, apart from what goes in and out.
+/// Architecture of a network, without its inputs and outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetSpec {
     /// Family of layers.
     pub arch: Arch,
-    /// Widths of the fully connected hidden layers: all of them for an MLP, those between convolutions and vector else.
+    /// Widths of the fully connected hidden layers: all layers of an MLP, else those between the convolutions and the vector.
     pub hidden: Vec<i64>,
-    /// Channels of the convolution nearest to the image (convolutional networks only).
+    /// Channels of the convolution next to the image (convolutional networks only).
     pub base_width: i64,
-    /// What follows each hidden layer.
+    /// Activation of the hidden layers.
     pub activation: Activation,
-    /// Batch normalisation where DCGAN has it (convolutional networks only).
+    /// Batch normalisation as in DCGAN (convolutional networks only).
     pub batch_norm: bool,
-    /// How weights start.
+    /// Weight initialisation.
     pub init: Init,
 }
 
-/// Kind of networks.
-pub static ARCH: Setting<Arch> = Setting::choice("arch", "Kind of networks");
+/// Architecture of the networks.
+pub static ARCH: Setting<Arch> = Setting::choice("arch", "Architecture of the networks");
 
 /// Z.
 pub static LATENT: Setting<u64> =
@@ -82,17 +82,17 @@ pub static LATENT: Setting<u64> =
 
 /// See [`NetSpec::base_width`].
 pub static BASE_WIDTH: Setting<u64> =
-    Setting::whole("base-width", "Channels of the convolution nearest to the image (--arch conv)")
+    Setting::whole("base-width", "Channels of the convolution next to the image (--arch conv)")
         .range(WIDE, width)
         .value_name("CHANNELS");
 
 /// See [`NetSpec::activation`].
 pub static ACTIVATION: Setting<Activation> = Setting::choice(
     "activation",
-    "Activation of hidden layers: of both networks of a VAE, of a GAN's discriminator (its generator has ReLU)",
+    "Activation of the hidden layers: in both networks of a VAE, in the discriminator of a GAN (its generator uses ReLU)",
 );
 
-/// What every model has.
+/// The settings of every model.
 pub static SETTINGS: Group = Group { heading: "Network", settings: &[&ARCH, &LATENT, &BASE_WIDTH, &ACTIVATION] };
 
 const WIDE: &str = "from 1 to 65536";
@@ -114,7 +114,7 @@ pub const fn hidden_widths(name: &'static str, help: &'static str) -> Setting<Ve
 }
 
 impl NetSpec {
-    /// A network of these hidden layers, else as the settings say; without batch normalisation.
+    /// A network with these hidden layers; the rest from the settings, without batch normalisation.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for a setting of another architecture.
@@ -129,7 +129,7 @@ impl NetSpec {
         Ok(NetSpec { arch, hidden, base_width, activation, batch_norm: false, init: Init::PyTorch })
     }
 
-    /// With DCGAN's batch normalisation and initial weights, where it is convolutional.
+    /// With DCGAN's batch normalisation and weight initialisation, if it is convolutional.
     pub fn like_dcgan(self) -> Self {
         match self.arch {
             Arch::Conv => NetSpec { batch_norm: true, init: Init::Dcgan, ..self },
@@ -141,7 +141,7 @@ impl NetSpec {
 /// The layers from an image to a vector: x [C,H,W] -> features [F].
 ///
 /// # Errors
-/// When the architecture cannot take images of this shape; the sentence names the shape and what would fit.
+/// When the architecture does not support this image shape; the error names the shape and what would fit.
 pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
     check_widths(spec)?;
     match spec.arch {
@@ -170,7 +170,7 @@ fn check_widths(spec: &NetSpec) -> Result<()> {
     Ok(())
 }
 
-/// The hidden layers `fc1`, `fc2`, ... in turn, each with its activation.
+/// The hidden layers `fc1`, `fc2`, ..., each with its activation.
 fn dense_stack(b: &mut Builder, mut x: Value, spec: &NetSpec) -> Result<Value> {
     for (i, &width) in spec.hidden.iter().enumerate() {
         x = b.linear(format!("fc{}", i + 1), x, width, true)?;

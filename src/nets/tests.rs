@@ -1,4 +1,4 @@
-//! Shapes, names and starting weights of every architecture.
+//! Shapes, names and initial weights of every architecture.
 
 use super::graph::{Graph, Port};
 use super::*;
@@ -37,7 +37,7 @@ fn run(graph: &Graph, x: &Tensor, mode: Mode) -> Tensor {
 }
 
 #[test]
-fn both_families_take_every_size_that_the_arithmetic_allows() {
+fn both_architectures_support_many_image_sizes() {
     let sizes = [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 64, 48), (3, 96, 64), (1, 30, 10), (3, 218, 178)];
     for (c, h, w) in sizes {
         for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, false), (Arch::Conv, true)] {
@@ -55,7 +55,7 @@ fn both_families_take_every_size_that_the_arithmetic_allows() {
 }
 
 #[test]
-fn sides_that_cannot_be_halved_are_refused_by_name() {
+fn sides_that_cannot_be_halved_are_refused() {
     for (h, w) in [(27, 28), (28, 27), (6, 6), (1, 28), (7, 7)] {
         let vars = VarStore::new(Device::Cpu);
         let s = spec(Arch::Conv, false, Init::PyTorch);
@@ -95,15 +95,15 @@ fn dcgan_has_the_papers_channels_at_28_pixels() {
     assert!(vars.variables().keys().all(|name| !name.contains("__")));
 }
 
-/// Spread of a variable's values: (mean, standard deviation, largest magnitude).
+/// (mean, standard deviation, largest magnitude) of a variable.
 fn spread(vars: &VarStore, name: &str) -> (f64, f64, f64) {
     let t = &vars.variables()[name];
     (t.mean(Kind::Double).double_value(&[]), t.std(true).double_value(&[]), t.abs().max().double_value(&[]))
 }
 
-/// DESIGN 4.3: tch's Linear is √6 times wider than PyTorch's and its BatchNorm scale is random; ours are PyTorch's.
+/// Weights as in PyTorch, not as in tch: its Linear is √6 times wider and its BatchNorm scale random.
 #[test]
-fn weights_start_where_pytorchs_do() {
+fn initial_weights_have_pytorchs_distribution() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
     let s = NetSpec { hidden: vec![400], base_width: 32, ..spec(Arch::Conv, true, Init::PyTorch) };
@@ -130,7 +130,7 @@ fn weights_start_where_pytorchs_do() {
 }
 
 #[test]
-fn dcgan_starts_from_the_papers_normal() {
+fn dcgan_weights_have_the_papers_distribution() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
     synthesis_of(&vars, "s", 100, shape(1, 28, 28), &spec(Arch::Conv, true, Init::Dcgan)).unwrap();
@@ -141,7 +141,7 @@ fn dcgan_starts_from_the_papers_normal() {
 }
 
 #[test]
-fn activations_are_what_they_say_and_pass_gradients() {
+fn activations_and_their_gradients_are_correct() {
     let values = [-2.0f32, -0.5, 0.25, 3.0];
     for (activation, f, df) in [
         (Activation::Relu, (|v| v.max(0.0)) as fn(f64) -> f64, (|v| f64::from(v > 0.0)) as fn(f64) -> f64),
@@ -161,7 +161,7 @@ fn activations_are_what_they_say_and_pass_gradients() {
 }
 
 #[test]
-fn each_mode_takes_its_own_statistics() {
+fn each_mode_uses_the_right_statistics() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
     let (net, _) = features_of(&vars, "f", shape(1, 16, 16), &spec(Arch::Conv, true, Init::PyTorch)).unwrap();
@@ -179,9 +179,9 @@ fn each_mode_takes_its_own_statistics() {
     assert!(alone.allclose(&among.narrow(0, 2, 1), 1e-4, 1e-5, false), "in evaluation an image stands by itself");
 }
 
-/// Layers in bfloat16, weights and what comes out in float32: near the float32 result, but not it; so are the gradients.
+/// Layers in bfloat16, weights and outputs in float32: results and gradients are near those of float32, but not equal.
 #[test]
-fn bfloat16_layers_give_float32_near_those_of_float32() {
+fn bfloat16_results_are_float32_and_near_those_of_float32() {
     for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, true)] {
         let vars = VarStore::new(Device::Cpu);
         let (mut net, _) = features_of(&vars, "f", shape(1, 28, 28), &spec(arch, norm, Init::PyTorch)).unwrap();

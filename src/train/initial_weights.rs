@@ -190,7 +190,7 @@ mod tests {
     use super::*;
     use crate::models::gan::{Gan, GanSpec};
     use crate::models::losses::adversarial::GanLoss;
-    use crate::models::optimizer::Hyper;
+    use crate::models::optimizer::OptimizerSettings;
     use crate::models::vae::{Vae, small};
     use crate::nets::graph::Init;
     use crate::nets::{Activation, Arch, NetSpec, Shape};
@@ -287,7 +287,7 @@ mod tests {
             loss: GanLoss::NonSaturating,
             ema: 0.9,
         };
-        let mut gan = Gan::new(spec, Hyper::default(), Device::Cpu).unwrap();
+        let mut gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let before = all(&mut gan);
         let of = |key: &str| key.strip_prefix("generator.").map(str::to_owned);
         let tensors = before.iter().filter_map(|(k, t)| Some((of(k)?, t + 1.0))).collect();

@@ -52,7 +52,7 @@ impl Setup {
     /// A device that cannot be used, bad data, a model that does not fit it.
     pub fn new(config: &Config, stored: Option<Tuning>) -> Result<Self> {
         let device = device::open(&config.settings)?;
-        let for_cpu = config.plan.products.is_some() || config.plan.kernels.is_some();
+        let for_cpu = config.plan.matmul.is_some() || config.plan.kernels.is_some();
         if device != Device::Cpu && stored.is_none() && for_cpu {
             let name = device::name(device);
             usage!(

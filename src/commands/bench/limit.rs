@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{gpu, spread};
 use crate::native;
-use crate::nets::cost::{Pass, Product, Work};
+use crate::nets::cost::{MatmulOp, Pass, Work};
 
 /// An implementation of a piece of work.
 type Implementation = Box<dyn Fn() -> Result<Tensor>>;
@@ -77,8 +77,8 @@ fn implementations(work: &Work, (kind, device): (Kind, Device)) -> Result<Vec<Im
     let random =
         |shape: &[i64]| -> Result<Tensor> { Ok(Tensor::f_rand(shape, (Kind::Float, device))?.f_to_kind(kind)?) };
     let cpu = device == Device::Cpu;
-    match work.product {
-        Product::Linear { rows, from, to } => {
+    match work.op {
+        MatmulOp::Linear { rows, from, to } => {
             let b = b * rows;
             let (x, w, g) = (random(&[b, from])?, random(&[to, from])?, random(&[b, to])?);
             let by = |products| -> Implementation {
@@ -92,7 +92,7 @@ fn implementations(work: &Work, (kind, device): (Kind, Device)) -> Result<Vec<Im
             let products = [native::MatmulBackend::Blas, native::MatmulBackend::BySize];
             Ok(products.into_iter().take(if cpu { 2 } else { 1 }).map(by).collect())
         }
-        Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
+        MatmulOp::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
             let weights = if transposed { [from, to / groups] } else { [to, from / groups] };
             let (x, w) = (random(&[b, from, height, width])?, random(&[weights[0], weights[1], kernel, kernel])?);
             let conv = move |x: &Tensor, w: &Tensor| -> Result<Tensor> {
@@ -128,7 +128,7 @@ fn implementations(work: &Work, (kind, device): (Kind, Device)) -> Result<Vec<Im
             }
             Ok(all)
         }
-        Product::MatMul { batch, m, k, n } => {
+        MatmulOp::MatMul { batch, m, k, n } => {
             let b = b * batch;
             let [x, y] = match work.pass {
                 Pass::Forward => [[b, m, k], [b, k, n]],
@@ -148,13 +148,13 @@ mod tests {
     /// Every implementation of a piece of work gives the same shape, that of the layer or gradient.
     #[test]
     fn implementations_give_the_shape_of_their_work() {
-        let linear = Product::Linear { rows: 1, from: 5, to: 7 };
+        let linear = MatmulOp::Linear { rows: 1, from: 5, to: 7 };
         let strided = |from, to, height, width, transposed| {
             let (kernel, stride, padding, groups) = (4, 2, 1, 1);
-            Product::Conv { from, to, height, width, kernel, stride, padding, groups, transposed }
+            MatmulOp::Conv { from, to, height, width, kernel, stride, padding, groups, transposed }
         };
         let (down, up) = (strided(1, 6, 8, 12, false), strided(6, 3, 4, 6, true));
-        for (product, pass, want) in [
+        for (op, pass, want) in [
             (linear, Pass::Forward, vec![2, 7]),
             (linear, Pass::Input, vec![2, 5]),
             (linear, Pass::Weights, vec![7, 5]),
@@ -165,13 +165,13 @@ mod tests {
             (up, Pass::Input, vec![2, 6, 4, 6]),
             (up, Pass::Weights, vec![6, 3, 4, 4]),
         ] {
-            let all = implementations(&Work { product, pass, batch: 2 }, (Kind::Float, Device::Cpu)).unwrap();
+            let all = implementations(&Work { op, pass, batch: 2 }, (Kind::Float, Device::Cpu)).unwrap();
             assert!(all.len() >= 2);
             for run in all {
-                assert_eq!(run().unwrap().size(), want, "{product:?} {pass:?}");
+                assert_eq!(run().unwrap().size(), want, "{op:?} {pass:?}");
             }
         }
-        let flops = |product| Work { product, pass: Pass::Forward, batch: 2 }.flops();
+        let flops = |op| Work { op, pass: Pass::Forward, batch: 2 }.flops();
         assert_eq!((flops(linear), flops(down), flops(up)), (140.0, 2.0 * 24.0 * 96.0 * 2.0, 2.0 * 16.0 * 432.0 * 2.0));
     }
 }

@@ -1,4 +1,4 @@
-//! The losses of a GAN's two players, all from logits. Means over the batch, in nats.
+//! GAN losses from logits, in nats, mean over the batch.
 //!
 //! Goodfellow et al. 2014 (arXiv 1406.2661).
 
@@ -10,18 +10,18 @@ use tch::{Kind, Tensor};
 
 use crate::base::setting::Setting;
 
-/// What the two players minimise, and what is known of it.
+/// The loss of generator and discriminator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GanLoss {
-    /// −E[log D(G(z))]: strong gradients while the discriminator wins (arXiv 1406.2661, section 3).
+    /// −E[log D(G(z))]: strong gradients when the discriminator is accurate (arXiv 1406.2661, section 3).
     NonSaturating,
-    /// E[log(1 − D(G(z)))]: the literal two-player game of equation 1; its gradient fades when the discriminator wins.
+    /// E[log(1 − D(G(z)))]: equation 1 as written; its gradient vanishes when the discriminator is accurate.
     Minimax,
 }
 
-/// The loss of both players.
-pub static GAN_LOSS: Setting<GanLoss> = Setting::choice("gan-loss", "What the two players minimise")
-    .default("non-saturating", "Goodfellow et al. 2014, section 3");
+/// The loss of both networks.
+pub static GAN_LOSS: Setting<GanLoss> =
+    Setting::choice("gan-loss", "The generator's loss").default("non-saturating", "Goodfellow et al. 2014, section 3");
 
 impl GanLoss {
     /// The discriminator's loss: −E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits) (equation 1, negated): `real`, `fake` [B]
@@ -48,8 +48,7 @@ impl GanLoss {
         }
     }
 
-    /// Both losses where the discriminator cannot tell real from generated images: D = ½ (theorem 1). None where a loss has no
-    /// such value.
+    /// Both losses at the equilibrium D = ½ (theorem 1); none if a loss has no such value.
     pub fn equilibrium(self) -> [Option<f64>; 2] {
         match self {
             GanLoss::NonSaturating => [Some(2.0 * LN_2), Some(LN_2)],
@@ -57,7 +56,8 @@ impl GanLoss {
         }
     }
 
-    /// The largest magnitude of either loss in training that works: a player that wins clearly has the other's at some tens of nats.
+    /// Upper bound on the magnitude of either loss in stable training; when one network dominates, the other's loss is some tens of
+    /// nats.
     pub fn limit(self) -> f64 {
         match self {
             GanLoss::NonSaturating | GanLoss::Minimax => 1000.0,
@@ -82,14 +82,14 @@ mod tests {
     }
 
     #[test]
-    fn gan_losses_have_their_closed_forms() {
+    fn gan_losses_have_the_expected_values() {
         // At D = 1/2 everywhere: log 4, log 2, −log 2 (the equilibrium of arXiv 1406.2661, theorem 1).
         let half = Tensor::zeros([5], (Kind::Float, tch::Device::Cpu));
         let ln2 = std::f64::consts::LN_2;
         assert!((value(GanLoss::Minimax.discriminator(&half, &half)) - 2.0 * ln2).abs() < 1e-6);
         assert!((value(GanLoss::NonSaturating.generator(&half)) - ln2).abs() < 1e-6);
         assert!((value(GanLoss::Minimax.generator(&half)) + ln2).abs() < 1e-6);
-        // A winning discriminator: finite losses, and the right one of the two is large.
+        // An accurate discriminator: finite losses, and the expected one is large.
         let (sure_real, sure_fake) = (scalar(80.0), scalar(-80.0));
         assert!(value(GanLoss::NonSaturating.discriminator(&sure_real, &sure_fake)).abs() < 1e-6);
         assert!((value(GanLoss::NonSaturating.discriminator(&sure_fake, &sure_real)) - 160.0).abs() < 1e-4);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_non_saturating_loss_keeps_its_gradient_when_the_discriminator_wins() {
+    fn only_the_minimax_gradient_vanishes_when_the_discriminator_wins() {
         for (loss, want) in [(GanLoss::NonSaturating, -1.0), (GanLoss::Minimax, 0.0)] {
             let fake = scalar(-30.0).set_requires_grad(true);
             let grad = Tensor::run_backward(&[loss.generator(&fake).unwrap()], &[&fake], false, false);

@@ -1,4 +1,4 @@
-//! How a decoder's outputs become a distribution over pixels.
+//! The distribution of pixels given the decoder's outputs.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -22,14 +22,14 @@ pub static LIKELIHOOD: Setting<Likelihood> = Setting::choice("likelihood", "Dist
     .default("bernoulli", "Kingma and Welling 2014");
 
 impl Likelihood {
-    /// Numbers that a decoder gives for each value of a pixel.
+    /// Decoder outputs per pixel value.
     pub fn parameters(self) -> i64 {
         match self {
             Likelihood::Bernoulli => 1,
         }
     }
 
-    /// Adds the mean image, in [0,1], of the parameters [P·C,H,W] to a decoder.
+    /// Adds the mean image in [0,1] to a decoder, from the parameters [P·C,H,W].
     ///
     /// # Errors
     /// Those of the builder.
@@ -50,8 +50,8 @@ impl Likelihood {
         }
     }
 
-    /// The negative log-likelihood, in nats per image, of a decoder that knows nothing.
-    pub fn of_no_knowledge(self, shape: Shape) -> f64 {
+    /// Negative log-likelihood, in nats per image, of the uninformed prediction (for Bernoulli: logits 0).
+    pub fn uniform_nll(self, shape: Shape) -> f64 {
         match self {
             Likelihood::Bernoulli => shape.numel() as f64 * std::f64::consts::LN_2,
         }

@@ -1,4 +1,4 @@
-//! What models minimise: one file per family. An objective knows everything about itself.
+//! Loss functions, one file per family.
 
 pub mod adversarial;
 pub mod likelihood;
