@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_there_whole_or_not_at_all() {
+    fn a_write_is_atomic() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a.b");
         let listed = || fs::read_dir(dir.path()).unwrap().count();

@@ -1,4 +1,4 @@
-//! A number that training logs, described where it is computed: charts, reports and checks know no model.
+//! Description of a logged number: charts, reports and checks use it and do not depend on the model.
 
 use std::path::Path;
 

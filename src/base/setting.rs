@@ -1,9 +1,9 @@
-//! A setting: declared once, beside what it sets. Its flag, its key in a config file, its line of the help and its check follow.
+//! A setting is declared once; its flag, its key in a config file, its help and its check follow from the declaration.
 //!
 //! ```ignore
 //! pub static BETA: Setting<f64> = Setting::number("beta", "Weight of the KL term")
 //!     .range("from 0 to 1000", |v| (0.0..=1000.0).contains(v))
-//!     .default("1", "the evidence bound");
+//!     .default("1", "the ELBO");
 //! let beta = settings.get(&BETA)?;
 //! ```
 
@@ -17,27 +17,27 @@ use toml::Value;
 
 use super::usage::usage;
 
-/// The largest whole number that TOML, JSON and floating point all keep.
+/// The largest integer that TOML, JSON and double precision represent exactly.
 const LARGEST: u64 = 1 << 53;
 
-/// What is known of a setting whatever its type.
+/// The type-independent part of a setting.
 #[derive(Clone, Copy, Debug)]
 pub struct SettingInfo {
     /// The flag without its dashes, and the key in a config file.
     pub name: &'static str,
     /// One line of the help.
     pub help: &'static str,
-    /// What stands for the value in the help.
+    /// Placeholder of the value in the help.
     pub value_name: &'static str,
-    /// The value where none is set, as it is written after a flag, and where it comes from.
+    /// The default, as text after a flag, and its reason.
     pub default: Option<(&'static str, &'static str)>,
-    /// Whether a run that goes on may be given another value.
+    /// Whether it may change on resume.
     pub may_change: bool,
-    /// Whether it says something about the folder or the length of a run.
+    /// Whether it concerns the folder or the length of a run.
     pub of_a_run: bool,
     /// Whether the flag alone means `true`.
     pub switch: bool,
-    /// The setting that says the same in another way: the later of the two is used.
+    /// An alternative setting: the later of the two is used.
     pub in_place_of: Option<&'static str>,
 }
 
@@ -73,7 +73,7 @@ impl<T> Setting<T> {
         Setting { info, wanted, range: ("", |_| true), read, write, choices: Vec::new }
     }
 
-    /// The value where none is set, and where it comes from.
+    /// The default and its reason.
     pub const fn default(mut self, text: &'static str, reason: &'static str) -> Self {
         self.info.default = Some((text, reason));
         self
@@ -85,25 +85,25 @@ impl<T> Setting<T> {
         self
     }
 
-    /// What stands for the value in the help.
+    /// Placeholder of the value in the help.
     pub const fn value_name(mut self, name: &'static str) -> Self {
         self.info.value_name = name;
         self
     }
 
-    /// A run that goes on may be given another value.
+    /// It may change on resume.
     pub const fn may_change_on_resume(mut self) -> Self {
         self.info.may_change = true;
         self
     }
 
-    /// It says something about the folder or the length of a run.
+    /// It concerns the folder or the length of a run.
     pub const fn of_a_run(mut self) -> Self {
         self.info.of_a_run = true;
         self
     }
 
-    /// It says the same as another setting: the later of the two is used.
+    /// It is an alternative to another setting: the later of the two is used.
     pub const fn in_place_of(mut self, other: &'static str) -> Self {
         self.info.in_place_of = Some(other);
         self
@@ -194,13 +194,13 @@ pub fn choice_names<T: ValueEnum>() -> String {
 
 /// A setting of any type.
 pub trait AnySetting: Sync {
-    /// What is known of it whatever its type.
+    /// The type-independent part.
     fn info(&self) -> &SettingInfo;
 
-    /// The values there are; none where it is no choice.
+    /// The possible values; empty if it is not a choice.
     fn choices(&self) -> Vec<PossibleValue>;
 
-    /// A value as it is kept, or what was wanted in its place.
+    /// The normalised value, or a description of the valid values.
     ///
     /// # Errors
     /// `a number from 0 to 1`.
@@ -249,7 +249,7 @@ pub struct Group {
     pub settings: &'static [&'static dyn AnySetting],
 }
 
-/// Values of settings, each of which has been checked by itself.
+/// Checked values of settings.
 #[derive(Clone, Default)]
 pub struct Settings(BTreeMap<&'static str, (&'static SettingInfo, Value)>);
 
@@ -305,7 +305,7 @@ impl Settings {
     /// Sets a value from a flag or a config file.
     ///
     /// # Errors
-    /// What was wanted in its place.
+    /// A description of the valid values.
     pub fn set(&mut self, setting: &'static dyn AnySetting, value: &Value) -> Result<(), String> {
         let checked = setting.check(value)?;
         self.put(setting.info(), checked);
@@ -319,7 +319,7 @@ impl Settings {
         self.0.insert(info.name, (info, value));
     }
 
-    /// What `over` sets, else what these set.
+    /// These values, overridden by those of `over`.
     pub fn overlaid(&self, over: &Settings) -> Settings {
         let mut all = self.clone();
         for (info, value) in over.0.values() {

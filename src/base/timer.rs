@@ -1,4 +1,4 @@
-//! Where the time of a step goes.
+//! The time of each phase of a step.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -24,12 +24,12 @@ pub const PHASES: [(Phase, &str); 4] = [
     (Phase::Optimizer, "optimizer"),
 ];
 
-/// A stopwatch that a step tells which phase has just ended; off, it costs nothing.
+/// Measures the phases of a step; costs nothing when off.
 #[derive(Debug)]
 pub struct StepTimer {
     last: Cell<Option<Instant>>,
     sums: [Cell<f64>; 4],
-    /// What the end of a phase waits for: a device that works on after its calls have returned.
+    /// Called at the end of a phase, to synchronize with an asynchronous device.
     wait: Option<fn()>,
 }
 
@@ -49,7 +49,7 @@ impl StepTimer {
         StepTimer { wait: Some(wait), ..StepTimer::on() }
     }
 
-    /// The time since the last call belongs to `phase`.
+    /// Adds the time since the last call to `phase`.
     pub fn lap(&self, phase: Phase) {
         if let Some(last) = self.last.get() {
             if let Some(wait) = self.wait {

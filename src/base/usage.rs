@@ -1,8 +1,8 @@
-//! A mistake in what was asked for: one sentence, exit code 2.
+//! Usage errors: one sentence, exit code 2.
 
 use std::fmt;
 
-/// A mistake in what was asked for, not in what happened: exit code 2.
+/// An error in the arguments or the configuration: exit code 2.
 #[derive(Debug)]
 pub struct Usage(pub String);
 
@@ -20,7 +20,7 @@ macro_rules! usage {
 }
 pub(crate) use usage;
 
-/// The name that a mistyped word is nearest to; none where none is near.
+/// The name most similar to a mistyped word, if any is close.
 pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = names.map(|name| (strsim::jaro_winkler(name, word), name));
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.8).map(|(_, name)| name)

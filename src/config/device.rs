@@ -1,4 +1,4 @@
-//! Which device a run uses, and what it computes in.
+//! Device and precision of a run.
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -11,48 +11,48 @@ use crate::models::tuning::DETERMINISTIC;
 use crate::native;
 use crate::nets::Precision;
 
-/// Whether the training step runs as one launch on a GPU.
+/// Whether the training step runs as a CUDA graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GraphCapture {
-    /// It is captured once and replayed.
+    /// Captured once and replayed.
     Auto,
-    /// Operation by operation.
+    /// Operation by operation (eager).
     Off,
 }
 
 /// Where the tensors are.
 pub static DEVICE: Setting<String> = Setting::text("device", "auto, cpu, cuda or cuda:N")
-    .default("auto", "CUDA where it works, else the CPU")
+    .default("auto", "CUDA if it works, else the CPU")
     .may_change_on_resume();
 
-/// What is computed in.
+/// Precision of the layers.
 pub static PRECISION: Setting<Precision> = Setting::choice(
     "precision",
-    "CUDA: what products and convolutions are computed in, the weights staying float32 [default: tf32]; a CPU has fp32",
+    "CUDA: precision of matmuls and convolutions; weights stay float32 [default: tf32]; the CPU has fp32 only",
 )
 .value_name("BITS");
 
 /// How steps run on a GPU.
 pub static CUDA_GRAPH: Setting<GraphCapture> = Setting::choice(
     "cuda-graph",
-    "CUDA: capture the training step once and replay it by one launch, or run it operation by operation",
+    "CUDA: capture the training step as a CUDA graph and replay it, or run it operation by operation",
 )
-.default("auto", "launching each operation leaves the GPU waiting")
+.default("auto", "launching each operation separately leaves the GPU idle")
 .value_name("HOW")
 .may_change_on_resume();
 
-/// Where and in what is computed.
+/// Device and precision.
 pub static SETTINGS: Group = Group { heading: "Device", settings: &[&DEVICE, &PRECISION, &CUDA_GRAPH] };
 
-/// The settings of a device of this name, and no others.
+/// Settings with this device only.
 pub fn on(name: &str) -> Settings {
     Settings::default().with(&DEVICE, name.to_owned())
 }
 
-/// The device that `--device` names, ready for use. `auto` is CUDA where it truly works, else the CPU.
+/// The device of `--device`, initialised. `auto` is CUDA if it works, else the CPU.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`] for a name that is none; one sentence on what is missing when CUDA is asked for and not there.
+/// [`crate::base::usage::Usage`] for an unknown name; if CUDA cannot be used, one sentence about the missing part.
 pub fn open(s: &Settings) -> Result<Device> {
     let name = &s.get(&DEVICE)?;
     match name.split_once(':').unwrap_or((name, "0")) {
@@ -66,7 +66,7 @@ pub fn open(s: &Settings) -> Result<Device> {
     }
 }
 
-/// CUDA, else the CPU; where there is a driver and yet no CUDA, it is said why.
+/// CUDA, else the CPU; if there is a driver but CUDA fails, a warning says why.
 fn auto(s: &Settings) -> Device {
     if native::load_driver().is_err() {
         return Device::Cpu;
@@ -77,14 +77,14 @@ fn auto(s: &Settings) -> Device {
     })
 }
 
-/// The variable from which cuBLAS takes its workspace, and a value with which it gives the same bits on every start.
+/// The environment variable for cuBLAS's workspace, and a value for deterministic results.
 const WORKSPACE: (&str, &str) = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
 
 fn cuda(index: usize, s: &Settings) -> Result<Device> {
     let deterministic = s.get(&DETERMINISTIC)?;
     if deterministic && std::env::var_os(WORKSPACE.0).is_none() {
-        // SAFETY: no other thread looks at the environment meanwhile: a device is opened before data is read and before there is
-        // work for other threads, and those that exist wait for some.
+        // SAFETY: no other thread reads the environment at this time: the device is opened before data is read and before other
+        // threads have work.
         unsafe { std::env::set_var(WORKSPACE.0, WORKSPACE.1) };
     }
     let cuda = native::cuda()?;
@@ -115,17 +115,17 @@ fn cuda(index: usize, s: &Settings) -> Result<Device> {
     Ok(device)
 }
 
-/// 0 + 2 + 4 + 6 + 8, computed there: a device that is listed may still not work, as one that is too old for this libtorch.
+/// 0 + 2 + 4 + 6 + 8, computed on the device: a listed device may not work, for example if it is too old for this libtorch.
 fn small_sum(device: Device) -> Result<f64> {
     let numbers = Tensor::f_arange(5, (Kind::Float, device))?.f_mul_scalar(2.0)?;
     // sync: once, when a device is opened.
     Ok(numbers.f_sum(Kind::Float)?.f_double_value(&[])?)
 }
 
-/// What training on `device` computes in: as asked for, else TF32 on CUDA and float32 on a CPU.
+/// The precision of training on `device`: the setting, else TF32 on CUDA and float32 on the CPU.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`] for another than float32 on a CPU.
+/// [`crate::base::usage::Usage`] for tf32 and bf16 on the CPU.
 pub fn precision(s: &Settings, device: Device) -> Result<Precision> {
     match (device, s.given(&PRECISION)) {
         (Device::Cuda(_), asked) => Ok(asked.unwrap_or(Precision::Tf32)),
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_none_and_precisions_that_a_cpu_lacks_are_refused() {
+    fn unknown_devices_and_unsupported_precisions_are_refused() {
         assert_eq!(open(&on("cpu")).unwrap(), Device::Cpu);
         for bad in ["gpu", "cuda:x", "cuda:", "cpu:1", "auto:0x"] {
             assert!(open(&on(bad)).unwrap_err().is::<crate::base::usage::Usage>(), "{bad}");

@@ -1,4 +1,4 @@
-//! Settings in a config file: TOML whose keys are the names of the flags.
+//! Config files: TOML with the names of the flags as keys.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::base::setting::{AnySetting, Settings, choice_names};
 use crate::base::usage::{nearest, one_line, usage};
 use crate::models::ModelKind;
 
-/// Settings from the text of a config file, and the model that it is of; the table `[run]` that runs write beside them is passed over.
+/// The model and the settings in the text of a config file; ignores the table `[run]`, which runs add.
 ///
 /// # Errors
-/// Bad TOML, an unknown key (naming the nearest known one) or a value that its setting refuses, with file and line or key.
+/// Bad TOML, an unknown key (naming the nearest known one) or an invalid value, with file and line or key.
 pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
     let file = file.display();
     let mut table: Table = match toml::from_str(text) {
@@ -56,7 +56,7 @@ pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
 /// [`parse`] of a file.
 ///
 /// # Errors
-/// As that, and when the file cannot be read.
+/// As [`parse`], and when the file cannot be read.
 pub fn read(file: &Path) -> Result<(Option<ModelKind>, Settings)> {
     if file.exists() && !file.is_file() {
         usage!("--config {}: it is a folder, a pipe or a device: give a file", file.display());

@@ -1,4 +1,4 @@
-//! Settings as flags of the command line: clap's arguments follow from their declarations.
+//! Settings as command-line flags: generates clap's arguments from the declarations.
 
 use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
@@ -8,7 +8,7 @@ use toml::Value;
 use super::all_settings;
 use crate::base::setting::{AnySetting, Settings};
 
-/// What flags set; `OF_A_RUN` says whether those of a run's folder and length are accepted.
+/// Settings given as flags; `OF_A_RUN`: whether settings of a run's folder and length are accepted.
 #[derive(Clone, Debug)]
 pub struct Flags<const OF_A_RUN: bool>(pub Settings);
 

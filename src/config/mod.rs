@@ -1,6 +1,6 @@
 //! Settings resolved into a [`Config`]: preset, then config file, then flags.
 //!
-//! Each setting is declared beside what it sets ([`crate::base::setting`]); here they come together.
+//! Each setting is declared in the module that uses it ([`crate::base::setting`]); this module collects them.
 
 pub mod device;
 pub mod file;
@@ -28,7 +28,7 @@ use crate::nets::Shape;
 use device::GraphCapture;
 use training::OnDivergence;
 
-/// How long to train.
+/// Length of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
     /// Passes over the training images.
@@ -37,40 +37,40 @@ pub enum Budget {
     Steps(u64),
 }
 
-/// Settings that have been checked, complete.
+/// The complete, checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What is trained.
+    /// Kind of the model.
     pub model: ModelKind,
-    /// Every setting that is not left at its default.
+    /// Every setting that is set explicitly.
     pub settings: Settings,
-    /// How long.
+    /// Length of training.
     pub budget: Budget,
-    /// Images for each update.
+    /// Images per update.
     pub batch_size: usize,
-    /// Everything random follows from it.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Learning rate, before a run has gone back.
+    /// Learning rate, before any rollback.
     pub lr: f64,
-    /// What is measured at the start.
+    /// Autotuning.
     pub plan: Plan,
     /// Whether the step is captured on a GPU.
     pub cuda_graph: bool,
     /// Steps between rows of metrics.
     pub log_every: u64,
-    /// Steps between checkpoints; none means every epoch, 0 at the end only.
+    /// Steps between checkpoints; none: every epoch; 0: at the end only.
     pub checkpoint_every: Option<u64>,
     /// Epochs between sample grids; 0 for the last only.
     pub sample_every: u64,
     /// Epochs between scores; 0 for the last only.
     pub eval_every: u64,
-    /// Newest checkpoints that are kept.
+    /// Number of newest checkpoints to keep.
     pub keep: usize,
-    /// Times that training may go back after a divergence; 0 for none.
+    /// Maximum number of rollbacks after a divergence; 0 for none.
     pub rollbacks: u64,
 }
 
-/// The settings of a model's kind, in the order of the help.
+/// The settings of a kind of model, in the order of the help.
 fn groups(model: ModelKind) -> impl Iterator<Item = &'static Group> {
     static PRESET: Group = Group { heading: "Network", settings: &[&training::PRESET] };
     let run = [&training::TRAINING, &device::SETTINGS, &tuning::SETTINGS, &crate::data::SETTINGS, &training::RUN];
@@ -85,7 +85,7 @@ fn settings_of(model: ModelKind) -> impl Iterator<Item = (&'static str, &'static
 fn all_settings() -> Vec<(&'static str, &'static dyn AnySetting)> {
     let mut all: Vec<(&'static str, &'static dyn AnySetting)> = Vec::new();
     let lists: Vec<Vec<_>> = ModelKind::value_variants().iter().map(|model| groups(*model).collect()).collect();
-    // The settings that only one model has stand side by side.
+    // The groups specific to one model come next to each other.
     for group in (0..lists[0].len()).flat_map(|i| lists.iter().filter_map(move |list| list.get(i))) {
         for setting in group.settings {
             if !all.iter().any(|(_, known)| known.info().name == setting.info().name) {
@@ -97,17 +97,17 @@ fn all_settings() -> Vec<(&'static str, &'static dyn AnySetting)> {
 }
 
 impl Config {
-    /// A model with fresh weights from the seed, for images of this shape, `per_epoch` updates an epoch.
+    /// A model with initial weights from the seed, for images of this shape and `per_epoch` updates per epoch.
     ///
     /// # Errors
-    /// When the architecture cannot take images of this shape.
+    /// When the architecture does not support this image shape.
     pub fn build(&self, shape: Shape, per_epoch: u64, device: tch::Device) -> Result<Box<dyn Model>> {
         native::seeded(seed_for(self.seed, 0, Stream::Init, 0), || {
             self.model.build(&self.settings, shape, per_epoch, device)
         })
     }
 
-    /// Updates in one pass over the training images: the last, partial batch counts.
+    /// Updates per epoch, including the last, partial batch.
     pub fn steps_per_epoch(&self, images: usize) -> u64 {
         images.div_ceil(self.batch_size) as u64
     }
@@ -117,7 +117,7 @@ impl Config {
         self.settings.given(&training::PRESET).unwrap_or_default()
     }
 
-    /// Where a model of this configuration comes from, after `step` updates.
+    /// Origin of a model of this configuration after `step` updates.
     ///
     /// # Errors
     /// None for a resolved configuration.
@@ -126,8 +126,8 @@ impl Config {
         Ok(Origin { model: self.model.to_string(), preset: self.preset(), data, step })
     }
 
-    /// The settings that a run's folder keeps, as the text of a config file: without its own place, so that the file serves
-    /// another run, and with full paths, so that it serves from any folder.
+    /// The text of a run's config.toml: without `--out`, so that it can be used for another run, and with absolute paths, so that it
+    /// works in any folder.
     ///
     /// # Errors
     /// When the current folder is gone.
@@ -151,7 +151,7 @@ impl Config {
         Ok(Config { settings, ..self.clone() })
     }
 
-    /// Every setting that has a value, set or by default, in the order of the help.
+    /// Every setting with a value, explicit or default, in the order of the help.
     fn values(&self) -> Vec<(&'static str, Value)> {
         let value = |setting: &'static dyn AnySetting| {
             let info = setting.info();
@@ -163,7 +163,7 @@ impl Config {
         settings_of(self.model).filter_map(|(_, setting)| value(setting)).collect()
     }
 
-    /// What must stay as it is for a run to go on as it began: values as TOML writes them, by key.
+    /// The settings that must not change on resume: values as TOML, by key.
     ///
     /// # Errors
     /// When the current folder is gone.
@@ -177,12 +177,12 @@ impl Config {
         Ok(fixed.map(|(name, value)| (name.to_owned(), value.to_string())).chain([model]).collect())
     }
 
-    /// Every setting that has a value as the text of a config file.
+    /// Every setting with a value, as the text of a config file.
     pub fn to_toml(&self) -> String {
         let mut text = format!("model = \"{}\"\n", self.model);
         for (name, value) in self.values() {
             text.push_str(&match value {
-                // 1e-8, where TOML's own has 0.00000001.
+                // 1e-8, not 0.00000001.
                 Value::Float(v) => format!("{name} = {v:?}\n"),
                 other => format!("{name} = {other}\n"),
             });
@@ -208,10 +208,10 @@ pub(crate) fn differences(
     (!each.is_empty()).then(|| each.join("; "))
 }
 
-/// Refuses flags that would change what a run of this configuration is.
+/// Refuses flags that must not change on resume.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`], which lists each.
+/// [`crate::base::usage::Usage`] with a list of the differences.
 pub fn refuse_changes(run: &Config, given: &Settings) -> Result<()> {
     let asked: BTreeMap<_, _> = given
         .iter()
@@ -226,13 +226,13 @@ pub fn refuse_changes(run: &Config, given: &Settings) -> Result<()> {
     }
 }
 
-/// Refuses settings in `file`, the config.toml of a run, that are not those (`before`) that its checkpoint was made with.
+/// Refuses settings in `file`, the config.toml of a run, that differ from those of its checkpoint (`before`).
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`], which lists each difference.
+/// [`crate::base::usage::Usage`] with a list of the differences.
 pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path) -> Result<()> {
     let now_fixed = now.fixed()?;
-    // A setting that has come since the checkpoint was written had its default.
+    // A setting that is newer than the checkpoint had its default.
     let preset = Settings::default().with(&training::PRESET, now.preset());
     let mut filled = resolve(now.model, &preset)?.fixed()?;
     filled.retain(|key, _| now_fixed.contains_key(key));
@@ -246,10 +246,10 @@ pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path
     }
 }
 
-/// Preset, then `given` (config file and flags): every combination checked.
+/// Preset, then `given` (config file and flags), with all combinations checked.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`], one sentence that names the flag, what was found and what was wanted.
+/// [`crate::base::usage::Usage`]: one sentence with the flag, its value and the wanted values.
 pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     refuse_foreign(model, given)?;
     let s = presets::of(model, given)?.overlaid(given);
@@ -278,7 +278,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     })
 }
 
-/// Refuses a setting of the other kind of model: it would do nothing, silently.
+/// Refuses a setting of the other kind of model, which would have no effect.
 fn refuse_foreign(model: ModelKind, given: &Settings) -> Result<()> {
     let has = |of: ModelKind, name: &str| settings_of(of).any(|(_, setting)| setting.info().name == name);
     let Some((info, _)) = given.iter().find(|(info, _)| !has(model, info.name)) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Networks and hyper-parameters that belong together: the TOML files in presets/.
+//! Presets of networks and hyper-parameters: the TOML files in presets/.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::base::usage::{nearest, usage};
 use crate::models::ModelKind;
 use crate::nets::ARCH;
 
-/// Every preset: its name and its file. The first of a model is its default; the first of an architecture, that one's.
+/// Every preset: name and file. The first preset of a model is its default; the first of an architecture is the default for it.
 const FILES: [(&str, &str); 5] = [
     ("pytorch-vae", include_str!("presets/pytorch-vae.toml")),
     ("conv-vae", include_str!("presets/conv-vae.toml")),
@@ -23,7 +23,7 @@ const FILES: [(&str, &str); 5] = [
 /// Name, model and settings of every preset.
 ///
 /// # Errors
-/// None for the files that are built in.
+/// None for the built-in files.
 pub fn all() -> Result<Vec<(&'static str, ModelKind, Settings)>> {
     let read = |(name, text): (&'static str, &str)| {
         let (model, settings) = file::parse(text, Path::new(name))?;
@@ -36,7 +36,7 @@ pub fn all() -> Result<Vec<(&'static str, ModelKind, Settings)>> {
 /// The preset that `given` names, else the one of its architecture, else the model's first.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`] for a name that the model has no preset of, and for a preset of another architecture than `given` has.
+/// [`crate::base::usage::Usage`] for an unknown preset of this model, and for one that contradicts the architecture in `given`.
 pub fn of(model: ModelKind, given: &Settings) -> Result<Settings> {
     let (named, arch) = (given.given(&PRESET), given.given(&ARCH));
     let all = all()?;

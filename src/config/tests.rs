@@ -26,7 +26,7 @@ fn refusal(model: ModelKind, text: &str) -> String {
 }
 
 #[test]
-fn flags_win_over_the_file_and_the_file_over_the_preset() {
+fn flags_override_the_file_and_the_file_the_preset() {
     let file = given("preset = 'article'\nlr = 0.01\nbatch-size = 32");
     let config = resolve(ModelKind::Vae, &file.overlaid(&given("lr = 0.5"))).unwrap();
     assert_eq!((config.lr, config.batch_size, config.settings.given(&LATENT)), (0.5, 32, Some(100)));
@@ -42,7 +42,7 @@ fn steps_and_epochs_replace_each_other_across_layers() {
 }
 
 #[test]
-fn what_a_run_keeps_resolves_to_the_same_again() {
+fn a_stored_config_resolves_to_itself() {
     for (preset, model, _) in presets::all().unwrap() {
         let given = given(&format!("preset = '{preset}'\nseed = 3"));
         let text = resolve(model, &given).unwrap().to_toml();
@@ -61,7 +61,7 @@ fn a_preset_of_the_other_model_is_refused() {
 }
 
 #[test]
-fn an_architecture_brings_its_preset_and_may_not_contradict_one() {
+fn an_architecture_selects_its_preset_and_must_not_contradict_one() {
     for (model, arch, preset) in [
         (ModelKind::Vae, Arch::Conv, "conv-vae"),
         (ModelKind::Vae, Arch::Mlp, "pytorch-vae"),
@@ -76,9 +76,8 @@ fn an_architecture_brings_its_preset_and_may_not_contradict_one() {
     assert!(e.contains("--arch contradicts --preset article"), "{e}");
 }
 
-/// A default that its own setting refuses would be no value at all.
 #[test]
-fn every_default_is_a_value_of_its_setting() {
+fn every_default_is_valid() {
     let mut seen = 0;
     for (_, setting) in all_settings() {
         let about = setting.info();
@@ -91,7 +90,7 @@ fn every_default_is_a_value_of_its_setting() {
 }
 
 #[test]
-fn one_value_written_in_two_ways_is_one_value() {
+fn equal_values_in_different_notation_are_equal() {
     let run = resolve(ModelKind::Vae, &given("lr = 1e-3\nimage-size = 16")).unwrap();
     refuse_changes(&run, &given("lr = 0.001\nimage-size = '16x16'")).unwrap();
     assert!(refuse_changes(&run, &given("image-size = '16x17'")).is_err());
@@ -150,7 +149,7 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Gan, "kl-warmup = 1.0", "--kl-warmup"),
         (Gan, "preset = 'conv-vae'", "--preset"),
     ] {
-        // In the words of the file where the value itself is wrong, of the flags where it does not go with the others.
+        // Names the key of the file if the value is wrong, the flag if the combination is.
         let e = refusal(model, text);
         assert!(
             e.contains(flag) || e.contains(&format!("my.toml: {} = ", flag.trim_start_matches('-'))),

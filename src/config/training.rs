@@ -1,4 +1,4 @@
-//! The settings of a run itself: how long, from where, what it writes.
+//! The settings of a run: length, initial weights, output.
 
 use std::path::PathBuf;
 
@@ -6,20 +6,20 @@ use clap::ValueEnum;
 
 use crate::base::setting::{Group, Setting};
 
-/// What to do when training has diverged.
+/// Reaction to a divergence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnDivergence {
-    /// Stop; the checkpoints before stay.
+    /// Stop; keep the checkpoints.
     Stop,
-    /// Go back to the newest checkpoint, with fresh noise and half the learning rate.
+    /// Return to the newest checkpoint, with new noise and half the learning rate.
     Rollback,
 }
 
 /// Name of the preset ([`super::presets`]).
 pub static PRESET: Setting<String> = Setting::text(
     "preset",
-    "Networks and hyper-parameters that belong together: article, pytorch-vae, conv-vae (VAE); article, dcgan (GAN) [default: \
-     pytorch-vae, dcgan; with --arch: conv-vae, article]",
+    "Networks and hyper-parameters: article, pytorch-vae, conv-vae (VAE); article, dcgan (GAN) [default: pytorch-vae, dcgan; with \
+     --arch: conv-vae, article]",
 )
 .value_name("NAME");
 
@@ -32,23 +32,23 @@ pub static INIT_FROM: Setting<PathBuf> = Setting::path(
 
 /// Passes over the training images.
 pub static EPOCHS: Setting<u64> = Setting::count("epochs", "Passes over the training images")
-    .default("10", "digits of both models can be read by then")
+    .default("10", "enough for legible digits from both models")
     .in_place_of("steps")
     .of_a_run()
     .may_change_on_resume();
 
-/// Updates, in place of epochs.
+/// Updates, instead of epochs.
 pub static STEPS: Setting<u64> =
-    Setting::count("steps", "Updates, in place of --epochs").in_place_of("epochs").of_a_run().may_change_on_resume();
+    Setting::count("steps", "Updates, instead of --epochs").in_place_of("epochs").of_a_run().may_change_on_resume();
 
 /// B.
 pub static BATCH_SIZE: Setting<u64> =
-    Setting::count("batch-size", "Images for each update").default("128", "the article's and DCGAN's");
+    Setting::count("batch-size", "Images per update").default("128", "the article's and DCGAN's");
 
-/// Everything random follows from it.
-pub static SEED: Setting<u64> = Setting::whole("seed", "Everything random follows from it").default("0", "any will do");
+/// Seed of all random numbers.
+pub static SEED: Setting<u64> = Setting::whole("seed", "Seed of all random numbers").default("0", "arbitrary");
 
-/// How long to train, and from where.
+/// Length of training and initial weights.
 pub static TRAINING: Group =
     Group { heading: "Training", settings: &[&EPOCHS, &STEPS, &BATCH_SIZE, &SEED, &INIT_FROM] };
 
@@ -60,7 +60,7 @@ pub static OUT: Setting<PathBuf> = Setting::path("out", "The run's folder [defau
 
 /// Steps between rows of metrics.
 pub static LOG_EVERY: Setting<u64> = Setting::count("log-every", "Steps between rows of metrics")
-    .default("50", "some rows for each epoch of a small data set")
+    .default("50", "a few rows per epoch of a small data set")
     .value_name("STEPS")
     .of_a_run()
     .may_change_on_resume();
@@ -75,7 +75,7 @@ pub static CHECKPOINT_EVERY: Setting<u64> =
 /// Epochs between sample grids.
 pub static SAMPLE_EVERY: Setting<u64> =
     Setting::whole("sample-every", "Epochs between sample grids; 0 for none but the last")
-        .default("1", "they are cheap beside an epoch")
+        .default("1", "they are cheap compared with an epoch")
         .value_name("EPOCHS")
         .of_a_run()
         .may_change_on_resume();
@@ -83,36 +83,37 @@ pub static SAMPLE_EVERY: Setting<u64> =
 /// Epochs between held-out scores.
 pub static EVAL_EVERY: Setting<u64> =
     Setting::whole("eval-every", "Epochs between held-out scores; 0 for none but the last")
-        .default("1", "they are cheap beside an epoch")
+        .default("1", "they are cheap compared with an epoch")
         .value_name("EPOCHS")
         .of_a_run()
         .may_change_on_resume();
 
-/// Newest checkpoints that are kept.
+/// Number of newest checkpoints to keep.
 pub static KEEP: Setting<u64> = Setting::count(
     "keep",
-    "Newest checkpoints that are kept; beside them stays the one with the best held-out loss (VAE)",
+    "Number of newest checkpoints to keep, in addition to the one with the best held-out loss (VAE)",
 )
-.default("3", "one may be damaged, and one older than what went wrong")
+.default("3", "one may be damaged, and an older one may precede a problem")
 .of_a_run()
 .may_change_on_resume();
 
-/// What to do when training diverges.
+/// Reaction to a divergence.
 pub static ON_DIVERGENCE: Setting<OnDivergence> =
     Setting::choice("on-divergence", "What to do when a loss is no longer finite or explodes")
-        .default("stop", "a person should look")
+        .default("stop", "the cause should be examined")
         .value_name("WHAT")
         .of_a_run()
         .may_change_on_resume();
 
-/// How often training may go back.
-pub static ROLLBACKS: Setting<u64> = Setting::count("rollbacks", "How often --on-divergence rollback may go back")
-    .default("3", "an eighth of the learning rate that was asked for")
-    .value_name("K")
-    .of_a_run()
-    .may_change_on_resume();
+/// Maximum number of rollbacks.
+pub static ROLLBACKS: Setting<u64> =
+    Setting::count("rollbacks", "Maximum number of rollbacks (--on-divergence rollback)")
+        .default("3", "the last one has an eighth of --lr")
+        .value_name("K")
+        .of_a_run()
+        .may_change_on_resume();
 
-/// Where a run is and what it writes.
+/// Folder and output of a run.
 pub static RUN: Group = Group {
     heading: "Run",
     settings: &[&OUT, &LOG_EVERY, &CHECKPOINT_EVERY, &SAMPLE_EVERY, &EVAL_EVERY, &KEEP, &ON_DIVERGENCE, &ROLLBACKS],

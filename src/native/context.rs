@@ -1,4 +1,4 @@
-//! What the whole process computes with: precision, determinism, mixed precision; and what the processor offers.
+//! Process-wide settings: precision, determinism, autocast; the instruction sets of the CPU.
 
 use std::ffi::{CStr, c_char};
 
@@ -7,7 +7,7 @@ use tch::Device;
 
 use super::check;
 
-/// What a region of mixed precision has found, as the C++ side lays it out.
+/// The autocast state before a region, laid out as in C++.
 #[repr(C)]
 struct Autocast {
     cuda: bool,
@@ -33,8 +33,8 @@ impl Drop for Autocast {
     }
 }
 
-/// Runs `work` with products and convolutions on this kind of device in bfloat16, weights and sums staying float32 (Micikevicius et
-/// al. 2018, arXiv 1710.03740, by libtorch's autocast). Weights may be updated between two such regions, not within one.
+/// Runs `work` under libtorch's autocast on this kind of device: matmuls and convolutions in bfloat16, weights and sums in float32
+/// (Micikevicius et al. 2018, arXiv 1710.03740). Weights may be updated between two such regions, not within one.
 ///
 /// # Errors
 /// Those of `work`.
@@ -42,25 +42,25 @@ pub fn autocast<T>(device: Device, work: impl FnOnce() -> Result<T>) -> Result<T
     let mut before = std::mem::ManuallyDrop::new(Autocast { cuda: false, enabled: false, dtype: 0 });
     // SAFETY: the place outlives the call, which fills it in unless it fails.
     check("mixed precision", unsafe { gv_autocast_begin(device.is_cuda(), &mut *before) })?;
-    // From here on the region has an end, whatever happens.
+    // Ends the region on drop, also after an error.
     let _region = std::mem::ManuallyDrop::into_inner(before);
     work()
 }
 
-/// How CUDA computes.
+/// CUDA's numerics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Math {
-    /// Whether the factors of a float32 product may be rounded to TF32.
+    /// Whether float32 matmuls may use TF32.
     pub tf32_products: bool,
-    /// Whether those of a convolution may.
+    /// Whether float32 convolutions may use TF32.
     pub tf32_convolutions: bool,
     /// Whether one seed gives the same bits on every start.
     pub deterministic: bool,
-    /// Whether cuDNN times its algorithms and takes the fastest.
+    /// Whether cuDNN benchmarks its algorithms.
     pub benchmark: bool,
 }
 
-/// Sets it: TF32 for both or none; cuDNN chooses by the clock unless `deterministic`.
+/// Sets them: TF32 for both or neither; cuDNN benchmarks its algorithms unless `deterministic`.
 ///
 /// # Errors
 /// None are known.
@@ -69,10 +69,10 @@ pub fn set_math(tf32: bool, deterministic: bool) -> Result<()> {
     check("precision", unsafe { gv_set_math(tf32, deterministic) })
 }
 
-/// As it stands.
+/// The current numerics.
 ///
 /// # Errors
-/// When something else has set part of it otherwise than the rest.
+/// When libtorch's settings contradict each other.
 pub fn math() -> Result<Math> {
     let mut flags = [false; 4];
     // SAFETY: there is room for the four flags.
@@ -81,7 +81,7 @@ pub fn math() -> Result<Math> {
     Ok(Math { tf32_products, tf32_convolutions, deterministic, benchmark })
 }
 
-/// Which of libtorch's kernels for the CPU run here: `AVX512`, `AVX2`, `DEFAULT`.
+/// The instruction set of libtorch's CPU kernels: `AVX512`, `AVX2`, `DEFAULT`.
 ///
 /// # Errors
 /// None are known.
@@ -104,7 +104,7 @@ pub fn cudnn_version() -> Result<(i64, i64)> {
     Ok((version / 10_000, version % 10_000 / 100))
 }
 
-/// Names of the operations of libtorch that `work` calls on this thread, inner ones too, in order.
+/// Names of the libtorch operations that `work` calls on this thread, nested ones included, in order.
 ///
 /// # Errors
 /// Those of `work`.
@@ -127,7 +127,7 @@ mod tests {
     use tch::{Kind, Tensor};
 
     #[test]
-    fn products_in_a_region_are_bfloat16_and_those_after_it_are_not() {
+    fn matmuls_are_bfloat16_only_inside_autocast() {
         let w = Tensor::randn([4, 3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let x = Tensor::randn([2, 3], (Kind::Float, Device::Cpu));
         let product = || x.linear(&w, None::<&Tensor>);
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(inside.kind(), Kind::BFloat16);
         assert!(autocast::<()>(Device::Cpu, || anyhow::bail!("no")).is_err());
         assert_eq!(product().kind(), Kind::Float, "after an error too");
-        // An update between two regions is seen: no copy of the weights has stayed.
+        // An update between two regions is seen: no cached copy of the weights is left.
         let _ = tch::no_grad(|| w.shallow_clone().fill_(0.0));
         let after = autocast(Device::Cpu, || Ok(product())).unwrap();
         assert_eq!(after.abs().max().double_value(&[]), 0.0);

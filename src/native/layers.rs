@@ -1,5 +1,5 @@
-//! Layers with kernels of their own: linear, 4×4 convolutions of stride 2, batch normalisation, memory layouts, leaky ReLU, affine. All support second
-//! derivatives.
+//! Layers with own kernels: linear, 4×4 convolutions of stride 2, batch normalisation, memory layouts, leaky ReLU, affine. All
+//! support second derivatives.
 
 use std::ffi::c_char;
 
@@ -49,27 +49,27 @@ unsafe extern "C" {
     fn gv_affine(out: *mut Handle, x: Handle, scale: f64, shift: f64) -> *mut c_char;
 }
 
-/// Which library multiplies the matrices of a [`linear`] layer (CPU).
+/// Matmul backend of a [`linear`] layer (CPU).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MatmulBackend {
     /// The BLAS that libtorch was built with (MKL).
     Blas,
-    /// oneDNN: its matmul for large products; for small ones its kernel for blocks (brgemm), which needs no plan made at each call.
+    /// oneDNN: its matmul for large sizes, its block kernel (brgemm), which has no setup cost per call, for small ones.
     BySize,
 }
 
-/// Multiplications from which oneDNN's matmul, which makes a plan at each call, is faster than its kernel for blocks.
+/// Multiplications from which oneDNN's matmul is faster than its block kernel.
 const LARGE: i64 = 1 << 23;
 
 impl MatmulBackend {
-    /// Whether every start gives the same bits. BLAS with several threads now and then rounds a product differently from one
-    /// start to the next (MKL 2024, seen in about one start in ten).
+    /// Whether every start gives the same bits. BLAS with several threads sometimes rounds differently from one start to the next
+    /// (MKL 2024, in about one start in ten).
     pub fn is_deterministic(self) -> bool {
         self != MatmulBackend::Blas
     }
 
-    /// The kernel as linear.cpp numbers them, for a batch of `rows` and weights of `weights` elements.
+    /// The kernel, numbered as in linear.cpp, for a batch of `rows` and weights of `weights` elements.
     fn kernel(self, rows: &Tensor, weights: i64) -> i32 {
         let multiplications = rows.size().first().map_or(0, |b| b.saturating_mul(weights));
         match self {
@@ -80,7 +80,7 @@ impl MatmulBackend {
     }
 }
 
-/// x [B,I] -> x Wᵀ + b [B,O], then x for x > 0, else `slope`·x (1 for no activation), seen by autograd; w [O,I], b [O].
+/// x [B,I] -> x Wᵀ + b [B,O], then a leaky ReLU of `slope` (1: none), with autograd; w [O,I], b [O].
 ///
 /// # Errors
 /// When libtorch refuses, as for shapes that do not fit.
@@ -90,7 +90,7 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, matmul: Ma
     made("linear layer", |out| unsafe { gv_linear(out, handle(x), handle(w), maybe(b), slope, kernel) })
 }
 
-/// A gradient of x Wᵀ alone, not seen by autograd: of x [B,I], or of w [O,I], given the gradient g [B,O] of the result.
+/// One gradient of x Wᵀ, without autograd: of x [B,I] or of w [O,I], given the gradient g [B,O] of the result.
 ///
 /// # Errors
 /// As [`linear`].
@@ -101,7 +101,7 @@ pub fn linear_gradient(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, matmu
 }
 
 /// The 4×4 convolution of stride 2 and padding 1, w [O,I,4,4], or its transpose, w [I,O,4,4], then an activation as in
-/// [`linear`], seen by autograd. Differs from libtorch's in speed alone.
+/// [`linear`], with autograd. Equals libtorch's to rounding.
 ///
 /// # Errors
 /// As [`linear`].
@@ -110,11 +110,10 @@ pub fn strided(x: &Tensor, w: &Tensor, b: Option<&Tensor>, transposed: bool, slo
     made("strided convolution", |out| unsafe { gv_strided(out, handle(x), handle(w), maybe(b), transposed, slope) })
 }
 
-/// How a convolution walks over its input: stride, padding, groups, and whether it is the transposed one.
+/// Stride, padding, groups, and whether the convolution is transposed.
 pub type ConvGeometry = (i64, i64, i64, bool);
 
-/// A gradient of a convolution alone, by libtorch and not seen by autograd: of its input x, or of its weights w, given the gradient
-/// g of its output.
+/// One gradient of a convolution, by libtorch, without autograd: of its input x or its weights w, given the gradient g of its output.
 ///
 /// # Errors
 /// As [`linear`].
@@ -126,10 +125,9 @@ pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvGeometry, of_
     })
 }
 
-/// Batch normalisation from the batch's own statistics, then x for x > 0, else `slope`·x (1 for no activation), in one kernel, seen by
-/// autograd.
+/// Batch normalisation with batch statistics, fused with a leaky ReLU of `slope` (1: none), with autograd.
 ///
-/// x [B,C,H,W], weight and bias [C]; the running mean and variance [C] follow where they are given.
+/// x [B,C,H,W], weight and bias [C]; updates the running mean and variance [C] if given.
 ///
 /// # Errors
 /// As [`linear`].
@@ -147,25 +145,25 @@ pub fn norm_relu(
     })
 }
 
-/// x [B,C,H,W] with the channels of a pixel side by side in memory; the same tensor where they are already.
+/// x [B,C,H,W] in channels-last layout; the same tensor if it already is.
 ///
 /// # Errors
-/// libtorch's, when memory ends or x has not four dimensions.
+/// libtorch's, when out of memory or x does not have four dimensions.
 pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     // SAFETY: as in `linear`.
     made("channels-last", |out| unsafe { gv_channels_last(out, handle(x)) })
 }
 
-/// x [B,C,H,W] with the pixels of a channel side by side in memory; the same tensor where they are already.
+/// x [B,C,H,W] in contiguous layout; the same tensor if it already is.
 ///
 /// # Errors
-/// libtorch's, when memory ends.
+/// libtorch's, when out of memory.
 pub fn contiguous(x: &Tensor) -> Result<Tensor> {
     // SAFETY: as in `linear`.
     made("contiguous", |out| unsafe { gv_contiguous(out, handle(x)) })
 }
 
-/// `x` for x > 0, else `slope`·x, in place and seen by autograd (tch binds only the default slope of 0.01).
+/// Leaky ReLU in place, with autograd (tch binds only the default slope of 0.01).
 ///
 /// # Errors
 /// When libtorch refuses, as for a leaf that requires a gradient.
@@ -175,10 +173,10 @@ pub fn leaky_relu(x: Tensor, slope: f64) -> Result<Tensor> {
     Ok(x)
 }
 
-/// `scale`·x + `shift` in one pass over memory, on a GPU one launch; seen by autograd.
+/// `scale`·x + `shift` in one pass over memory, on a GPU one launch; with autograd.
 ///
 /// # Errors
-/// libtorch's, when memory ends.
+/// libtorch's, when out of memory.
 pub fn affine(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
     // SAFETY: `x` lives until the call returns.
     made("scaling", |out| unsafe { gv_affine(out, handle(x), scale, shift) })
@@ -265,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_none_passes_every_layer() {
+    fn nan_passes_through_a_linear_layer() {
         let x = Tensor::full([3, 4], f64::NAN, (Kind::Float, Device::Cpu));
         for matmul in [MatmulBackend::Blas, MatmulBackend::BySize] {
             for slope in [1.0, 0.0, 0.2] {
@@ -381,7 +379,7 @@ mod tests {
         assert_eq!(affine(&last, 2.0, -1.0).unwrap().stride(), last.stride());
     }
 
-    /// One channel lies alike in both layouts, and what reads the strides must be told; gradients pass through it.
+    /// With one channel, the layouts differ in strides only; gradients pass through.
     #[test]
     fn one_channel_is_channels_last_by_its_strides_alone() {
         let x = random(&[2, 1, 4, 5]).set_requires_grad(true);
@@ -393,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_last_moves_nothing_but_memory() {
+    fn channels_last_changes_only_the_layout() {
         let x = random(&[2, 3, 4, 5]);
         let laid = channels_last(&x).unwrap();
         assert_eq!(laid, x);

@@ -1,7 +1,7 @@
-//! The VAE's loss in nats: the draw of the latents with its KL divergence, and the evidence bound with Bernoulli pixels.
+//! The VAE loss in nats: reparameterised latents with their KL divergence, and the negative ELBO with Bernoulli pixels.
 //!
-//! On the CPU each is one loop over memory (loss.cpp); on a GPU the same formulas in libtorch's operations, which a captured step can
-//! replay. Both support second derivatives.
+//! On the CPU each is one loop over memory (loss.cpp); on a GPU the same formulas in libtorch's operations, which can be captured.
+//! Both support second derivatives.
 
 use std::ffi::c_char;
 
@@ -64,7 +64,7 @@ pub fn bernoulli_bound<'a>(
     }
 }
 
-/// Whether `t` is float32 of this shape on the device of `other`: the loops read raw memory.
+/// Checks that `t` is float32 of this shape on the device of `other`: the loops read raw memory.
 fn like(what: &str, t: &Tensor, shape: &[i64], other: &Tensor) -> Result<()> {
     let (size, kind) = (t.size(), t.f_kind()?);
     ensure!(
@@ -118,7 +118,7 @@ mod tests {
 
     const BOUNDS: [Bound; 3] = [loops, plain, on_device];
 
-    /// Numbers of their own for each test: others draw from the global generator meanwhile.
+    /// Not from the global generator, which other tests use at the same time.
     fn randn(seed: i64, shape: &[i64]) -> Tensor {
         crate::native::randn(seed, shape).unwrap()
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_is_cross_entropy_and_the_weighed_divergence() {
+    fn the_bound_is_cross_entropy_plus_the_weighted_kl() {
         let shapes = [[1, 1, 1, 1], [3, 1, 5, 7], [20, 1, 28, 28], [2, 3, 40, 33]];
         for (bound, shape) in BOUNDS.into_iter().flat_map(|b| shapes.map(|s| (b, s))) {
             // Logits from the straight parts to the bend.
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_and_broken_numbers_come_out_as_what_they_are() {
+    fn large_numbers_stay_exact_and_nan_propagates() {
         for bound in BOUNDS {
             let run = |l: f32, x: f32| {
                 let l = leaf(Tensor::from_slice(&[l]).view([1, 1]));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error() {
+    fn mismatched_shapes_and_types_are_errors() {
         let (a, b) = (Tensor::zeros([2, 3], CPU), Tensor::zeros([3, 2], CPU));
         for (mu, logvar, eps) in [(&a, &b, &a), (&a, &a, &b), (&a, &a, &a.to_kind(Kind::Double))] {
             let e = gaussian_draw(mu, logvar, eps).unwrap_err().to_string();

@@ -1,7 +1,7 @@
-//! The safe face of the C++ shim (the .cpp files beside it) and the few process-wide switches of libc and libtorch.
+//! Safe wrapper of the C++ shim (the .cpp files in this folder), and process-wide settings of libc and libtorch.
 //!
-//! Tensors are borrowed for the length of a call; a tensor that comes back is the
-//! caller's own; errors carry libtorch's message, and nothing unwinds across the boundary.
+//! Input tensors are borrowed for the call, output tensors are owned by the caller. Errors carry libtorch's message; no exception
+//! crosses the boundary.
 
 mod context;
 mod cuda;
@@ -30,7 +30,7 @@ pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, fused_ad
 pub use random::{fill_normal, fill_uniform, rand, randn, seed_default, seeded};
 pub use script::{Submodule, save_script, script_description, script_tensors};
 
-/// A number of the host, or a float32 scalar on the device, which a captured step reads at each replay.
+/// A number on the host, or a float32 scalar on the device, which a captured step reads at each replay.
 #[derive(Clone, Copy, Debug)]
 pub enum Factor<'a> {
     /// The host's.
@@ -72,13 +72,13 @@ unsafe extern "C" {
 
 /// Keeps large blocks in the process between steps.
 ///
-/// glibc returns every block over 32 MB to the kernel on free, so each step would page-fault its large gradients anew;
-/// on the article's VAE that is a third of the step. Call once, before any tensor exists. Other systems: no effect.
+/// glibc returns every block over 32 MB to the kernel on free, so each step would page-fault its large gradients again: a third of
+/// the step of the article's VAE. Call once, before any tensor exists. Other systems: no effect.
 pub fn keep_large_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only stores limits of the allocator; it is called before other threads start.
     unsafe {
-        // An older glibc refuses a threshold above 32 MB (0 is its no); there, mapping blocks is switched off altogether.
+        // An older glibc refuses a threshold above 32 MB (it returns 0): turn mmap off for all blocks.
         if libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX) == 0 {
             libc::mallopt(libc::M_MMAP_MAX, 0);
         }
@@ -86,11 +86,11 @@ pub fn keep_large_blocks() {
     }
 }
 
-/// Gives what [`keep_large_blocks`] has kept and nothing uses back to the system (other systems: no effect), and on a GPU the same of
-/// its memory.
+/// Returns free memory that [`keep_large_blocks`] has kept to the system (other systems: no effect), and on a GPU the cached memory
+/// to the driver.
 ///
 /// # Errors
-/// Those of work that was under way on the GPU.
+/// Those of pending GPU work.
 pub fn release_free_memory(device: Device) -> Result<()> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim touches free memory only.
@@ -138,7 +138,7 @@ fn check(what: &str, message: *mut c_char) -> Result<()> {
         gv_free(message);
         text
     };
-    // What libtorch goes on to guess about its causes helps nobody.
+    // Only the first sentence: libtorch's guesses about causes do not help.
     let first = text.lines().next().unwrap_or_default().split(". This is an internal").next().unwrap_or_default();
     bail!("{what}: {first}")
 }

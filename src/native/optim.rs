@@ -1,4 +1,4 @@
-//! Updates of many tensors in one call: Adam, clipping, moving averages.
+//! Updates of many tensors in one call: Adam, gradient clipping, moving averages.
 
 use std::ffi::c_char;
 
@@ -45,11 +45,11 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// The numbers of one Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); the default is PyTorch's.
+/// Adam's hyper-parameters (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); PyTorch's defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct AdamSettings {
-    /// Step size α.
+    /// Learning rate α.
     pub lr: f64,
     /// Decay of the first moment.
     pub beta1: f64,
@@ -57,8 +57,8 @@ pub struct AdamSettings {
     pub beta2: f64,
     /// Added to √v̂.
     pub eps: f64,
-    /// Share lr·decay of itself that each weight loses beside the update (AdamW: Loshchilov and Hutter 2019, arXiv
-    /// 1711.05101, algorithm 2); 0 is plain Adam.
+    /// Decoupled weight decay (AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2): each update multiplies the weights by
+    /// 1 − lr·decay; 0 is plain Adam.
     pub weight_decay: f64,
 }
 
@@ -110,8 +110,8 @@ fn adam(
     })
 }
 
-/// [`fused_adam`] with the learning rate, too, on the device (`lr`, a float32 scalar, in place of `c.lr`), in as few launches as
-/// there can be: nothing that changes from step to step is a number of the host's, so the update can be captured and replayed.
+/// [`fused_adam`] with the learning rate on the device (`lr`, a float32 scalar, replaces `c.lr`): all numbers that change between steps
+/// are in device memory, so the update can be captured and replayed.
 ///
 /// # Errors
 /// As [`fused_adam`].
@@ -126,11 +126,11 @@ pub fn fused_adam_on_device(
     adam(params, grads, [exp_avgs, exp_avg_sqs], step, handle(lr), c)
 }
 
-/// The backward pass of the scalar `loss` to `params` and no further, and one update of each as by [`fused_adam`]. Large weights of
-/// linear layers are updated inside the backward pass, so that their gradient is never whole in memory.
+/// The backward pass of the scalar `loss` to `params`, and one update of each as in [`fused_adam`]. Weights of linear layers may be
+/// updated inside the backward pass, so that their full gradient is never in memory.
 ///
-/// Returns the seconds of the updates after the backward pass, and the first parameter, if any, that does not reach the loss (it
-/// is not changed).
+/// Returns the seconds of the updates after the backward pass, and the first parameter without a gradient, if any (it is not
+/// changed).
 ///
 /// # Errors
 /// As [`fused_adam`]; also when a layer used a parameter again after its update.
@@ -169,8 +169,8 @@ pub fn minimise(
     Ok((seconds, reached.iter().position(|r| !r)))
 }
 
-/// `grads`, taken as one vector, scaled down to the Euclidean norm `most` where theirs is above it, and the norm before, a
-/// float32 scalar that stays on the device (Pascanu et al. 2013, arXiv 1211.5063, section 3.2).
+/// `grads` scaled down to a global L2 norm of at most `most`, and the norm before, a float32 scalar on the device (Pascanu et al. 2013,
+/// arXiv 1211.5063, section 3.2).
 ///
 /// # Errors
 /// When there is no gradient, or libtorch refuses one.
@@ -186,8 +186,7 @@ pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tenso
     Ok((scaled.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect(), norm))
 }
 
-/// Moves each of `averages` towards its partner in `current`: a ← a + weight·(c − a). A weight on the device lets the update be
-/// captured and replayed.
+/// Updates each moving average: a ← a + weight·(c − a). With a weight on the device, the update can be captured and replayed.
 ///
 /// # Errors
 /// When the lists differ in length, or libtorch refuses a tensor.
@@ -244,7 +243,7 @@ mod tests {
     }
 
     fn follows_the_paper(c: AdamSettings, on_device: bool) -> Result<()> {
-        // The host's learning rate is then of no account.
+        // The update on the device ignores this learning rate.
         let other = AdamSettings { lr: 7.0, ..c };
         tch::manual_seed(1);
         let shapes: [&[i64]; 3] = [&[37, 5], &[3], &[2, 3, 4, 4]];
@@ -304,7 +303,7 @@ mod tests {
     /// Layers whose weights are updated block by block, wider and taller than a block, beside one whose weights two layers share
     /// and one that no gradient reaches.
     #[test]
-    fn a_step_in_one_piece_is_the_backward_pass_and_an_update() -> Result<()> {
+    fn minimise_equals_a_backward_pass_and_an_update() -> Result<()> {
         tch::manual_seed(4);
         let leaf = |shape: &[i64]| (Tensor::randn(shape, CPU) * 0.05).set_requires_grad(true);
         for matmul in [MatmulBackend::Blas, MatmulBackend::BySize] {
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn libtorchs_complaints_come_back_as_errors() {
+    fn libtorch_errors_are_returned() {
         let (a, b) = ([Tensor::zeros([2], CPU)], [Tensor::zeros([3], CPU)]);
         let text = foreach_lerp(&a, &b, 0.5).map_err(|e| e.to_string()).unwrap_err();
         assert!(text.starts_with("moving average: ") && text.contains('3'), "{text}");

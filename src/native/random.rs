@@ -1,4 +1,4 @@
-//! Random numbers from a seed, and the seeds of libtorch's global generators.
+//! Random tensors from a seed, and seeding of libtorch's global generators.
 
 use std::ffi::c_char;
 
@@ -13,8 +13,8 @@ unsafe extern "C" {
     fn gv_set_rng_state(state: Handle) -> *mut c_char;
 }
 
-/// Standard normal float32 numbers on the CPU: those of `torch.randn` after `torch.manual_seed(seed)`. The global generator is not
-/// touched.
+/// Standard normal float32 numbers on the CPU: those of `torch.randn` after `torch.manual_seed(seed)`. Does not use the global
+/// generator.
 ///
 /// # Errors
 /// libtorch's, when memory ends.
@@ -24,8 +24,8 @@ pub fn randn(seed: i64, shape: &[i64]) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Uniform float32 numbers in [0,1) on the CPU: those of `torch.rand` after `torch.manual_seed(seed)`. The global generator is not
-/// touched.
+/// Uniform float32 numbers in [0,1) on the CPU: those of `torch.rand` after `torch.manual_seed(seed)`. Does not use the global
+/// generator.
 ///
 /// # Errors
 /// As [`randn`].
@@ -35,8 +35,8 @@ pub fn rand(seed: i64, shape: &[i64]) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Overwrites `out` with standard normal numbers that depend on `seed` alone: on the CPU those of [`randn`]; on a CUDA device those of
-/// its default generator, which is seeded first.
+/// Fills `out` with standard normal numbers from `seed`: on the CPU those of [`randn`]; on a CUDA device those of its default
+/// generator, which is seeded first.
 ///
 /// # Errors
 /// libtorch's, and when CUDA is not there.
@@ -78,7 +78,7 @@ pub fn seed_default(device: Device, seed: i64) -> Result<()> {
     }
 }
 
-/// Runs `work` with libtorch's global CPU generator seeded, and puts that generator back as it was.
+/// Runs `work` with libtorch's global CPU generator seeded, then restores the generator's state.
 ///
 /// # Errors
 /// Those of `work`, and libtorch's.
