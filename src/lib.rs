@@ -3,22 +3,22 @@
 //! The folders, each importing only from those below it:
 //!
 //! ```text
-//! commands   one command each: its arguments, what it does, what it prints
-//! train      the loop and what hangs on it
-//! run        a run on disk, and its model opened again
-//! config     how settings become a plan
-//! data       where images come from, and batches of them
+//! commands   the subcommands: arguments, execution, output
+//! train      the training loop
+//! run        the folder of a run, and loading its model
+//! config     settings resolved into a configuration
+//! data       data sets and batches
 //! models     one update of a VAE and of a GAN, losses, optimizer
 //! export     TorchScript, safetensors, ONNX
-//! nets       networks and how they are computed
-//! pictures   curves, grids, animations, arrays on disk
-//! native     the calls into libtorch that tch lacks
+//! nets       networks and their forward pass
+//! pictures   curves, grids, animations, .npy files
+//! native     libtorch functions that tch lacks
 //! base       settings, seeds, hashes, files, signals, progress, usage errors
 //! ```
 //!
-//! # From a program of your own
+//! # Use as a library
 //!
-//! A run, or what was exported of one, opened and put to use:
+//! Open a run or its export:
 //!
 //! ```
 //! # fn main() -> anyhow::Result<()> {
@@ -41,11 +41,10 @@
 //! # }
 //! ```
 //!
-//! `"cuda"` in place of `"auto"` insists on a GPU. Training is [`config::resolve`] and
-//! [`train::train`].
+//! `"cuda"` instead of `"auto"` requires a GPU. To train, call [`config::resolve`] and [`train::train`].
 
 #![warn(missing_docs)]
-// Shapes stand in brackets, x [B,C,H,W], which rustdoc takes for links to items of that name.
+// Shapes are in brackets, x [B,C,H,W]; rustdoc takes them for links.
 #![allow(rustdoc::broken_intra_doc_links)]
 
 pub mod base;

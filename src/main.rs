@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // clap's first paragraphs say what is wrong and what is near; the rest repeats the usage.
+            // clap's first paragraphs have the error and suggestions; the rest repeats the usage.
             let text = e.render().to_string();
             let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
             let said = one_line(&said.collect::<Vec<_>>().join("; "));
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         }
         Err(e) => e.exit(),
     };
-    // A panic is a bug of ours: still one sentence for whoever meets it, the place for whoever mends it.
+    // A panic is a bug: report it in one sentence with its location.
     std::panic::set_hook(Box::new(|info| {
         if data::folder::decoding() {
             return;

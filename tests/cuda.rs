@@ -54,10 +54,10 @@ fn what_is_missing_for_cuda_is_said_in_one_sentence_each() {
 fn precision_and_determinism_are_set_as_a_whole() {
     use native::{Math, math, set_math};
     set_math(true, false).unwrap();
-    let tf32 = Math { tf32_products: true, tf32_convolutions: true, deterministic: false, benchmark: true };
+    let tf32 = Math { tf32_matmuls: true, tf32_convolutions: true, deterministic: false, benchmark: true };
     assert_eq!(math().unwrap(), tf32);
     set_math(false, true).unwrap();
-    let exact = Math { tf32_products: false, tf32_convolutions: false, deterministic: true, benchmark: false };
+    let exact = Math { tf32_matmuls: false, tf32_convolutions: false, deterministic: true, benchmark: false };
     assert_eq!(math().unwrap(), exact);
     assert!(["AVX512", "AVX2", "DEFAULT"].contains(&native::cpu_capability().unwrap().as_str()));
 }

@@ -188,7 +188,7 @@ fn math() -> Result<String> {
     let cudnn = native::cudnn_version().map_or_else(|_| String::new(), |(a, b)| format!(" {a}.{b}"));
     Ok(format!(
         "TF32 {} in products, {} in convolutions (--precision); deterministic {} (--deterministic); cuDNN{cudnn} times its algorithms: {}",
-        yes(m.tf32_products),
+        yes(m.tf32_matmuls),
         yes(m.tf32_convolutions),
         yes(m.deterministic),
         yes(m.benchmark)

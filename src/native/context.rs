@@ -51,7 +51,7 @@ pub fn autocast<T>(device: Device, work: impl FnOnce() -> Result<T>) -> Result<T
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Math {
     /// Whether float32 matmuls may use TF32.
-    pub tf32_products: bool,
+    pub tf32_matmuls: bool,
     /// Whether float32 convolutions may use TF32.
     pub tf32_convolutions: bool,
     /// Whether one seed gives the same bits on every start.
@@ -77,8 +77,8 @@ pub fn math() -> Result<Math> {
     let mut flags = [false; 4];
     // SAFETY: there is room for the four flags.
     check("precision", unsafe { gv_math(flags.as_mut_ptr()) })?;
-    let [tf32_products, tf32_convolutions, deterministic, benchmark] = flags;
-    Ok(Math { tf32_products, tf32_convolutions, deterministic, benchmark })
+    let [tf32_matmuls, tf32_convolutions, deterministic, benchmark] = flags;
+    Ok(Math { tf32_matmuls, tf32_convolutions, deterministic, benchmark })
 }
 
 /// The instruction set of libtorch's CPU kernels: `AVX512`, `AVX2`, `DEFAULT`.
