@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tally_says_how_far_it_is_and_how_long_it_takes() {
+    fn a_tally_shows_progress_and_eta() {
         let mut tally = Tally::start("images", 1000);
         tally.advance(100);
         tally.advance(150);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_whole() {
+    fn facts_that_do_not_fit_are_omitted() {
         let facts = || ["ETA 0:10", "6000 img/s", "loss 105.4"].map(str::to_owned).into_iter();
         assert_eq!(as_fit(facts(), 34), "ETA 0:10 · 6000 img/s · loss 105.4");
         assert_eq!(as_fit(facts(), 33), "ETA 0:10 · 6000 img/s");

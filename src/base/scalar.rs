@@ -33,10 +33,10 @@ pub struct Scalar {
     /// Which way is better; none where neither is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub better: Option<Better>,
-    /// The largest magnitude of training that works, far above that of a model which has learned nothing; none for no limit.
+    /// Upper bound on the magnitude in stable training, far above that of an untrained model; none for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<f64>,
-    /// Where a game stands when neither player can win: a dashed line of the chart.
+    /// Value at the equilibrium of a GAN: a dashed line in the chart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equilibrium: Option<f64>,
 }
@@ -60,13 +60,13 @@ impl Scalar {
         Scalar { better: Some(Better::Higher), ..self }
     }
 
-    /// Training whose value is larger in magnitude has diverged.
+    /// A larger magnitude means that training has diverged.
     #[must_use]
     pub fn limit(self, limit: f64) -> Self {
         Scalar { limit: Some(limit), ..self }
     }
 
-    /// Where a game stands when neither player can win; none draws no line.
+    /// Value at the equilibrium of a GAN; none draws no line.
     #[must_use]
     pub fn equilibrium(self, at: Option<f64>) -> Self {
         Scalar { equilibrium: at, ..self }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_named() {
+    fn an_invalid_list_is_named_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scalars.json");
         for (text, part) in [

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::atomic_file::sync;
 
-/// Writes tensors as safetensors, synced, lending their own memory to the writer: of dense ones on the CPU nothing is copied.
+/// Writes tensors as safetensors, synced; contiguous CPU tensors are not copied.
 ///
 /// # Errors
 /// When the file cannot be written, or a tensor is of a type that weights and their state do not have.

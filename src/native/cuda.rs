@@ -1,7 +1,7 @@
 //! The CUDA half of libtorch and of the shim, loaded on demand: a CPU run never maps either.
 //!
-//! The shim's half travels inside the binary as the bytes of a shared library, which is loaded from memory once libtorch_cuda is
-//! there; so one file serves both kinds of machines.
+//! The shim's half is a shared library embedded in the binary, loaded from memory after libtorch_cuda; so one binary runs on CPU and
+//! GPU.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::Write;
@@ -23,7 +23,7 @@ pub fn cuda_half_built() -> bool {
     !HALF.is_empty()
 }
 
-/// Declares the table of the half's functions and how it is filled.
+/// Declares the table of the half's functions and its loading.
 macro_rules! calls {
     ($($name:ident: $type:ty = $symbol:literal,)*) => {
         struct Calls { $($name: $type,)* }
@@ -67,7 +67,7 @@ calls! {
     free_graph: unsafe extern "C" fn(*mut c_void) = "gvc_free_graph",
 }
 
-/// What a device is, as the C++ side lays it out.
+/// Properties of a device, laid out as in C++.
 #[repr(C)]
 struct Properties {
     name: [c_char; 256],
@@ -77,7 +77,7 @@ struct Properties {
     multiprocessors: c_int,
 }
 
-/// A device, in words and numbers.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 pub struct CudaDevice {
     /// `NVIDIA H200`, say.
@@ -102,10 +102,10 @@ impl std::fmt::Debug for Cuda {
 
 /// The CUDA half of libtorch and of the shim, loaded into this process at the first call, which takes 0.2 to 0.5 s.
 ///
-/// That call must come before the first question about CUDA, because libtorch remembers its answer.
+/// Must be called before any query about CUDA, because libtorch caches the answer.
 ///
 /// # Errors
-/// One sentence that names the part that is missing: the NVIDIA driver, a CUDA half of libtorch, a library that it needs, or the
+/// One sentence that names the missing part: the NVIDIA driver, a CUDA half of libtorch, a library that it needs, or the
 /// shim's own half.
 pub fn cuda() -> Result<Cuda> {
     static LOADED: OnceLock<Result<Calls, String>> = OnceLock::new();
@@ -136,7 +136,7 @@ pub fn load_libtorch_cuda() -> Result<()> {
     let folder = libtorch_folder();
     let library = folder.join("libtorch_cuda.so");
     if !library.is_file() {
-        // Found by name, but not to be loaded: what is missing is another library.
+        // Found by name but not loadable: another library is missing.
         if !first.to_string().starts_with("libtorch_cuda.so:") {
             bail!("the CUDA half of libtorch did not load ({first}): run scripts/setup --full, or use --device cpu");
         }
@@ -163,7 +163,7 @@ pub fn libtorch_folder() -> PathBuf {
     folder.unwrap_or_else(|| env!("GANVAE_LIBTORCH_LIB").into())
 }
 
-/// The shim's own half, out of this binary; libtorch's must be there.
+/// Loads the shim's half from this binary; libtorch's must be loaded.
 fn load_half() -> Result<Calls> {
     if !cuda_half_built() {
         bail!(
@@ -176,10 +176,10 @@ fn load_half() -> Result<Calls> {
     unsafe { Calls::of(library) }
 }
 
-/// Whether every symbol of the shim's half is there in the libraries that are loaded; for the test that cannot use a GPU.
+/// Checks that the loaded libraries have every symbol of the shim's half; for tests without a GPU.
 ///
 /// # Errors
-/// The loader's sentence about the first one that is missing.
+/// The loader's message about the first missing symbol.
 pub fn resolve_cuda_half() -> Result<()> {
     load_half().map(|_| ())
 }
@@ -196,10 +196,10 @@ fn load_from_memory(bytes: &[u8]) -> Result<*mut c_void> {
     load(&format!("/proc/self/fd/{fd}"))
 }
 
-/// `dlopen` for the whole process; the error is the loader's own sentence.
+/// `dlopen` with global symbols; the error is the loader's message.
 ///
 /// # Errors
-/// When the library, or one that it needs, is not found or not whole.
+/// When the library, or one that it needs, is missing or damaged.
 pub fn load(library: &str) -> Result<*mut c_void> {
     let name = CString::new(library)?;
     // SAFETY: `name` is a NUL-terminated string that outlives the call; the library's initialisers are libtorch's own, the
@@ -216,15 +216,14 @@ pub fn load(library: &str) -> Result<*mut c_void> {
     Ok(handle)
 }
 
-/// Steps that run operation by operation before one is captured or timed: cuDNN chooses its algorithms, libraries make their
-/// workspaces.
+/// Eager steps before a capture or timing: cuDNN chooses its algorithms, libraries allocate their workspaces.
 pub const WARM_UP: u32 = 3;
 
 impl Cuda {
-    /// Devices that the driver shows.
+    /// Number of visible devices.
     ///
     /// # Errors
-    /// CUDA's own sentence, as when there is none or the driver is too old.
+    /// CUDA's message, as when there is no device or the driver is too old.
     pub fn devices(self) -> Result<usize> {
         let mut count = 0;
         // SAFETY: `count` outlives the call; so do the places of results in the calls below.
@@ -232,7 +231,7 @@ impl Cuda {
         Ok(count as usize)
     }
 
-    /// CUDA versions (major, minor) that the driver serves, and of the runtime in use.
+    /// CUDA versions (major, minor) of the driver and the runtime.
     ///
     /// # Errors
     /// CUDA's.
@@ -243,10 +242,10 @@ impl Cuda {
         Ok([driver, runtime].map(|v| (v / 1000, v % 1000 / 10)))
     }
 
-    /// What device `index` is.
+    /// Properties of device `index`.
     ///
     /// # Errors
-    /// CUDA's, for an index that is none.
+    /// CUDA's, for an invalid index.
     pub fn describe(self, index: usize) -> Result<CudaDevice> {
         let mut p = Properties { name: [0; 256], total_bytes: 0, major: 0, minor: 0, multiprocessors: 0 };
         // SAFETY: as in `devices`; the structure is laid out as the C++ side's.
@@ -260,9 +259,8 @@ impl Cuda {
         })
     }
 
-    /// Device `index`, and a stream of its own there, for all that this thread does from now on: a graph cannot be captured on the
-    /// default stream, and work on one stream never waits for another. Chosen again, the device keeps its stream: tensors from
-    /// before would be used on another than they were made on, and nothing would make the one wait for the other.
+    /// Selects device `index` and a non-default stream on it for this thread: a graph cannot be captured on the default stream. When
+    /// selected again, the device keeps its stream: streams do not wait for each other, so existing tensors must stay on theirs.
     ///
     /// # Errors
     /// CUDA's.
@@ -279,25 +277,25 @@ impl Cuda {
         Ok(())
     }
 
-    /// Random numbers of the current device start anew from `seed`; waits for nothing.
+    /// Seeds the current device's generator, without synchronizing.
     ///
     /// # Errors
-    /// When work is being captured.
+    /// During a capture.
     pub fn seed(self, seed: i64) -> Result<()> {
         // SAFETY: as in `select`.
         check("seeding the CUDA generator", unsafe { (self.0.seed)(seed as u64) })
     }
 
-    /// Waits until the device has done all that it was given.
+    /// Waits until the device has finished all work.
     ///
     /// # Errors
-    /// Those of work that was under way.
+    /// Those of pending work.
     pub fn synchronize(self) -> Result<()> {
         // SAFETY: the call takes nothing.
         check("waiting for the CUDA device", unsafe { (self.0.synchronize)() })
     }
 
-    /// The most bytes that tensors on device `index` held at once since the last reset, and that the driver gave for them.
+    /// Peak bytes on device `index` since the last reset: allocated to tensors, and reserved from the driver.
     ///
     /// # Errors
     /// libtorch's.
@@ -308,7 +306,7 @@ impl Cuda {
         Ok((held.max(0) as u64, taken.max(0) as u64))
     }
 
-    /// Begins the peak of [`Cuda::peak_bytes`] anew.
+    /// Resets [`Cuda::peak_bytes`].
     ///
     /// # Errors
     /// libtorch's.
@@ -317,16 +315,16 @@ impl Cuda {
         check("the GPU's peak memory", unsafe { (self.0.reset_peak)(index as c_int) })
     }
 
-    /// Gives memory that no tensor and no captured work uses back to the driver.
+    /// Returns unused cached memory to the driver.
     ///
     /// # Errors
-    /// Those of work that was under way.
+    /// Those of pending work.
     pub fn release_free_memory(self) -> Result<()> {
         // SAFETY: the call takes nothing.
         check("the GPU's memory", unsafe { (self.0.empty_cache)() })
     }
 
-    /// Marks a point in this thread's stream.
+    /// Records an event on this thread's stream.
     ///
     /// # Errors
     /// CUDA's.
@@ -337,11 +335,11 @@ impl Cuda {
         Ok(Event { cuda: self, event })
     }
 
-    /// Captures what `work` gives to the device, without running it. The work must wait for nothing and make no tensor from the
-    /// host's numbers; tensors from before that it reads or writes must outlive the graph, and must stay where they are.
+    /// Captures `work` as a CUDA graph, without running it. The work must not synchronize or copy numbers from the host; existing
+    /// tensors that it reads or writes must outlive the graph and keep their addresses.
     ///
     /// # Errors
-    /// Those of `work`; CUDA's, for work that cannot be captured. The process should then end: the device is of no more use to it.
+    /// Those of `work`; CUDA's, for work that cannot be captured. The process should then end: it cannot use the device any more.
     pub fn capture(self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         let mut graph = null_mut();
         // SAFETY: as in `devices`.
@@ -356,7 +354,7 @@ impl Cuda {
         Ok(CudaGraph { cuda: self, graph, _this_thread: PhantomData })
     }
 
-    /// [`Cuda::capture`] of a training step; the error says how to do without.
+    /// [`Cuda::capture`] of a training step; the error names --cuda-graph off.
     ///
     /// # Errors
     /// As [`Cuda::capture`].
@@ -366,7 +364,7 @@ impl Cuda {
     }
 }
 
-/// A point in a stream's work.
+/// A CUDA event.
 #[derive(Debug)]
 pub struct Event {
     cuda: Cuda,
@@ -374,7 +372,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Milliseconds of the device's time from here to `later`; waits for that.
+    /// Milliseconds on the device from this event to `later`; waits for `later`.
     ///
     /// # Errors
     /// CUDA's.
@@ -393,17 +391,17 @@ impl Drop for Event {
     }
 }
 
-/// Captured work.
+/// A CUDA graph.
 #[derive(Debug)]
 pub struct CudaGraph {
     cuda: Cuda,
     graph: *mut c_void,
-    /// Its stream is one thread's.
+    /// Not Send: its stream belongs to one thread.
     _this_thread: PhantomData<*mut ()>,
 }
 
 impl CudaGraph {
-    /// Runs the work, by one launch; random numbers are those of the generator's seed of now.
+    /// Replays the graph by one launch; random numbers come from the generator's current seed.
     ///
     /// # Errors
     /// CUDA's.

@@ -300,8 +300,7 @@ mod tests {
         Ok(())
     }
 
-    /// Layers whose weights are updated block by block, wider and taller than a block, beside one whose weights two layers share
-    /// and one that no gradient reaches.
+    /// Weights updated block by block, larger than a block; weights shared by two layers; a parameter without a gradient.
     #[test]
     fn minimise_equals_a_backward_pass_and_an_update() -> Result<()> {
         tch::manual_seed(4);

@@ -61,7 +61,7 @@ fn c_path(path: &Path) -> Result<CString> {
 }
 
 /// Writes a TorchScript module of class `name` in evaluation mode: `parts` as sub-modules, `tensors` (key PART.NAME, value, whether
-/// it is a parameter) in them as dense float32 on the CPU, `methods` (with a `forward`) of the whole, and `description` beside it.
+/// it is a parameter) in them as dense float32 on the CPU, `methods` (with a `forward`) of the whole, and `description` as an extra file.
 ///
 /// # Errors
 /// libtorch's: source that does not compile, a file that cannot be written.
@@ -100,7 +100,7 @@ pub fn save_script(
     })
 }
 
-/// The description that [`save_script`] put into a module's file; none in a module of another maker.
+/// The description that [`save_script`] wrote into a module's file; none in other modules.
 ///
 /// # Errors
 /// libtorch's, when the file cannot be read or is no TorchScript module.
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_module_is_an_error() -> Result<()> {
+    fn invalid_modules_are_errors() -> Result<()> {
         assert!(saved("def forward(self, x):\n  return torch.no_such_thing(x)\n").is_err());
         let (_dir, path, _) = saved("def forward(self, x):\n  return self.fc.forward(x)\n")?;
         let bytes = std::fs::read(&path)?;
