@@ -28,7 +28,7 @@ pub use layers::{
 pub use loss::{bernoulli_bound, gaussian_draw};
 pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, fused_adam_on_device, minimise};
 pub use random::{fill_normal, fill_uniform, rand, randn, seed_default, seeded};
-pub use script::{Submodule, save_script, script_description, script_tensors};
+pub use script::{Submodule, save_script, script_description};
 
 /// A number on the host, or a float32 scalar on the device, which a captured step reads at each replay.
 #[derive(Clone, Copy, Debug)]

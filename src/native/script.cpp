@@ -92,14 +92,4 @@ char* gv_script_description(const char* file, char** out) {
   });
 }
 
-// Calls `each` for every parameter and buffer of a module's file, on the CPU; the callee owns the handle.
-char* gv_script_tensors(const char* file, void* context,
-                        void (*each)(void* context, const char* key, at::Tensor* value, bool parameter)) {
-  return guarded([&] {
-    Module module = torch::jit::load(file, at::kCPU);
-    for (const auto& p : module.named_parameters()) each(context, p.name.c_str(), new at::Tensor(p.value.detach()), true);
-    for (const auto& b : module.named_buffers()) each(context, b.name.c_str(), new at::Tensor(b.value.detach()), false);
-  });
-}
-
 }  // extern "C"

@@ -1,6 +1,6 @@
 //! TorchScript modules on disk: written with real sub-modules, parameters and buffers, which tracing would freeze into constants.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -24,11 +24,6 @@ unsafe extern "C" {
         parameters: *const bool,
     ) -> *mut c_char;
     fn gv_script_description(file: *const c_char, out: *mut *mut c_char) -> *mut c_char;
-    fn gv_script_tensors(
-        file: *const c_char,
-        context: *mut c_void,
-        each: extern "C" fn(*mut c_void, *const c_char, Handle, bool),
-    ) -> *mut c_char;
 }
 
 /// A sub-module.
@@ -119,25 +114,6 @@ pub fn script_description(path: &Path) -> Result<Option<String>> {
     }))
 }
 
-/// Every parameter and buffer of a TorchScript module, by key, on the CPU; whether each is a parameter.
-///
-/// # Errors
-/// libtorch's, when the file cannot be read or is no TorchScript module.
-pub fn script_tensors(path: &Path) -> Result<Vec<(String, Tensor, bool)>> {
-    extern "C" fn each(context: *mut c_void, key: *const c_char, value: Handle, parameter: bool) {
-        // SAFETY: `context` is the list below, which nothing else touches meanwhile; the key is a NUL-terminated string for the
-        // length of the call; the handle is new and ours.
-        unsafe {
-            let all = &mut *context.cast::<Vec<(String, Tensor, bool)>>();
-            all.push((CStr::from_ptr(key).to_string_lossy().into_owned(), Tensor::from_ptr(value), parameter));
-        }
-    }
-    let (file, mut all) = (c_path(path)?, Vec::new());
-    // SAFETY: `all` lives until the call returns, and only `each` touches it until then.
-    check("TorchScript", unsafe { gv_script_tensors(file.as_ptr(), (&raw mut all).cast::<c_void>(), each) })?;
-    Ok(all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,10 +141,10 @@ mod tests {
         let (dir, path, w) =
             saved("def forward(self, x):\n  x = self.fc.forward(x)\n  return (x, self.fc2.forward(x) * 2.0 - 1.0)\n")?;
         assert_eq!(script_description(&path)?.as_deref(), Some("{\"a\":1}"));
-        let tensors = script_tensors(&path)?;
-        let keys: Vec<_> = tensors.iter().map(|(k, _, p)| (k.as_str(), *p)).collect();
-        assert_eq!(keys, [("fc.weight", true), ("fc.bias", true), ("fc2.seen", false)]);
-        assert_eq!(tensors[0].1, w);
+        let tensors = crate::base::torch_file::read(&path)?;
+        let keys: Vec<_> = tensors.iter().map(|t| t.key.as_str()).collect();
+        assert_eq!(keys, ["fc.weight", "fc.bias", "fc2.seen"]);
+        assert_eq!(tensors[0].tensor.as_ref(), Some(&w));
         let x = Tensor::rand([5, 3], (Kind::Float, tch::Device::Cpu));
         let want = x.linear(&w, Some(&Tensor::from_slice(&[1f32, 2.0])));
         let got = <(Tensor, Tensor)>::try_from(CModule::load(&path)?.forward_is(&[tch::IValue::from(x)])?)?;
@@ -186,7 +162,7 @@ mod tests {
         let bytes = std::fs::read(&path)?;
         for cut in [0, 10, bytes.len() / 2, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..cut])?;
-            assert!(script_tensors(&path).is_err() && script_description(&path).is_err(), "{cut} bytes");
+            assert!(script_description(&path).is_err(), "{cut} bytes");
         }
         Ok(())
     }
