@@ -3,11 +3,12 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use super::usage::printable;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Prints one line on stderr, and ignores a write error (`2>&1 | head`, a full disk).
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
 
 /// The progress of one run.
@@ -28,7 +29,7 @@ impl Progress {
 
     /// Prints a line, in a terminal above the bar.
     pub fn say(&self, text: &str) {
-        if self.bar.is_hidden() { say(text) } else { self.bar.println(text) }
+        if self.bar.is_hidden() { say(text) } else { self.bar.println(printable(text)) }
     }
 
     /// Moves the bar after a step. Values are shown by [`Progress::update`] only, because reading them waits for the device.

@@ -17,11 +17,13 @@ mod self_check;
 mod train;
 mod traverse;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::base::usage::printable;
 
 pub use error::{explain, panicked};
 
@@ -87,7 +89,10 @@ pub fn help_of(command: Option<String>) -> String {
 
 /// Prints a result and gives the exit code 0. A closed pipe (`ganvae data digits | head -1`) is no error.
 fn print(text: &str) -> Result<u8> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let mut stdout = std::io::stdout();
+    // A pipe gets names as they are, for other programs.
+    let shown = if stdout.is_terminal() { printable(text) } else { text.into() };
+    match stdout.write_all(shown.as_bytes()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(0),
     }

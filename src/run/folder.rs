@@ -282,12 +282,19 @@ fn next_numbered(runs: &Path, model: ModelKind, data: &str) -> Result<PathBuf> {
         .map_or(data.into(), |n| n.to_string_lossy())
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .take(64)
         .collect();
     loop {
         let entries = fs::read_dir(runs).and_then(Iterator::collect::<io::Result<Vec<_>>>).with_context(cannot)?;
-        let number = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().split('-').next()?.parse::<u32>().ok();
+        let number = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().split('-').next()?.parse::<u64>().ok();
         let last = entries.iter().filter_map(number).max().unwrap_or(0);
-        let root = runs.join(format!("{:04}-{model}-{data}", last + 1));
+        let Some(next) = last.checked_add(1) else {
+            bail!(
+                "{} holds a folder of the number {last}, and none comes after it: rename that one, or use --out",
+                runs.display()
+            );
+        };
+        let root = runs.join(format!("{next:04}-{model}-{data}"));
         match fs::create_dir(&root) {
             Ok(()) => return Ok(root),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
@@ -302,6 +309,14 @@ mod tests {
 
     #[test]
     fn runs_are_numbered_above_the_highest() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("4294967295-x")).unwrap();
+        let next = next_numbered(dir.path(), ModelKind::Vae, &"long".repeat(60)).unwrap();
+        assert!(next.file_name().unwrap().to_str().unwrap().starts_with("4294967296-vae-longlong"), "{next:?}");
+        fs::create_dir(dir.path().join(format!("{}-x", u64::MAX))).unwrap();
+        assert!(
+            next_numbered(dir.path(), ModelKind::Vae, "digits").unwrap_err().to_string().contains("rename that one")
+        );
         let dir = tempfile::tempdir().unwrap();
         let first = next_numbered(dir.path(), ModelKind::Vae, "/data/My Pictures").unwrap();
         assert!(first.ends_with("0001-vae-my-pictures"), "{first:?}");
