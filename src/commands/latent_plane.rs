@@ -61,7 +61,7 @@ struct Plane {
 /// mu [N,Z] (float64, CPU) -> [N,2].
 fn plane(mu: &Tensor, projection: Projection) -> Result<Plane> {
     let mean = mu.f_mean_dim(&[0i64][..], true, Kind::Double)?; // [1,Z]
-    let centred = mu - &mean;
+    let centred = mu.f_sub(&mean)?;
     let n = mu.size()[0];
     let variances = doubles(&centred.f_square()?.f_mean_dim(&[0i64][..], false, Kind::Double)?)?;
     let active = variances.iter().filter(|v| **v > ACTIVE).count();
@@ -80,7 +80,7 @@ fn plane(mu: &Tensor, projection: Projection) -> Result<Plane> {
             let axes = vectors.f_index_select(1, &Tensor::f_from_slice(&[z - 1, z - 2])?)?; // [Z,2]
             // The sign of an axis is arbitrary: the largest component is made positive.
             let largest = axes.f_abs()?.f_argmax(0, true)?; // [1,2]
-            let axes = &axes * axes.f_gather(0, &largest, false)?.f_sign()?;
+            let axes = axes.f_mul(&axes.f_gather(0, &largest, false)?.f_sign()?)?;
             let total: f64 = values.iter().sum();
             let label = |i: usize| {
                 let share = if total > 0.0 { 100.0 * values[values.len() - i].max(0.0) / total } else { 0.0 };

@@ -65,9 +65,9 @@ pub fn truncated(z: &Tensor, bound: f64) -> Result<Tensor> {
     // In the lower tail, where double precision is the most exact; the upper tail is symmetric.
     let tail = Tensor::from(-bound).f_special_ndtr()?.f_to_device(z.device())?;
     let below = z.f_to_kind(Kind::Double)?.f_abs()?.f_neg()?.f_special_ndtr()?; // Φ(−|z|)
-    let place = &tail + below * (tail.f_neg()? * 2.0 + 1.0); // Φ(−T) + Φ(−|z|)·(1 − 2Φ(−T))
+    let place = below.f_mul(&tail.f_mul_scalar(-2.0)?.f_add_scalar(1.0)?)?.f_add(&tail)?; // Φ(−T) + Φ(−|z|)·(1 − 2Φ(−T))
     let size = place.f_special_ndtri()?.f_neg()?.f_clamp(0.0, bound)?;
-    Ok((size * z.f_sign()?).f_to_kind(Kind::Float)?)
+    Ok(size.f_mul(&z.f_sign()?)?.f_to_kind(Kind::Float)?)
 }
 
 #[cfg(test)]

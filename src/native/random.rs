@@ -99,10 +99,10 @@ mod tests {
     /// That they are libtorch's own numbers is tested in tests/captured.rs, where nothing else draws from the global generator.
     #[test]
     fn tensors_are_filled_with_the_numbers_of_a_seed() {
-        type Draw = fn(i64, &[i64]) -> Result<Tensor>;
+        type Make = fn(i64, &[i64]) -> Result<Tensor>;
         type Fill = fn(&Tensor, i64) -> Result<()>;
         let cpu = (Kind::Float, Device::Cpu);
-        for (draw, fill) in [(randn as Draw, fill_normal as Fill), (rand, fill_uniform)] {
+        for (draw, fill) in [(randn as Make, fill_normal as Fill), (rand, fill_uniform)] {
             for shape in [vec![], vec![3], vec![5, 30], vec![2, 3, 4, 5]] {
                 let want = draw(7, &shape).unwrap();
                 assert_ne!(draw(8, &shape).unwrap(), want);

@@ -80,8 +80,8 @@ pub fn bytes(images: &Tensor) -> Result<Tensor> {
     let bytes = if images.kind() == Kind::Uint8 {
         images.shallow_clone()
     } else {
-        let unit = images.detach().to_kind(Kind::Float).f_nan_to_num(0.0, 1.0, 0.0)?;
-        (unit.f_clamp(0.0, 1.0)? * 255.0).f_round()?.to_kind(Kind::Uint8)
+        let unit = images.f_detach()?.f_to_kind(Kind::Float)?.f_nan_to_num(0.0, 1.0, 0.0)?;
+        unit.f_clamp(0.0, 1.0)?.f_mul_scalar(255.0)?.f_round()?.f_to_kind(Kind::Uint8)?
     };
     Ok(bytes.f_to_device(Device::Cpu)?)
 }
