@@ -188,7 +188,8 @@ fn an_export_is_of_one_model_whatever_happens() {
             assert_eq!(own["step"], step, "{what}: {name}");
         }
         good(d, &export);
-        assert_eq!(fs::read_to_string(below.join("mine.txt")).unwrap(), "mine", "{what}");
+        let mine = fs::read_to_string(below.join("mine.txt")).unwrap_or_else(|e| panic!("{what}: mine.txt: {e}"));
+        assert_eq!(mine, "mine", "{what}");
         let left: Vec<_> = half_written(d).into_iter().filter(|p| !p.starts_with(d.join("r"))).collect();
         assert!(left.is_empty(), "{what}: {left:?}");
     }

@@ -144,8 +144,8 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
     };
     let put = write().and_then(|all| put(&part, dir, all));
     if put.is_err() {
-        // The error that came first is told, whatever becomes of the rest.
-        let _ = remove(&part);
+        // The error that came first is told. What cannot be given back now stays for the next export to do.
+        let _ = give_back(&part, dir);
     }
     put
 }
@@ -166,9 +166,13 @@ fn own_files() -> Vec<String> {
 fn give_back(part: &Path, dir: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(part) else { return Ok(()) };
     let own = own_files();
-    for entry in entries.flatten() {
+    for entry in entries {
+        let entry = entry.with_context(|| format!("{} could not be read", part.display()))?;
         let (name, to) = (entry.file_name(), dir.join(entry.file_name()));
-        if name != PART && !own.iter().any(|own| name == own.as_str()) && !to.exists() {
+        let text = name.to_string_lossy();
+        // A file that was being written has its name with `.part`.
+        let is_own = own.iter().any(|own| *own == text.trim_end_matches(".part")) || name == PART;
+        if !is_own && !to.exists() {
             fs::rename(entry.path(), &to).with_context(|| format!("{} could not be kept", to.display()))?;
         }
     }
