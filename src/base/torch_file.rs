@@ -326,7 +326,8 @@ impl Machine<'_> {
     }
 
     fn append(&mut self, more: Vec<Id>) -> Result<()> {
-        match &mut self.objects[self.stack.last().copied().context("it takes what is not there")?] {
+        let top = self.top()?;
+        match &mut self.objects[top] {
             Object::List(all) => all.extend(more),
             _ => bail!("it appends to what is no list"),
         }
@@ -334,7 +335,8 @@ impl Machine<'_> {
     }
 
     fn set_items(&mut self, pairs: Vec<Id>) -> Result<()> {
-        match &mut self.objects[self.stack.last().copied().context("it takes what is not there")?] {
+        let top = self.top()?;
+        match &mut self.objects[top] {
             Object::Dict(all) => all.extend(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
             // Attributes of an object of a class of somebody's own.
             Object::Instance(_) => {}

@@ -106,7 +106,7 @@ pub enum Verified {
 ///
 /// # Errors
 /// When another process exports there; when a file cannot be written, or differs by more than rounding: then the folder is as
-/// it was.
+/// it was. When the files cannot be put into place: then there may be no `export.json`.
 pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Path) -> Result<Vec<Written>> {
     let mut formats = formats.to_vec();
     formats.sort();
@@ -238,7 +238,13 @@ fn put(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
 fn move_in(part: &Path, dir: &Path, all: Vec<Written>) -> Result<Vec<Written>> {
     let place = |from: &Path| -> Result<PathBuf> {
         let to = dir.join(from.file_name().unwrap_or_default());
-        fs::rename(from, &to).with_context(|| format!("{} could not be put into place", to.display()))?;
+        // A folder that is a mount point, as in a container, is on another file system than what was written beside it.
+        let part = dir.join(PART);
+        let copy =
+            || fs::copy(from, &part).and_then(|_| atomic_file::sync(&part)).and_then(|()| fs::rename(&part, &to));
+        fs::rename(from, &to)
+            .or_else(|_| copy())
+            .with_context(|| format!("{} could not be put into place", to.display()))?;
         Ok(to)
     };
     remove(&dir.join(ABOUT))?;
