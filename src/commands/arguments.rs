@@ -9,7 +9,8 @@ use clap::{Args, ValueEnum};
 
 use crate::base::usage::usage;
 use crate::data::images::{Images, Source};
-use crate::run::trained::Trained;
+use crate::run::checkpoint::Selection;
+use crate::run::trained::{Trained, default_place};
 
 /// A trained model and its device.
 #[derive(Debug, Args)]
@@ -17,14 +18,41 @@ pub struct TrainedModel {
     /// A run's folder, or exported modules: the folder with decoder.pt or generator.pt, or such a file
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+    #[command(flatten)]
+    pub checkpoint: CheckpointChoice,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
 }
 
+/// Which of a run's checkpoints is read.
+#[derive(Debug, Args)]
+pub struct CheckpointChoice {
+    /// The run's checkpoint: latest, best (the lowest held-out loss of a VAE) or the number of its step
+    #[arg(long = "checkpoint", value_name = "best|latest|STEP", default_value = "latest", hide_default_value = true)]
+    pub selection: Selection,
+}
+
+impl CheckpointChoice {
+    /// `name` of what is made of the latest checkpoint; of another one, `name` with that one's name after it.
+    pub fn named(&self, name: &str) -> String {
+        match self.selection {
+            Selection::Latest => name.to_owned(),
+            Selection::Best => format!("{name}-best"),
+            Selection::Step(step) => format!("{name}-step-{step}"),
+        }
+    }
+}
+
 impl TrainedModel {
     pub fn open(&self) -> Result<Trained> {
-        Trained::open(&self.run, &self.device)
+        Trained::open_checkpoint(&self.run, self.checkpoint.selection, &self.device)
+    }
+
+    /// Where a command writes `name` without --out ([`default_place`]); the name of another checkpoint than the latest goes into it.
+    pub fn default_place(&self, folder: &str, name: &str) -> PathBuf {
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+        default_place(&self.run, folder, &format!("{}.{extension}", self.checkpoint.named(stem)))
     }
 
     pub fn open_with_encoder(&self) -> Result<Trained> {

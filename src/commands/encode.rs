@@ -14,7 +14,7 @@ use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 use crate::pictures::npy::NpyWriter;
 use crate::run::folder::ignore_missing;
-use crate::run::trained::{BATCH, Trained, default_place};
+use crate::run::trained::{BATCH, Trained};
 
 #[derive(Debug, Args)]
 pub(super) struct Encode {
@@ -30,7 +30,7 @@ pub(super) struct Encode {
 
 impl Encode {
     pub(super) fn run(&self) -> Result<u8> {
-        let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "", "latents.npy"));
+        let out = self.out.clone().unwrap_or_else(|| self.of.default_place("", "latents.npy"));
         if out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("npy")) {
             usage!("--out {}: wanted a .npy", out.display());
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::arguments::CheckpointChoice;
 use super::print;
 use crate::base::usage::usage;
 use crate::export::{self, Format, Verified};
@@ -24,7 +25,9 @@ pub(super) struct Export {
         default_value = "torchscript,safetensors,onnx"
     )]
     format: Vec<Format>,
-    /// Their folder [default: export/ in the run]
+    #[command(flatten)]
+    checkpoint: CheckpointChoice,
+    /// Their folder [default: export/ in the run; of another checkpoint than the latest export-best/ or export-step-N/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -33,13 +36,13 @@ impl Export {
     pub(super) fn run(&self) -> Result<u8> {
         self.out.as_deref().map_or(Ok(()), export::check_folder)?;
         // The files are compared with float32 on the CPU.
-        let trained = Trained::open(&self.run, "cpu")?;
+        let trained = Trained::open_checkpoint(&self.run, self.checkpoint.selection, "cpu")?;
         let (Some((config, step)), Some(networks)) = (trained.origin(), trained.networks()) else {
             let run = self.run.display();
             usage!("{run}: these are exports already; wanted a run's folder, such as runs/0001-vae-digits");
         };
         let origin = config.origin(step)?;
-        let out = self.out.clone().unwrap_or_else(|| self.run.join("export"));
+        let out = self.out.clone().unwrap_or_else(|| self.run.join(self.checkpoint.named("export")));
         for written in export::export(&networks, &origin, &self.format, &out)? {
             let verified = match &written.verified {
                 Verified::Run(differences) => match differences.iter().copied().fold(0.0, f64::max) {

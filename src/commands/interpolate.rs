@@ -50,7 +50,7 @@ impl Interpolate {
     pub(super) fn run(&self) -> Result<u8> {
         check_range("rows", self.rows, 1..=1000)?;
         let name = format!("interpolation-{}.png", self.seed);
-        let (out, format, steps) = self.output.resolve(&self.of.run, &name, self.rows)?;
+        let (out, format, steps) = self.output.resolve(&self.of, &name, self.rows)?;
         let trained = self.of.open()?;
         let z = match &self.data {
             None => trained.prior(self.seed, 0, 2 * self.rows)?,

@@ -6,11 +6,11 @@ use anyhow::Result;
 use clap::Args;
 use tch::Tensor;
 
-use super::arguments::check_range;
+use super::arguments::{TrainedModel, check_range};
 use crate::pictures::animation::{is_gif, write_gif};
 use crate::pictures::grid;
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
-use crate::run::trained::{BATCH, Trained, default_place};
+use crate::run::trained::{BATCH, Trained};
 
 /// Default images of a path in a still picture, and in an animation.
 const STEPS: (i64, i64) = (10, 30);
@@ -29,9 +29,9 @@ pub struct PathOutput {
 }
 
 impl PathOutput {
-    /// The file, its format, and the images of a path, for `rows` paths; `name` is the default file in the samples of `run`.
-    pub fn resolve(&self, run: &Path, name: &str, rows: i64) -> Result<(PathBuf, OutputFormat, i64)> {
-        let out = self.out.clone().unwrap_or_else(|| default_place(run, "samples", name));
+    /// The file, its format, and the images of a path, for `rows` paths; `name` is the default file in the run's samples.
+    pub fn resolve(&self, of: &TrainedModel, name: &str, rows: i64) -> Result<(PathBuf, OutputFormat, i64)> {
+        let out = self.out.clone().unwrap_or_else(|| of.default_place("samples", name));
         let steps = self.steps.unwrap_or(if is_gif(&out) { STEPS.1 } else { STEPS.0 });
         check_range("steps", steps, 2..=1000)?;
         let format = OutputFormat::of(&out, (rows * steps) as usize, true)?;

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
+use super::arguments::{CheckpointChoice, TrainedModel};
 use super::latent_plane::{self, Projection};
 use super::print_path;
 use crate::base::usage::usage;
 use crate::config;
 use crate::pictures::animation;
 use crate::pictures::curves::{self, Metrics};
+use crate::run::checkpoint::Selection;
 use crate::run::folder::RunDir;
-use crate::run::trained::{Trained, default_place};
 
 #[derive(Debug, Args)]
 pub(super) struct PlotCommand {
@@ -37,6 +38,9 @@ pub(super) struct PlotCommand {
     /// --latent: where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "latent")]
     data_dir: Option<PathBuf>,
+    /// --latent: best, latest or the number of a step, as in `ganvae sample` [default: latest]
+    #[arg(long, value_name = "best|latest|STEP", requires = "latent")]
+    checkpoint: Option<Selection>,
     /// --latent: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, requires = "latent")]
     device: Option<String>,
@@ -66,11 +70,16 @@ impl PlotCommand {
     }
 
     fn latents(&self, root: &Path) -> Result<u8> {
-        let out = self.out.clone().unwrap_or_else(|| default_place(root, "", "latent.png"));
+        let of = TrainedModel {
+            run: root.to_owned(),
+            checkpoint: CheckpointChoice { selection: self.checkpoint.unwrap_or_default() },
+            device: self.device.clone().unwrap_or_else(|| "auto".into()),
+        };
+        let out = self.out.clone().unwrap_or_else(|| of.default_place("", "latent.png"));
         if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png") || e.eq_ignore_ascii_case("svg")) {
             usage!("--out {}: a picture of latents is a .png or a .svg", out.display());
         }
-        let trained = Trained::open(root, self.device.as_deref().unwrap_or("auto"))?;
+        let trained = of.open()?;
         trained.check_encoder()?;
         if trained.latent() < 2 {
             usage!("{} has a latent of one dimension, and a picture of it needs two", root.display());

@@ -12,7 +12,7 @@ use crate::data::dataset::Dataset;
 use crate::data::images::spread;
 use crate::pictures::grid::{alternate, columns_for};
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
-use crate::run::trained::{BATCH, default_place};
+use crate::run::trained::BATCH;
 
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
@@ -39,7 +39,7 @@ impl Reconstruct {
             format!("-{}", Path::new(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
         });
         let name = format!("reconstruct{of}.png");
-        let out = self.out.clone().unwrap_or_else(|| default_place(&self.of.run, "reconstructions", &name));
+        let out = self.out.clone().unwrap_or_else(|| self.of.default_place("reconstructions", &name));
         let grid = OutputFormat::of(&out, 1, false)? == OutputFormat::Grid;
         let pictures = |images: usize| if grid { 2 * images } else { images };
         OutputFormat::of(&out, pictures(count), false)?;

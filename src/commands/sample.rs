@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::arguments::{TrainedModel, check_range};
 use super::print_path;
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
-use crate::run::trained::{BATCH, default_place};
+use crate::run::trained::BATCH;
 
 /// Range of `--truncation`. Below it all images are alike; a normal number exceeds 10 with a probability of 1e-23.
 const TRUNCATION: std::ops::RangeInclusive<f64> = 0.01..=10.0;
@@ -40,7 +40,7 @@ impl Sample {
         check_range("count", count, 1..=100_000_000)?;
         truncation.map_or(Ok(()), |bound| check_range("truncation", bound, TRUNCATION))?;
         let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
-        let out = out.clone().unwrap_or_else(|| default_place(&of.run, "samples", &format!("sample-{seed}{cut}.png")));
+        let out = out.clone().unwrap_or_else(|| of.default_place("samples", &format!("sample-{seed}{cut}.png")));
         OutputFormat::of(&out, count as usize, false)?;
         let trained = of.open()?;
         let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;

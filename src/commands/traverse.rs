@@ -37,7 +37,7 @@ impl Traverse {
         }
         let name = self.seed.map_or_else(|| "traversal.png".to_owned(), |seed| format!("traversal-{seed}.png"));
         let trained = self.of.open()?;
-        let (out, format, steps) = self.output.resolve(&self.of.run, &name, self.dims.min(trained.latent()))?;
+        let (out, format, steps) = self.output.resolve(&self.of, &name, self.dims.min(trained.latent()))?;
         let base = match self.seed {
             Some(seed) => vectors(&trained.prior(seed, 0, 1)?)?.swap_remove(0),
             None => vec![0.0; trained.latent() as usize],

@@ -60,6 +60,8 @@ pub struct Config {
     pub log_every: u64,
     /// Steps between checkpoints; none: every epoch; 0: at the end only.
     pub checkpoint_every: Option<u64>,
+    /// Steps between checkpoints for a better score.
+    pub best_every: u64,
     /// Epochs between sample grids; 0 for the last only.
     pub sample_every: u64,
     /// Epochs between scores; 0 for the last only.
@@ -267,6 +269,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         cuda_graph: s.get(&device::CUDA_GRAPH)? == GraphCapture::Auto,
         log_every: s.get(&training::LOG_EVERY)?,
         checkpoint_every: s.given(&training::CHECKPOINT_EVERY),
+        best_every: s.get(&training::BEST_EVERY)?,
         sample_every: s.get(&training::SAMPLE_EVERY)?,
         eval_every: s.get(&training::EVAL_EVERY)?,
         keep: s.get(&training::KEEP)? as usize,

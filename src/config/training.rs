@@ -72,6 +72,16 @@ pub static CHECKPOINT_EVERY: Setting<u64> =
         .of_a_run()
         .may_change_on_resume();
 
+/// Steps between checkpoints for a better score.
+pub static BEST_EVERY: Setting<u64> = Setting::count(
+    "best-every",
+    "Steps between checkpoints for a better held-out score (VAE); a better one within them waits in memory",
+)
+.default("50", "a checkpoint of a large network takes as long as several steps")
+.value_name("STEPS")
+.of_a_run()
+.may_change_on_resume();
+
 /// Epochs between sample grids.
 pub static SAMPLE_EVERY: Setting<u64> =
     Setting::whole("sample-every", "Epochs between sample grids; 0 for none but the last")
@@ -116,5 +126,15 @@ pub static ROLLBACKS: Setting<u64> =
 /// Folder and output of a run.
 pub static RUN: Group = Group {
     heading: "Run",
-    settings: &[&OUT, &LOG_EVERY, &CHECKPOINT_EVERY, &SAMPLE_EVERY, &EVAL_EVERY, &KEEP, &ON_DIVERGENCE, &ROLLBACKS],
+    settings: &[
+        &OUT,
+        &LOG_EVERY,
+        &CHECKPOINT_EVERY,
+        &BEST_EVERY,
+        &SAMPLE_EVERY,
+        &EVAL_EVERY,
+        &KEEP,
+        &ON_DIVERGENCE,
+        &ROLLBACKS,
+    ],
 };

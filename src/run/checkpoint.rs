@@ -7,7 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::SafeTensors;
@@ -18,6 +22,7 @@ use crate::base::atomic_file::{self, replace_folder, sync};
 use crate::base::hash;
 use crate::base::progress;
 use crate::base::small_file;
+use crate::base::usage::usage;
 use crate::base::weights_file;
 use crate::models::{Part, Visit};
 use crate::run::folder::ignore_missing;
@@ -66,6 +71,30 @@ pub struct Best {
     pub step: u64,
     /// Mean over the held-out images.
     pub value: f64,
+}
+
+/// Which checkpoint of a run is meant: `--checkpoint`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Selection {
+    /// The newest intact one.
+    #[default]
+    Latest,
+    /// The one with the best held-out score.
+    Best,
+    /// The one after this number of updates.
+    Step(u64),
+}
+
+impl FromStr for Selection {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "latest" => Ok(Selection::Latest),
+            "best" => Ok(Selection::Best),
+            step => step.parse().map(Selection::Step).map_err(|_| "wanted best, latest or the number of a step".into()),
+        }
+    }
 }
 
 /// The size and checksum that a file must have.
@@ -181,6 +210,12 @@ fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
+/// The step in the name of a checkpoint's folder.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (folder_name(step) == name).then_some(step)
+}
+
 /// Writes the name of the checkpoint of `step` into the file `name`; removes the file where there is no such checkpoint.
 fn write_pointer(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
     let file = folder.join(name);
@@ -204,10 +239,11 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     };
     let mut found = Vec::new();
     for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let step = name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
-        if let Some(step) = step.filter(|step| folder_name(*step) == name && path.is_dir()) {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let step = step_of(&name.to_string_lossy());
+        // By the entry first: a folder that has just been removed is still in the list.
+        if let Some(step) = step.filter(|_| entry.file_type().is_ok_and(|t| t.is_dir()) || path.is_dir()) {
             found.push((step, path));
         }
     }
@@ -215,25 +251,96 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// How long a reader tries again when the run that trains has removed or replaced the checkpoint that it reads.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Calls `take` with the checkpoint of a run that is meant and its state; none when there is no checkpoint yet. `take` is called again
+/// when the run, which may be training, has removed or replaced that checkpoint meanwhile. `folder` is the run's `checkpoints/`.
+///
+/// # Errors
+/// Those of `take`; [`crate::base::usage::Usage`] when there is no such checkpoint; when it is damaged.
+pub fn read<T>(
+    folder: &Path,
+    selection: Selection,
+    mut take: impl FnMut(&Path, &State) -> Result<T>,
+) -> Result<Option<T>> {
+    let began = Instant::now();
+    loop {
+        let found = match selection {
+            Selection::Latest => newest_intact(folder)?.map(|(dir, state)| (identity(&dir), dir, Ok(state))),
+            _ => named(folder, selection)?.map(|dir| {
+                let before = identity(&dir);
+                let state = verify(&dir);
+                (before, dir, state)
+            }),
+        };
+        let Some((before, dir, state)) = found else { return Ok(None) };
+        match state.and_then(|state| take(&dir, &state)) {
+            Err(_) if was_replaced(&dir, before) && began.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
+            taken => return taken.map(Some),
+        }
+    }
+}
+
+/// The folder of the best checkpoint or of that of a step; none when the run has no checkpoint at all.
+fn named(folder: &Path, selection: Selection) -> Result<Option<PathBuf>> {
+    let all = list(folder)?;
+    let steps: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
+    let (place, steps) = (folder.display(), shortened(&steps, ", "));
+    if let Selection::Step(step) = selection {
+        let found = all.into_iter().find(|(of, _)| *of == step);
+        if found.is_none() && !steps.is_empty() {
+            usage!(
+                "--checkpoint {step}: {place} has no checkpoint of that step; wanted latest, best, or a step of {steps}"
+            );
+        }
+        return Ok(found.map(|(_, dir)| dir));
+    }
+    // Not by the file `best`: a process that is killed may leave it behind the state.
+    let Some((_, state)) = newest_intact(folder)? else { return Ok(None) };
+    let Some(best) = state.best else {
+        usage!(
+            "--checkpoint best: {place} names no best one (a GAN has no held-out score, and a VAE's best comes with its first score): \
+             wanted latest, or a step of {steps}"
+        );
+    };
+    Ok(Some(folder.join(folder_name(best.step))))
+}
+
+/// What tells a folder from another that has taken its name; none when it is gone.
+fn identity(dir: &Path) -> Option<(u64, u64)> {
+    fs::metadata(dir).ok().map(|folder| (folder.dev(), folder.ino()))
+}
+
+fn was_replaced(dir: &Path, before: Option<(u64, u64)>) -> bool {
+    let now = identity(dir);
+    now.is_none() || now != before
+}
+
 /// The newest checkpoint whose files have the checksums in its state.json; a damaged one gives a warning and is skipped. None when
 /// there is no checkpoint yet, an error when all are damaged.
 pub fn newest_intact(folder: &Path) -> Result<Option<(PathBuf, State)>> {
-    let all = list(folder)?;
-    let mut last_error = None;
-    for (_, dir) in all.iter().rev() {
-        match verify(dir) {
+    let began = Instant::now();
+    let mut all = list(folder)?;
+    let (mut last_error, mut damaged) = (None, 0);
+    while let Some((_, dir)) = all.pop() {
+        let before = identity(&dir);
+        match verify(&dir) {
             Ok(mut state) => {
                 state.best = state.best.filter(|best| folder.join(folder_name(best.step)).is_dir());
                 return Ok(Some((dir.clone(), state)));
             }
+            // By the run, which trains on: it has newer ones.
+            Err(_) if was_replaced(&dir, before) && began.elapsed() < PATIENCE => all = list(folder)?,
             Err(e) => {
+                damaged += 1;
                 progress::say(&format!("warning: {e:#}; trying the checkpoint before it"));
                 last_error = Some(e);
             }
         }
     }
     let Some(e) = last_error else { return Ok(None) };
-    bail!("no intact checkpoint is left in {} ({} damaged): {e:#}", folder.display(), all.len())
+    bail!("no intact checkpoint is left in {} ({damaged} damaged): {e:#}", folder.display())
 }
 
 /// Reads state.json and checks the files it lists.

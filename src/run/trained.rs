@@ -19,7 +19,7 @@ use crate::models::tuning::{THREADS, Tuning};
 use crate::models::{Model, ModelKind, Part};
 use crate::native;
 use crate::nets::graph::Graph;
-use crate::run::checkpoint;
+use crate::run::checkpoint::{self, Selection};
 use crate::run::folder::RunDir;
 
 /// Batch size of decoding and encoding, always the same: large counts need no more memory than small ones, and the bits of an image
@@ -77,15 +77,27 @@ fn after_batch<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result
 }
 
 impl Trained {
-    /// Opens a run's folder (its newest intact checkpoint), a folder of exported modules, or one exported module, with the encoder or
-    /// decoder in the same folder. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// [`Trained::open_checkpoint`] with a run's newest intact checkpoint.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] when `path` is none of these; when a run has no intact checkpoint, or a module cannot be read.
+    /// As [`Trained::open_checkpoint`].
     pub fn open(path: impl AsRef<Path>, device: &str) -> Result<Self> {
+        Trained::open_checkpoint(path, Selection::Latest, device)
+    }
+
+    /// Opens a checkpoint of a run by the run's folder, a folder of exported modules, or one exported module, with the encoder or decoder
+    /// in the same folder. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] when `path` is none of these, or the run has no such checkpoint; when the checkpoint is damaged, or a
+    /// module cannot be read.
+    pub fn open_checkpoint(path: impl AsRef<Path>, selection: Selection, device: &str) -> Result<Self> {
         let (path, over) = (path.as_ref(), device::on(device));
         if is_run(path) {
-            return Trained::open_run(path, &over);
+            return Trained::open_run(path, selection, &over);
+        }
+        if selection != Selection::Latest {
+            usage!("--checkpoint: {} is no run, and only a run has checkpoints: leave it out", path.display());
         }
         let candidates: Vec<PathBuf> = match path.is_file() && path.extension().is_some_and(|e| e == "pt") {
             true => [path.to_owned()].into_iter().chain(partner(path)).collect(),
@@ -103,25 +115,28 @@ impl Trained {
         );
     }
 
-    fn open_run(root: &Path, over: &Settings) -> Result<Self> {
+    fn open_run(root: &Path, selection: Selection, over: &Settings) -> Result<Self> {
         let run = RunDir::open(root)?;
         let (kind, settings, info) = run.config()?;
         let config = config::resolve(kind, &settings.overlaid(over))?;
         let device = device::open(&config.settings)?;
-        let (dir, state) = checkpoint::newest_intact(&run.checkpoints())?.with_context(|| {
+        let read = checkpoint::read(&run.checkpoints(), selection, |dir, state| {
+            state.check_model(kind)?;
+            let model = config.build(info.shape, config.steps_per_epoch(info.train_images), device)?;
+            checkpoint::load(dir, &[Part::Model], &mut |v| model.visit(v))?;
+            Ok((model, state.step))
+        })?;
+        let (mut model, step) = read.with_context(|| {
             let (root, quoted) = (root.display(), run.shell_quoted());
             format!("{root} has no checkpoint yet: go on with `ganvae train --resume {quoted}`")
         })?;
-        state.check_model(kind)?;
-        let mut model = config.build(info.shape, config.steps_per_epoch(info.train_images), device)?;
-        checkpoint::load(&dir, &[Part::Model], &mut |v| model.visit(v))?;
         model.end_training();
         if device == Device::Cpu {
             let threads = config.settings.given(&THREADS).map_or(info.tuning.threads, |n| n as u32);
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
         let (root, latent, shape) = (root.to_owned(), model.latent(), info.shape);
-        Ok(Trained { root, device, latent, shape, loaded: LoadedModel::Run(model, Box::new(config), state.step) })
+        Ok(Trained { root, device, latent, shape, loaded: LoadedModel::Run(model, Box::new(config), step) })
     }
 
     fn open_modules(root: &Path, files: &[PathBuf], over: &Settings) -> Result<Self> {

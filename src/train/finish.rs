@@ -64,7 +64,7 @@ impl Session<'_> {
             "{}\n\
              curves   {root}/loss.png\n\
              samples  {root}/samples/{}\n\
-             {reconstructions}{}\
+             {reconstructions}{}{}\
              weights  {root}/checkpoints/step-{:08}/model.safetensors\n\
              exports  {root}/export (TorchScript, safetensors, ONNX)\n\
              more     ganvae sample {root}\n",
@@ -72,8 +72,20 @@ impl Session<'_> {
             if rec.scores.is_empty() { format!("all {} steps were done", self.step) } else { rec.scores.clone() },
             rec.picture,
             self.draw_training_animation(rec),
+            self.best_line(&root),
             self.step
         )
+    }
+
+    /// The line of the summary on the best checkpoint, for a model that has a score.
+    fn best_line(&self, root: &str) -> String {
+        let (Some(best), Some(index)) = (self.best, self.setup.model.criterion()) else { return String::new() };
+        let (key, epoch) = (&self.setup.model.scalars()[index].key, best.step as f64 / self.setup.per_epoch as f64);
+        let which = match best.step == self.step {
+            true => ", the last".to_owned(),
+            false => format!(" (ganvae sample {root} --checkpoint best)"),
+        };
+        format!("best     epoch {epoch:.2}: test_{key} {:.3}{which}\n", best.value)
     }
 
     /// Draws the training animation; gives its line of the summary, for a run with more than one picture.

@@ -11,7 +11,7 @@ use tch::Tensor;
 use crate::base::{torch_file, weights_file};
 use crate::models::{Model, Part};
 use crate::nets::NETWORKS;
-use crate::run::checkpoint;
+use crate::run::checkpoint::{self, Selection};
 
 /// Prefixes of every key under PyTorch's wrappers (DataParallel, torch.compile).
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
@@ -166,9 +166,8 @@ fn read_file(path: &Path) -> Result<Vec<(String, Option<Tensor>, String)>> {
 fn read_folder(dir: &Path) -> Result<Contents> {
     let checkpoints = dir.join("checkpoints");
     if checkpoints.is_dir() || dir.join("config.toml").is_file() {
-        let (newest, _) = checkpoint::newest_intact(&checkpoints)?
-            .with_context(|| format!("--init-from {}: the run has no checkpoint yet", dir.display()))?;
-        return read(&newest.join("model.safetensors"));
+        return checkpoint::read(&checkpoints, Selection::Latest, |dir, _| read(&dir.join("model.safetensors")))?
+            .with_context(|| format!("--init-from {}: the run has no checkpoint yet", dir.display()));
     }
     let mut all = Contents::default();
     for name in NETWORKS {

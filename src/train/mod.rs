@@ -31,6 +31,7 @@ use evaluation::{COLUMNS, SAMPLES};
 use initial_weights::init_from;
 use log::Recorder;
 use setup::Setup;
+use state::BestCopy;
 use stepper::{AverageMeter, ExecutionMode, StepPosition, Stepper};
 
 pub use resume::resume;
@@ -73,7 +74,9 @@ struct Session<'a> {
     /// Whether an epoch has ended and its evaluation is not done yet.
     epoch_due: bool,
     rollbacks: u32,
+    /// The checkpoint with the best score.
     best: Option<Best>,
+    best_copy: Option<BestCopy>,
     /// The held-out value of the model's criterion, and its step.
     score: Option<Best>,
     warnings: WarningFilter,
@@ -101,6 +104,7 @@ impl<'a> Session<'a> {
             epoch_due: false,
             rollbacks: 0,
             best: None,
+            best_copy: None,
             score: None,
             warnings: WarningFilter::default(),
         })
@@ -158,6 +162,7 @@ impl<'a> Session<'a> {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Err(e) => e.downcast::<Diverged>()?,
             };
+            self.write_best(&mut rec)?;
             if u64::from(self.rollbacks) < self.config.rollbacks {
                 self.roll_back(&mut rec, &diverged)?;
                 continue;
@@ -198,7 +203,8 @@ impl<'a> Session<'a> {
         let stopped = stop.signal();
         if due || last || stopped.is_some() {
             self.checkpoint(rec)?;
-            rec.restart_clock();
+        } else {
+            self.keep_best(rec)?;
         }
         let Some(signal) = stopped.filter(|_| !last || self.epoch_due) else { return Ok(None) };
         self.draw_curves(rec);

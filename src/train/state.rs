@@ -3,11 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 
 use super::{Session, divergence::Diverged, log::Recorder};
 use crate::models::{Part, Visit};
-use crate::run::checkpoint::{self, State};
+use crate::run::checkpoint::{self, Best, State};
+
+/// A copy of all state, of a step with a better score than any checkpoint's, until it is written.
+pub(super) struct BestCopy {
+    state: State,
+    tensors: Vec<(Part, String, Tensor)>,
+}
 
 impl Session<'_> {
     /// The position of the run, for a checkpoint.
@@ -67,7 +73,61 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Writes a checkpoint of this step, and before it the one of an earlier step with a better score, where such a copy waits.
     pub(super) fn checkpoint(&mut self, rec: &mut Recorder) -> Result<()> {
+        if self.better_score().is_none() {
+            self.write_best(rec)?;
+        }
+        self.best_copy = None;
+        let state = self.checked_state(rec)?;
+        self.best = state.best;
+        checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
+        rec.restart_clock();
+        Ok(())
+    }
+
+    /// Writes a checkpoint when this step has a better score than any before; within --best-every steps of the last best one, keeps a
+    /// copy in memory until they have passed or the next checkpoint is written.
+    pub(super) fn keep_best(&mut self, rec: &mut Recorder) -> Result<()> {
+        let due = self.best.is_none_or(|best| self.step >= best.step + self.config.best_every);
+        match (self.better_score(), due) {
+            (Some(_), true) => self.checkpoint(rec),
+            (Some(_), false) => {
+                let (state, mut tensors) = (self.checked_state(rec)?, Vec::new());
+                for part in [Part::Model, Part::Optimizer] {
+                    for (name, t) in checkpoint::gather(part, &mut |v| self.visit(v))? {
+                        // To the CPU, where there is more memory.
+                        tensors.push((part, name, t.f_to_device_(Device::Cpu, t.kind(), false, true)?));
+                    }
+                }
+                self.best_copy = Some(BestCopy { state, tensors });
+                Ok(())
+            }
+            (None, true) => self.write_best(rec),
+            (None, false) => Ok(()),
+        }
+    }
+
+    /// Writes the copy of a step with a better score, if there is one.
+    pub(super) fn write_best(&mut self, rec: &mut Recorder) -> Result<()> {
+        let Some(BestCopy { state, tensors }) = self.best_copy.take() else { return Ok(()) };
+        rec.lock.check()?;
+        self.best = state.best;
+        checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| {
+            tensors.iter().try_for_each(|(part, name, t)| v.tensor(*part, name, t))
+        })?;
+        rec.restart_clock();
+        Ok(())
+    }
+
+    /// The score of this step, if it is better than any before.
+    fn better_score(&self) -> Option<Best> {
+        let best = self.best_copy.as_ref().map_or(self.best, |copy| copy.state.best);
+        self.score.filter(|score| score.step == self.step && best.is_none_or(|best| score.value < best.value))
+    }
+
+    /// The state for a checkpoint of this step, once everything is finite.
+    fn checked_state(&mut self, rec: &mut Recorder) -> Result<State> {
         rec.lock.check()?;
         if self.meter.images > 0 {
             self.finite_means()?;
@@ -83,14 +143,8 @@ impl Session<'_> {
                 }
             }
         }
-        if let Some(score) = self.score.filter(|s| s.step == self.step)
-            && self.best.is_none_or(|best| score.value < best.value)
-        {
-            self.best = Some(score);
-        }
-        let state = self.state(rec.wall_s(), rec.log.sync()?)?;
-        checkpoint::save(&rec.run.checkpoints(), state, self.config.keep, &mut |v| self.visit(v))?;
-        Ok(())
+        let best = self.better_score().or(self.best);
+        Ok(State { best, ..self.state(rec.wall_s(), rec.log.sync()?)? })
     }
 
     pub(super) fn visit(&mut self, v: &mut dyn Visit) -> Result<()> {

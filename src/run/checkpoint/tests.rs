@@ -122,6 +122,70 @@ fn the_best_one_outlives_newer_ones_until_a_better_one_comes() {
     assert_eq!(newest(dir.path()).1.best, best);
 }
 
+/// A reader beside a run that writes a checkpoint all the time and keeps one, or writes the same one anew.
+#[test]
+fn a_reader_never_loses_to_the_run_that_trains() {
+    let weights = |step: u64| vec![(Part::Model, "w".to_owned(), Tensor::from(step as f64))];
+    for repeated in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        let write = |step: u64| {
+            let best = Some(Best { step, value: -(step as f64) });
+            save(folder, State { best, ..state(step) }, 1, &mut show(&weights(step))).unwrap();
+        };
+        write(1);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let mut step = 1;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    step += u64::from(!repeated);
+                    write(step);
+                }
+            });
+            for i in 0..100 {
+                let live = weights(0);
+                let selection = if i % 2 == 0 { Selection::Latest } else { Selection::Best };
+                let mut slow = true;
+                let read = read(folder, selection, |dir, state| {
+                    // Long enough for the run to write a newer one.
+                    sleep(Duration::from_millis(if std::mem::take(&mut slow) { 5 } else { 0 }));
+                    load(dir, &[Part::Model], &mut show(&live))?;
+                    Ok(state.step)
+                });
+                done.store(read.is_err() || i == 99, std::sync::atomic::Ordering::Relaxed);
+                let step = read.unwrap().expect("there is always one");
+                assert!(live[0].2.equal(&weights(step)[0].2), "of another step than its state");
+            }
+        });
+    }
+}
+
+#[test]
+fn checkpoints_are_chosen_by_name_or_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |of: &str| read(dir.path(), of.parse().unwrap(), |_, state| Ok(state.step));
+    for of in ["latest", "best", "3"] {
+        assert_eq!(read(of).unwrap(), None, "no checkpoint yet");
+    }
+    save(dir.path(), state(1), 5, &mut show(&tensors(1))).unwrap();
+    assert!(read("best").unwrap_err().to_string().contains("a GAN has no held-out score"));
+    for step in [2, 3] {
+        let best = Some(Best { step: 2, value: 1.0 });
+        save(dir.path(), State { best, ..state(step) }, 5, &mut show(&tensors(1))).unwrap();
+    }
+    for (of, step) in [("latest", 3), ("best", 2), ("1", 1), ("0003", 3)] {
+        assert_eq!(read(of).unwrap(), Some(step));
+    }
+    let e = read("4").unwrap_err();
+    assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains("a step of 1, 2, 3"), "{e}");
+    fs::write(dir.path().join("step-00000002/model.safetensors"), "x").unwrap();
+    assert!(read("2").unwrap_err().to_string().contains("model.safetensors is damaged"));
+    for bad in ["", "-1", "newest", "1.5", "step-00000002"] {
+        assert!(bad.parse::<Selection>().is_err(), "{bad}");
+    }
+}
+
 #[test]
 fn checkpoints_of_a_branch_that_was_left_go() {
     let dir = tempfile::tempdir().unwrap();
