@@ -221,6 +221,13 @@ def train_vae(case, nets, xs, noises):
     return out | moments(nets, [optimizer])
 
 
+def running_statistics(net, updated):
+    """Whether BatchNorm's running statistics follow the batches; the statistics of the batch itself are used either way."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.1 if updated else 0.0
+
+
 def train_gan(case, nets, xs, noises):
     out, bce = {}, nn.BCEWithLogitsLoss()
     generator, discriminator = nets["generator"], nets["discriminator"]
@@ -229,7 +236,10 @@ def train_gan(case, nets, xs, noises):
         real_label, fake_label = x.new_ones(len(x)), x.new_zeros(len(x))
         fake = generator(z)
         adam_d.zero_grad()
-        real_logits, fake_logits = discriminator(x), discriminator(fake.detach())
+        running_statistics(discriminator, True)
+        real_logits = discriminator(x)
+        running_statistics(discriminator, False)  # they are those of real images
+        fake_logits = discriminator(fake.detach())
         d_loss = bce(real_logits, real_label) + bce(fake_logits, fake_label)
         d_loss.backward()
         if i == 0:

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use common::{ganvae, listing, say, text};
 use ganvae::base::setting::Settings;
+use ganvae::data::dataset::Dataset;
 use image::AnimationDecoder;
 use image::codecs::gif::GifDecoder;
 use tch::{Kind, Tensor};
@@ -444,4 +445,37 @@ fn wrong_uses_get_one_sentence() {
     // What fails on the way leaves nothing half-done.
     let out = ganvae(d, &["sample", "../v", "--out", "/nonexistent/a.npy"]);
     assert_eq!(out.status.code(), Some(1));
+}
+
+/// The discriminator that is exported judges as the run's scores say.
+#[test]
+fn an_exported_discriminator_agrees_with_the_scores_of_the_run() {
+    let run = trained().join("g");
+    let rows = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
+    let module = tch::CModule::load(run.join("export/discriminator.pt")).unwrap();
+    let x = Dataset::new(&hundred_held_out_digits().test, tch::Device::Cpu).unwrap().range(0, 100).unwrap().x;
+    let logits = module.forward_ts(&[x]).unwrap();
+    let (found, want) = (logits.mean(Kind::Double).double_value(&[]), last["test_d_real"].as_f64().unwrap());
+    assert!((found - want).abs() < 1e-5 * (1.0 + want.abs()), "mean logit of real images {found}, {want} in the run");
+}
+
+/// One set of weights, trained on at two batch sizes so little that they stay the same.
+#[test]
+fn held_out_scores_do_not_depend_on_the_batch_size() {
+    let dir = place();
+    let gan = &["train", "gan", "--generator-hidden", "16", "--discriminator-hidden", "16", "--arch", "mlp"];
+    let small = &["--train-limit", "100", "--test-limit", "100", "--device", "cpu", "--deterministic"];
+    good(dir.path(), &[&gan[..], small, &["--steps", "20", "--out", "first"]].concat());
+    let scores = ["1", "3", "100"].map(|batch| {
+        let more = ["--init-from", "first", "--lr", "1e-12", "--steps", "1", "--batch-size", batch, "--out", batch];
+        good(dir.path(), &[&gan[..], small, &more].concat());
+        let rows = fs::read_to_string(dir.path().join(batch).join("metrics.jsonl")).unwrap();
+        let row: serde_json::Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
+        ["d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "diversity"]
+            .map(|key| row[format!("test_{key}")].as_f64().unwrap())
+    });
+    for (one, other) in scores[1..].iter().flat_map(|s| scores[0].iter().zip(s)) {
+        assert!((one - other).abs() < 1e-5 * (1.0 + one.abs()), "{scores:?}");
+    }
 }

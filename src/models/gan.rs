@@ -216,11 +216,14 @@ impl Gan {
         self.discriminator.graph.forward_one(x, self.logits, mode)
     }
 
-    /// Logits of real and generated images: in one pass, or in two with batch normalisation, whose statistics over a mixed batch
-    /// would reveal the class.
+    /// Logits of real and generated images: in one pass, or in two with batch statistics, which over a mixed batch would reveal the
+    /// class.
+    ///
+    /// Differs from PyTorch's DCGAN example: the running statistics are those of real images. Statistics of both kinds, two thirds of
+    /// them generated, judge worse in evaluation mode: after 1,017 updates on MNIST 75 % right, those of real images 86 %.
     fn judge_both(&self, real: &Tensor, fake: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
         if mode != Mode::Eval && self.discriminator.graph.has_batch_norm() {
-            return Ok((self.judge(real, mode)?, self.judge(fake, mode)?));
+            return Ok((self.judge(real, mode)?, self.judge(fake, Mode::Batch)?));
         }
         let logits = self.judge(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
         // One backward operation; two slices would take five.
@@ -248,7 +251,7 @@ impl Gan {
         cx.timer.lap(Phase::Forward);
         minimise(&self.adam_d, &d_loss)?;
 
-        let g_loss = self.spec.loss.generator(&self.judge(&fake, Mode::Train)?)?;
+        let g_loss = self.spec.loss.generator(&self.judge(&fake, Mode::Batch)?)?;
         cx.timer.lap(Phase::Forward);
         minimise(&self.adam_g, &g_loss)?;
         if let Some(average) = &self.average {
@@ -271,11 +274,10 @@ impl Model for Gan {
 
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         tch::no_grad(|| {
-            // The discriminator has only ever seen batches of one kind, real or generated, each with its own statistics;
-            // its running ones are of the mixture and would judge both wrongly.
+            // In evaluation mode, as exported: the scores do not depend on the batch.
             let shown = self.average.as_ref().map_or(&self.generator, |average| &average.network);
             let (x, fake) = (&batch.x, self.generate(shown, &self.z(&batch.x, noise)?, Mode::Eval)?);
-            let (real_logits, fake_logits) = self.judge_both(x, &fake, Mode::Batch)?;
+            let (real_logits, fake_logits) = self.judge_both(x, &fake, Mode::Eval)?;
             let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
             let g_loss = self.spec.loss.generator(&fake_logits)?;
             GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))?.stacked()

@@ -79,7 +79,9 @@ fn like(what: &str, t: &Tensor, shape: &[i64], other: &Tensor) -> Result<()> {
 /// [`gaussian_draw`] in libtorch's operations.
 fn plain_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> {
     let deviation = logvar.f_mul_scalar(0.5)?.f_exp()?; // [B,Z]
-    let terms = mu.f_square()?.f_add(&deviation.f_square()?)?.f_sub(logvar)?.f_sub_scalar(1.0)?;
+    // 0 at the least, but for rounding.
+    let of_variance = logvar.f_expm1()?.f_sub(logvar)?.f_clamp_min(0.0)?;
+    let terms = mu.f_square()?.f_add(&of_variance)?;
     let kl = terms.f_sum(Kind::Float)?.f_mul_scalar(0.5 / mu.size()[0] as f64)?;
     Ok((mu.f_addcmul(&deviation, eps)?, kl))
 }
@@ -192,6 +194,21 @@ mod tests {
             for draw in DRAWS {
                 let got = draw(&of(mu), &of(logvar), &of(0.0)).unwrap().1.double_value(&[]);
                 assert!((got - want).abs() < 1e-5 * (1.0 + want), "({mu}, {logvar}): {got} against {want}");
+            }
+        }
+    }
+
+    /// Near the prior, where exp(logvar) − 1 − logvar is logvar²/2.
+    #[test]
+    fn the_divergence_is_never_negative_and_exact_near_zero() {
+        for (draw, size) in DRAWS.into_iter().flat_map(|draw| [0.0, 1e-7, 1e-4, 1e-3, 1e-2].map(|size| (draw, size))) {
+            let logvar = randn(SEED, &[1000, 1]) * size;
+            for row in 0..1000 {
+                let one = logvar.narrow(0, row, 1);
+                let kl = draw(&one.zeros_like(), &one, &one).unwrap().1.double_value(&[]);
+                let lv = one.double_value(&[0, 0]);
+                let want = 0.5 * (lv.exp_m1() - lv);
+                assert!(kl >= 0.0 && (kl - want).abs() <= 3e-7 * lv.abs(), "logvar {lv}: {kl}, wanted {want}");
             }
         }
     }

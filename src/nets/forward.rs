@@ -13,7 +13,7 @@ use crate::native;
 pub enum Mode {
     /// Batch statistics; updates the running statistics.
     Train,
-    /// Batch statistics; changes no state.
+    /// Batch statistics; does not update the running ones.
     Batch,
     /// Running statistics: images do not depend on each other.
     Eval,

@@ -14,6 +14,8 @@ use crate::run::folder::make_folder;
 pub(super) const SAMPLES: usize = 64;
 /// Originals in a reconstruction grid, each followed below by its reconstruction.
 const RECONSTRUCTIONS: usize = 32;
+/// Images scored at a time: not the batch of training, on which scores must not depend.
+const BATCH: usize = 64;
 /// Columns of both.
 pub(super) const COLUMNS: usize = 8;
 
@@ -51,11 +53,11 @@ impl Session<'_> {
     /// signal interrupts it.
     pub(super) fn evaluate(&mut self, stop: &StopFlag) -> Result<Option<Vec<(String, f64)>>> {
         let mut meter = AverageMeter::new(self.setup.model.measured(), self.setup.device);
-        for (i, from) in (0..self.setup.test.len()).step_by(self.config.batch_size).enumerate() {
+        for (i, from) in (0..self.setup.test.len()).step_by(BATCH).enumerate() {
             if stop.signal().is_some() {
                 return Ok(None);
             }
-            let batch = self.setup.test.range(from, self.config.batch_size)?;
+            let batch = self.setup.test.range(from, BATCH)?;
             let noise = Noise::new(seed_for(self.config.seed, 0, Stream::Eval, i as u64), self.setup.device);
             meter.add(&self.setup.model.score(&batch, &noise)?, batch.x.size()[0])?;
         }
