@@ -113,7 +113,8 @@ fn commands_take_the_checkpoint_that_is_named() {
         d.join(out.lines().next().unwrap_or_else(|| panic!("{args:?} printed nothing")))
     };
     for command in ["sample", "reconstruct", "interpolate", "traverse", "encode"] {
-        let of = |checkpoint: &[&str]| made(&[&[command, "r", "--device", "cpu"], checkpoint].concat());
+        let seed = if command == "sample" { &["--seed", "0"][..] } else { &[] };
+        let of = |checkpoint: &[&str]| made(&[&[command, "r", "--device", "cpu"], seed, checkpoint].concat());
         let files =
             [of(&[]), of(&["--checkpoint", "best"]), of(&["--checkpoint", &best]), of(&["--checkpoint", &other])];
         let [latest, of_best, by_step, of_other] = files.each_ref().map(|file| fs::read(file).unwrap());

@@ -16,6 +16,7 @@ use ganvae::config::{self, presets};
 use ganvae::export::{self, Format, Origin};
 use ganvae::models::{Model, ModelKind, Part, Visit};
 use ganvae::nets::Shape;
+use ganvae::run::trained::Trained;
 use ganvae::train::initial_weights::init_from;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
@@ -106,6 +107,12 @@ fn weights_go_to_pytorch_and_back_without_losing_a_bit() {
             let (mut fresh, origin) = build(case.kind, &case.settings, case.shape).unwrap();
             let taken = init_from(fresh.as_mut(), &from).unwrap();
             assert!(taken.missing.is_empty() && taken.unused.is_empty(), "{}: {taken}", case.name);
+            if extension == "pt" {
+                // As Python's torch.jit.save writes them.
+                let (saved, z) = (Trained::open(&from, "cpu").unwrap(), ganvae::native::randn(1, &[3, fresh.latent()]));
+                let z = z.unwrap();
+                assert!(off(&saved.decode(&z).unwrap(), &fresh.decode(&z).unwrap()) < 1e-5, "{}", case.name);
+            }
             export::export(&fresh.exported(), &origin, &formats, &back).unwrap();
         }
         run_script(&python, "check_exports.py", "same", &folders);

@@ -122,7 +122,7 @@ fn samples_of_all_kinds_are_the_same_images() {
     let dir = place();
     let d = dir.path();
     for args in [&["--out", "a.npy"][..], &["--out", "single"], &["--out", "a.png"]] {
-        good(d, &[&["sample", "../v", "--count", "70"], args].concat());
+        good(d, &[&["sample", "../v", "--seed", "0", "--count", "70"], args].concat());
     }
     let all = array(d, "a.npy");
     assert_eq!((all.size(), all.kind()), (vec![70, 1, 28, 28], Kind::Float));
@@ -135,14 +135,14 @@ fn samples_of_all_kinds_are_the_same_images() {
     assert_eq!(fs::read_dir(d.join("single")).unwrap().count(), 70);
     // 70 tiles in 8 columns and 9 rows of 56 pixels with gaps of 2.
     assert_eq!(image::open(d.join("a.png")).unwrap().to_rgb8().dimensions(), (466, 524));
-    good(d, &["sample", "../v", "--count", "3", "--truncation", "10", "--out", "wide.npy"]);
+    good(d, &["sample", "../v", "--seed", "0", "--count", "3", "--truncation", "10", "--out", "wide.npy"]);
     let off = (array(d, "wide.npy") - all.narrow(0, 0, 3)).abs().max().double_value(&[]);
     assert!(off < 1e-4, "hardly truncated: {off}");
-    good(d, &["sample", "../v", "--count", "70", "--truncation", "0.7", "--out", "cut.npy"]);
+    good(d, &["sample", "../v", "--seed", "0", "--count", "70", "--truncation", "0.7", "--out", "cut.npy"]);
     let model = library();
     let z = ganvae::commands::sample::truncated(&model.prior(0, 0, 70).unwrap(), 0.7).unwrap();
     assert_eq!(array(d, "cut.npy"), model.decode(&z).unwrap());
-    good(d, &["sample", "../v", "--count", "70", "--truncation", "0.01", "--out", "narrow.npy"]);
+    good(d, &["sample", "../v", "--seed", "0", "--count", "70", "--truncation", "0.01", "--out", "narrow.npy"]);
     let spread = |t: &Tensor| t.std_dim(&[0i64][..], false, false).max().double_value(&[]);
     assert!(spread(&array(d, "narrow.npy")) < 0.02 * spread(&all), "all but one image");
 }
@@ -230,13 +230,16 @@ fn traversals_move_one_dimension_and_name_it() {
 fn pictures_without_a_given_place_do_not_replace_each_other() {
     let dir = place();
     for (args, name) in [
-        (&["sample", "../v", "--count", "4"][..], "samples/sample-0.png"),
-        (&["sample", "../v", "--count", "4", "--truncation", "0.5"], "samples/sample-0-truncation-0.5.png"),
+        (&["sample", "../v", "--seed", "0", "--count", "4"][..], "samples/sample-0.png"),
+        (
+            &["sample", "../v", "--seed", "0", "--count", "4", "--truncation", "0.5"],
+            "samples/sample-0-truncation-0.5.png",
+        ),
         (&["reconstruct", "../v", "--count", "4"], "reconstructions/reconstruct.png"),
         (&["reconstruct", "../v", "--count", "4", "--data", "digits:5"], "reconstructions/reconstruct-digits-5.png"),
     ] {
         let said = good(dir.path(), args);
-        assert!(said.trim_end().ends_with(name), "{args:?}: {said}");
+        assert!(said.lines().next().is_some_and(|line| line.ends_with(name)), "{args:?}: {said}");
     }
 }
 
@@ -478,4 +481,63 @@ fn held_out_scores_do_not_depend_on_the_batch_size() {
     for (one, other) in scores[1..].iter().flat_map(|s| scores[0].iter().zip(s)) {
         assert!((one - other).abs() < 1e-5 * (1.0 + one.abs()), "{scores:?}");
     }
+}
+
+/// `--init-from RUN` goes on with that run's networks, loss and moving average.
+#[test]
+fn training_goes_on_from_another_run_with_its_networks() {
+    let dir = place();
+    let more = &["--steps", "1", "--train-limit", "100", "--test-limit", "100", "--device", "cpu", "--deterministic"];
+    let start = |model: &str, from: &str, out: &str, more_still: &[&str]| {
+        let args = [&["train", model, "--init-from", from, "--out", out], &more[..], more_still].concat();
+        text(&common::good(dir.path(), &args).stderr)
+    };
+    let said = start("vae", "../v", "v", &[]);
+    assert!(said.contains("10 of 10 tensors of the model loaded") && !said.contains("warning: these"), "{said}");
+    let config = fs::read_to_string(dir.path().join("v/config.toml")).unwrap();
+    assert!(config.contains("encoder-hidden = [32]") && config.contains("latent = 12"), "{config}");
+    good(dir.path(), &["train", "--resume", "v", "--steps", "2"]);
+    // The average hardly moves in one step, however far the weights do.
+    start("gan", "../g", "g", &["--lr", "0.1"]);
+    let key = "generator.base.weight";
+    let weights = |run: &str, prefix: &str| {
+        let newest = fs::read_to_string(dir.path().join(run).join("checkpoints/latest")).unwrap();
+        let file = dir.path().join(run).join("checkpoints").join(newest).join("model.safetensors");
+        let mut all = Tensor::read_safetensors(file).unwrap().into_iter();
+        all.find(|(name, _)| *name == format!("{prefix}{key}")).unwrap().1
+    };
+    let moved =
+        |prefix: &str| (weights("g", prefix) - weights("../g", prefix)).abs().mean(Kind::Double).double_value(&[]);
+    let (weights_moved, average_moved) = (moved(""), moved("ema."));
+    assert!(weights_moved > 0.02 && average_moved < 0.15 * weights_moved, "{average_moved} of {weights_moved}");
+    let said = start("vae", "../v", "m", &["--preset", "pytorch-vae"]);
+    assert!(said.contains("warning: these tensors of the model start at random: decoder.fc1.bias"), "{said}");
+}
+
+/// Pictures of a folder take convolutional networks, from which an MLP learns blurs only.
+#[test]
+fn pictures_take_convolutional_networks_unless_others_are_asked_for() {
+    let dir = place();
+    let pictures = dir.path().join("p");
+    fs::create_dir(&pictures).unwrap();
+    for i in 0..4u8 {
+        image::RgbImage::from_pixel(16, 16, image::Rgb([60 * i, 10, 200]))
+            .save(pictures.join(format!("{i}.png")))
+            .unwrap();
+    }
+    for (args, preset) in [
+        (&["vae", "--data", "p"][..], "conv-vae"),
+        (&["gan", "--data", "p"], "dcgan"),
+        (&["vae", "--data", "p", "--arch", "mlp"], "pytorch-vae"),
+        (&["vae", "--data", "p", "--preset", "article"], "article"),
+        (&["vae"], "pytorch-vae"),
+    ] {
+        let printed = good(dir.path(), &[&["train"], args, &["--print-config"]].concat());
+        assert!(printed.contains(&format!("preset = \"{preset}\"")), "{args:?}: {printed}");
+    }
+    // What was chosen stays chosen when the pictures have moved.
+    let small = ["--base-width", "2", "--steps", "1", "--device", "cpu", "--out", "r"];
+    good(dir.path(), &[&["train", "vae", "--data", "p"], &small[..]].concat());
+    fs::rename(&pictures, dir.path().join("q")).unwrap();
+    good(dir.path(), &["train", "--resume", "r", "--data", "q", "--steps", "2"]);
 }

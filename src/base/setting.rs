@@ -302,6 +302,12 @@ impl Settings {
         self
     }
 
+    /// The values of these settings alone.
+    pub fn only(mut self, names: &[&str]) -> Self {
+        self.0.retain(|name, _| names.contains(name));
+        self
+    }
+
     /// Sets a value from a flag or a config file.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! `ganvae sample`: draws new images from a trained model.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -7,7 +8,7 @@ use clap::Args;
 use tch::{Kind, Tensor};
 
 use super::arguments::{TrainedModel, check_range};
-use super::print_path;
+use super::print;
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
 use crate::run::trained::BATCH;
 
@@ -22,9 +23,9 @@ pub(super) struct Sample {
     /// Number of images
     #[arg(long, value_name = "N", default_value_t = 64)]
     count: i64,
-    /// Seed of the noise
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Seed of the noise [default: a new one each time, which is printed]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Keep each number of z within -T and T: less varied, cleaner images the smaller T is (0.01 to 10)
     #[arg(long, value_name = "T")]
     truncation: Option<f64>,
@@ -36,7 +37,7 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) fn run(&self) -> Result<u8> {
         let Sample { of, count, seed, truncation, out } = self;
-        let count = *count;
+        let (count, seed) = (*count, seed.unwrap_or_else(new_seed));
         check_range("count", count, 1..=100_000_000)?;
         truncation.map_or(Ok(()), |bound| check_range("truncation", bound, TRUNCATION))?;
         let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
@@ -45,15 +46,21 @@ impl Sample {
         let trained = of.open()?;
         let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
         for from in (0..count).step_by(BATCH as usize) {
-            let mut z = trained.prior(*seed, from, BATCH)?;
+            let mut z = trained.prior(seed, from, BATCH)?;
             if let Some(bound) = truncation {
                 z = truncated(&z, *bound)?;
             }
             sink.push(&trained.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?)?;
         }
         sink.finish()?;
-        print_path(&out)
+        print(&format!("{}\nseed {seed}\n", out.display()))
     }
+}
+
+/// A seed of at most six digits, to be typed again.
+fn new_seed() -> u64 {
+    // The standard library's only source of randomness: each state has keys of the system's.
+    RandomState::new().build_hasher().finish() % 1_000_000
 }
 
 /// Standard normal numbers z mapped to those of the normal distribution truncated to [−T, T], T = `bound`: Brock et al. 2019

@@ -254,7 +254,7 @@ pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path
 /// [`crate::base::usage::Usage`]: one sentence with the flag, its value and the wanted values.
 pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     refuse_foreign(model, given)?;
-    let s = presets::of(model, given)?.overlaid(given);
+    let s = presets::below(model, given)?.overlaid(given);
     model.check(&s)?;
     Ok(Config {
         model,

@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::file;
-use super::training::PRESET;
+use super::training::{INIT_FROM, PRESET};
 use crate::base::setting::{Settings, choice_name};
 use crate::base::usage::{nearest, usage};
+use crate::data::{self, DATA};
 use crate::models::ModelKind;
-use crate::nets::ARCH;
+use crate::nets::{ARCH, Arch};
 
 /// Every preset: name and file. The first preset of a model is its default; the first of an architecture is the default for it.
 const FILES: [(&str, &str); 5] = [
@@ -33,12 +34,36 @@ pub fn all() -> Result<Vec<(&'static str, ModelKind, Settings)>> {
     FILES.into_iter().map(read).collect()
 }
 
-/// The preset that `given` names, else the one of its architecture, else the model's first.
+/// The settings below those in `given`: a preset, or, unless `given` names a preset or an architecture, the networks and the loss of
+/// the run that it takes its weights from.
+///
+/// # Errors
+/// Those of [`preset`], and when that run's config.toml cannot be read.
+pub fn below(model: ModelKind, given: &Settings) -> Result<Settings> {
+    let source = given.given(&INIT_FROM).map(|run| run.join("config.toml")).filter(|file| file.is_file());
+    let asked = given.given(&PRESET).is_some() || given.given(&ARCH).is_some();
+    if let (Some(file), false) = (source, asked)
+        && let (Some(of), run) = file::read(&file)?
+        && of == model
+    {
+        let [network, own, _] = model.settings();
+        let names: Vec<_> = [network, own].iter().flat_map(|g| g.settings.iter().map(|s| s.info().name)).collect();
+        let base = preset(model, &Settings::default().with_some(&PRESET, run.given(&PRESET)))?;
+        return Ok(base.overlaid(&run.only(&names)));
+    }
+    preset(model, given)
+}
+
+/// The preset that `given` names, else the first one of its architecture, else the model's first; for pictures of a folder, from which
+/// an MLP learns blurs only, the first convolutional one.
 ///
 /// # Errors
 /// [`crate::base::usage::Usage`] for an unknown preset of this model, and for one that contradicts the architecture in `given`.
-pub fn of(model: ModelKind, given: &Settings) -> Result<Settings> {
-    let (named, arch) = (given.given(&PRESET), given.given(&ARCH));
+fn preset(model: ModelKind, given: &Settings) -> Result<Settings> {
+    let (named, mut arch) = (given.given(&PRESET), given.given(&ARCH));
+    if named.is_none() && arch.is_none() && given.given(&DATA).is_some_and(|spec| data::resizable(&spec)) {
+        arch = Some(Arch::Conv);
+    }
     let all = all()?;
     let own = || all.iter().filter(|(_, of, _)| *of == model);
     let fits = |s: &Settings| arch.is_none_or(|arch| s.given(&ARCH) == Some(arch));

@@ -19,14 +19,14 @@ pub enum OnDivergence {
 pub static PRESET: Setting<String> = Setting::text(
     "preset",
     "Networks and hyper-parameters: article, pytorch-vae, conv-vae (VAE); article, dcgan (GAN) [default: pytorch-vae, dcgan; with \
-     --arch: conv-vae, article]",
+     --arch conv and for pictures of a folder: conv-vae, dcgan; with --arch mlp: pytorch-vae, article]",
 )
 .value_name("NAME");
 
 /// Weights to start from.
 pub static INIT_FROM: Setting<PathBuf> = Setting::path(
     "init-from",
-    "Start from these weights, by key: a .safetensors file, a .pt or .pth file of PyTorch (read as data: nothing in it is executed), a folder of exports, or a run",
+    "Start from these weights, by key: a .safetensors file, a .pt or .pth file of PyTorch (read as data: nothing in it is executed), a folder of exports, or a run (its networks and loss too, unless --preset or --arch is given)",
 )
 .of_a_run();
 

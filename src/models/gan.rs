@@ -288,6 +288,12 @@ impl Model for Gan {
         self.average.as_mut().map_or(Ok(()), |average| average.schedule(step))
     }
 
+    fn start_trained(&mut self) {
+        if let Some(average) = &mut self.average {
+            average.start_trained();
+        }
+    }
+
     fn scalars(&self) -> &[Scalar] {
         &self.scalars
     }

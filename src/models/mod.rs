@@ -114,6 +114,9 @@ pub trait Model {
         Ok(())
     }
 
+    /// The weights that training starts from are trained ones: moving averages keep them.
+    fn start_trained(&mut self) {}
+
     /// The logged values: first the measured ones, then those computed from them.
     fn scalars(&self) -> &[Scalar];
 

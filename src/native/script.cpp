@@ -19,8 +19,10 @@ using torch::jit::Module;
 
 namespace {
 
-// Name of the description among a module's extra files.
+// Name of the description among a module's extra files, which are read without loading the module.
 constexpr char kDescription[] = "ganvae.json";
+// Name of the same as an attribute, which stays when Python loads a module and saves it again.
+constexpr char kAttribute[] = "ganvae";
 
 // An empty module in evaluation mode.
 Module fresh(const std::string& name, const std::shared_ptr<torch::jit::CompilationUnit>& unit) {
@@ -67,6 +69,7 @@ char* gv_script_save(const char* file, const char* name, const char* description
       whole.register_module(part_names[i], part);
     }
     whole.define(methods);
+    whole.register_attribute(kAttribute, c10::StringType::get(), std::string(description));
     // Serialized in memory first: on a full disk, libtorch's file writer throws from its destructor, which ends the process.
     std::string bytes;
     torch::jit::ExportModule(
@@ -86,9 +89,15 @@ char* gv_script_description(const char* file, char** out) {
     *out = nullptr;
     caffe2::serialize::PyTorchStreamReader reader{std::string(file)};
     const std::string record = std::string("extra/") + kDescription;
-    if (!reader.hasRecord(record)) return;
-    auto [data, size] = reader.getRecord(record);
-    *out = ::strndup(static_cast<const char*>(data.get()), size);
+    if (reader.hasRecord(record)) {
+      auto [data, size] = reader.getRecord(record);
+      *out = ::strndup(static_cast<const char*>(data.get()), size);
+      return;
+    }
+    const Module module = torch::jit::load(file);
+    if (!module.hasattr(kAttribute)) return;
+    const c10::IValue attribute = module.attr(kAttribute);
+    if (attribute.isString()) *out = ::strdup(attribute.toStringRef().c_str());
   });
 }
 

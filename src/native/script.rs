@@ -56,7 +56,7 @@ fn c_path(path: &Path) -> Result<CString> {
 }
 
 /// Writes a TorchScript module of class `name` in evaluation mode: `parts` as sub-modules, `tensors` (key PART.NAME, value, whether
-/// it is a parameter) in them as dense float32 on the CPU, `methods` (with a `forward`) of the whole, and `description` as an extra file.
+/// it is a parameter) in them as dense float32 on the CPU, `methods` (with a `forward`) of the whole, and `description` as an extra file and as the attribute `ganvae`.
 ///
 /// # Errors
 /// libtorch's: source that does not compile, a file that cannot be written.
@@ -95,7 +95,7 @@ pub fn save_script(
     })
 }
 
-/// The description that [`save_script`] wrote into a module's file; none in other modules.
+/// The description that [`save_script`] wrote into a module's file, also after Python has saved the module again; none in other modules.
 ///
 /// # Errors
 /// libtorch's, when the file cannot be read or is no TorchScript module.

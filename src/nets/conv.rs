@@ -19,8 +19,8 @@ fn halvings(shape: Shape) -> Result<(u32, i64, i64)> {
     }
     if n == 0 {
         bail!(
-            "--arch conv cannot take images of {}x{} pixels: it halves both sides at least once, so they must be even and at \
-             least 8; give --image-size (folders of images), or use --arch mlp",
+            "--arch conv (the default for folders of pictures) cannot take images of {}x{} pixels: it halves both sides at least \
+             once, so they must be even and at least 8; give another --image-size (folders of pictures), or use --arch mlp",
             shape.height,
             shape.width
         );

@@ -192,14 +192,21 @@ pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
     }
     for entry in fs::read_dir(folder)?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(".step-") {
-            remove_old(&entry.path())?;
+            let unfinished = entry.path();
+            ignore_missing(fs::remove_dir_all(&unfinished))
+                .with_context(|| format!("{} could not be removed", unfinished.display()))?;
         }
     }
     Ok(())
 }
 
+/// Removes a checkpoint. It loses its name first: a reader finds it complete or not at all.
 fn remove_old(dir: &Path) -> Result<()> {
-    ignore_missing(fs::remove_dir_all(dir))
+    let hidden = dir.with_file_name(format!(".{}.old", dir.file_name().unwrap_or_default().to_string_lossy()));
+    // Of a removal that was interrupted.
+    ignore_missing(fs::remove_dir_all(&hidden))
+        .and_then(|()| ignore_missing(fs::rename(dir, &hidden)))
+        .and_then(|()| ignore_missing(fs::remove_dir_all(&hidden)))
         .with_context(|| format!("the old checkpoint {} could not be removed", dir.display()))
 }
 

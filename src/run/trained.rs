@@ -344,7 +344,7 @@ impl Module {
         let file = path.display();
         let unreadable = || format!("{file} is no TorchScript module that can be read");
         let text = native::script_description(path).with_context(unreadable)?.with_context(|| {
-            format!("{file} does not say what it is, as modules that `ganvae export` writes do: export the run again")
+            format!("{file} does not say what it is, as modules that `ganvae export` writes do (torch.jit.freeze removes it): export the run again")
         })?;
         let info: ModuleInfo = serde_json::from_str(&text)
             .with_context(|| format!("{file} has a description that cannot be read: export the run again"))?;

@@ -31,11 +31,9 @@ pub struct LoadReport {
 
 impl std::fmt::Display for LoadReport {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{} of {} tensors of the model taken", self.loaded, self.loaded + self.missing.len())?;
-        for (what, list) in [("not in the file, so freshly initialized", &self.missing), ("not taken", &self.unused)] {
-            if !list.is_empty() {
-                write!(f, "; {what}: {}", checkpoint::shortened(list, ", "))?;
-            }
+        write!(f, "{} of {} tensors of the model loaded", self.loaded, self.loaded + self.missing.len())?;
+        if !self.unused.is_empty() {
+            write!(f, "; not loaded: {}", checkpoint::shortened(&self.unused, ", "))?;
         }
         Ok(())
     }
@@ -53,10 +51,23 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
     let mut report = LoadReport { unused: skipped, ..LoadReport::default() };
     let mut pending: BTreeMap<String, Tensor> = BTreeMap::new();
     for (key, t) in tensors {
-        match target(&live, &key, &t) {
+        let target = match keys_of(&live, &key).as_slice() {
+            [] => Err("not in the model".to_owned()),
+            [one] => fit(&live[one], &t).map(|()| one.clone()),
+            several => bail!(
+                "--init-from {}: its {key} could be {}: name the file after its network, such as {}.safetensors",
+                path.display(),
+                several.join(" or "),
+                NETWORKS[0]
+            ),
+        };
+        match target {
             Ok(target) => {
                 if pending.insert(target.clone(), t).is_some() {
-                    report.unused.push(format!("{key} ({target} was loaded already)"));
+                    bail!(
+                        "--init-from {}: two of its tensors are for {target}, one of them {key}: keep one",
+                        path.display()
+                    );
                 }
             }
             Err(why) => report.unused.push(format!("{key} ({why})")),
@@ -91,21 +102,20 @@ fn is_finite(t: &Tensor) -> bool {
     t.f_isfinite().and_then(|t| t.f_all()).and_then(|t| t.f_int64_value(&[])).is_ok_and(|all| all == 1)
 }
 
-/// The key of the model that a file's tensor belongs to, or why there is none.
-fn target(live: &BTreeMap<String, Tensor>, key: &str, t: &Tensor) -> std::result::Result<String, String> {
-    let candidates: Vec<String> = match live.contains_key(key) {
+/// The keys of the model that a file's key may mean: itself, or that of one of the networks.
+fn keys_of(live: &BTreeMap<String, Tensor>, key: &str) -> Vec<String> {
+    match live.contains_key(key) {
         true => vec![key.to_owned()],
         false => NETWORKS.iter().map(|n| format!("{n}.{key}")).filter(|k| live.contains_key(k)).collect(),
-    };
-    match candidates.as_slice() {
-        [] => Err("not in the model".to_owned()),
-        [one] if live[one].size() != t.size() => {
-            Err(format!("has shape {:?}, the model's {:?}", t.size(), live[one].size()))
-        }
-        [_] if !is_finite(t) => Err("holds numbers that are not finite".to_owned()),
-        [one] => Ok(one.clone()),
-        several => Err(format!("could be {}: name the file after its network", several.join(" or "))),
     }
+}
+
+/// Whether a file's tensor can be loaded into the model's, or why not.
+fn fit(live: &Tensor, t: &Tensor) -> std::result::Result<(), String> {
+    if live.size() != t.size() {
+        return Err(format!("has shape {:?}, the model's {:?}", t.size(), live.size()));
+    }
+    if is_finite(t) { Ok(()) } else { Err("holds numbers that are not finite".to_owned()) }
 }
 
 /// The contents of a file.
@@ -246,7 +256,6 @@ mod tests {
         let value = |shape: &[i64]| Tensor::full(shape, 0.5, (Kind::Half, Device::Cpu));
         let tensors = vec![
             ("mu.bias".to_owned(), value(&[2])),
-            ("fc1.bias".to_owned(), value(&[4])),
             ("out.weight".to_owned(), value(&[6, 5])),
             ("head.weight".to_owned(), value(&[1])),
             ("decoder.fc1.bias".to_owned(), Tensor::zeros([4], (Kind::Int, Device::Cpu))),
@@ -259,13 +268,10 @@ mod tests {
         let text = taken.to_string();
         for part in [
             "1 of 10 tensors",
-            "encoder.fc1.bias or decoder.fc1.bias",
-            "fc1.bias (could be",
             "out.weight (has shape [6, 5], the model's [6, 4])",
             "head.weight (not in the model)",
             "decoder.fc1.bias (of type I32, not floating point)",
             "encoder.fc1.bias (holds numbers that are not finite)",
-            "and 1 more",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -273,6 +279,22 @@ mod tests {
         for (key, t) in &before {
             let want = if key == "encoder.mu.bias" { &Tensor::from_slice(&[0.5f32, 0.5]) } else { t };
             assert_eq!(&after[key], want, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_could_be_two_is_refused_and_nothing_is_loaded() {
+        let mut model = vae();
+        let before = all(&mut model);
+        let one = || Tensor::ones([4], (Kind::Float, Device::Cpu));
+        for (keys, part) in [
+            (["mu.bias", "fc1.bias"], "fc1.bias could be encoder.fc1.bias or decoder.fc1.bias: name the file after"),
+            (["module.encoder.fc1.bias", "encoder.fc1.bias"], "two of its tensors are for encoder.fc1.bias"),
+        ] {
+            let (_dir, path) = file("weights.safetensors", keys.map(|key| (key.to_owned(), one())).into());
+            let e = init_from(&mut model, &path).unwrap_err().to_string();
+            assert!(e.contains(part) && e.contains("--init-from"), "{e}");
+            assert_eq!(all(&mut model), before);
         }
     }
 

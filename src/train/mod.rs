@@ -84,7 +84,10 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn build(config: &'a Config, stored: Option<Tuning>) -> Result<Self> {
-        let setup = Setup::new(config, stored)?;
+        let mut setup = Setup::new(config, stored)?;
+        if config.settings.given(&INIT_FROM).is_some() {
+            setup.model.start_trained();
+        }
         Ok(Session {
             stepper: Stepper::new(ExecutionMode::new(setup.device, config.cuda_graph), &setup, config)?,
             meter: AverageMeter::new(setup.model.measured(), setup.device),
@@ -115,6 +118,10 @@ impl<'a> Session<'a> {
         if let Some(path) = self.config.settings.given(&INIT_FROM) {
             let report = init_from(self.setup.model.as_mut(), &path)?;
             progress::say(&format!("{}: {report}", path.display()));
+            if !report.missing.is_empty() {
+                let missing = checkpoint::shortened(&report.missing, ", ");
+                progress::say(&format!("warning: these tensors of the model start at random: {missing}"));
+            }
         }
         Ok(())
     }
