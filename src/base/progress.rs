@@ -1,14 +1,50 @@
 //! Progress on stderr: a bar in a terminal, a line of text per log interval elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::usage::printable;
-use indicatif::{ProgressBar, ProgressStyle};
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Milliseconds that a full stderr is waited for.
+const PATIENCE_MS: i32 = 1000;
+
+/// stderr. Bytes are dropped while nobody reads it (a full pipe, a stopped terminal), for training must go on, and end at a signal.
+#[derive(Debug)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        static FULL: AtomicBool = AtomicBool::new(false);
+        let patience_ms = if FULL.load(Ordering::Relaxed) { 0 } else { PATIENCE_MS };
+        let mut stderr = libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: the pointer is to one entry, which outlives the call.
+        let full = unsafe { libc::poll(&mut stderr, 1, patience_ms) } == 0;
+        FULL.store(full, Ordering::Relaxed);
+        if full {
+            return Ok(bytes.len());
+        }
+        // A pipe that is not full has room for this much.
+        io::stderr().write(&bytes[..bytes.len().min(libc::PIPE_BUF)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsRawFd for Stderr {
+    fn as_raw_fd(&self) -> RawFd {
+        libc::STDERR_FILENO
+    }
+}
 
 /// Prints one line on stderr, and ignores a write error (`2>&1 | head`, a full disk).
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", printable(text));
+    let _ = Stderr.write_all(format!("{}\n", printable(text)).as_bytes());
 }
 
 /// The progress of one run.
@@ -61,7 +97,7 @@ impl Progress {
         let shown = self.smoothed.iter().map(|(name, v)| format!("{name} {}", short(*v)));
         let facts = [format!("ETA {}", clock(eta_s)), format!("{images_per_s:.0} img/s")].into_iter().chain(shown);
         let prefix = format!("epoch {epoch:.1}");
-        let room = usize::from(console::Term::stderr().size().1).saturating_sub(prefix.len() + BAR);
+        let room = usize::from(Term::stderr().size().1).saturating_sub(prefix.len() + BAR);
         self.bar.set_message(as_fit(facts, room));
         self.bar.set_prefix(prefix);
     }
@@ -79,10 +115,11 @@ impl Progress {
 
 /// A bar with this template in a terminal, a hidden one elsewhere.
 pub fn bar(total: u64, template: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(total);
+    let term = Term::read_write_pair(io::stdin(), Stderr);
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::term(term, 20));
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("━━─"));
     }
