@@ -3,9 +3,16 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use ganvae::base::{progress::say, usage::one_line};
+use ganvae::base::{process, progress::say, usage::one_line};
 use ganvae::commands::{self, Cli};
 use ganvae::{data, native};
+
+#[global_allocator]
+static MEMORY: process::Memory = process::Memory;
+
+#[used]
+#[unsafe(link_section = ".preinit_array")]
+static BEFORE_LIBRARIES: extern "C" fn() = process::before_libraries;
 
 fn main() -> ExitCode {
     native::keep_large_blocks();
@@ -28,7 +35,7 @@ fn main() -> ExitCode {
         }
         say(&commands::panicked(info));
     }));
-    match std::panic::catch_unwind(|| commands::run(cli)) {
+    match std::panic::catch_unwind(|| process::prepare().and_then(|()| commands::run(cli))) {
         Ok(Ok(code)) => ExitCode::from(code),
         Ok(Err(error)) => {
             let (code, text) = commands::explain(&error);

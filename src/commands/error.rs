@@ -1,5 +1,6 @@
 //! Errors as users see them: one sentence and an exit code.
 
+use crate::base::process::LESS_MEMORY;
 use crate::base::usage::{Usage, one_line};
 
 /// The exit code of an error, and its chain of causes as one sentence.
@@ -33,10 +34,7 @@ fn out_of_memory(text: &str) -> Option<String> {
     let said = [("you tried to allocate ", ""), ("CUDA out of memory. Tried to allocate ", "the GPU's ")];
     let (rest, whose) = said.iter().find_map(|(before, whose)| Some((text.split_once(before)?.1, whose)))?;
     let amount = rest.split(". ").next().unwrap_or_default();
-    Some(format!(
-        "{whose}memory ran out, when {amount} more were wanted: choose a smaller --batch-size, smaller networks or images, or fewer \
-         of them with --train-limit"
-    ))
+    Some(format!("{whose}memory ran out, when {amount} more were wanted: {LESS_MEMORY}"))
 }
 
 /// An error message of libtorch in one line, without its stack trace.
@@ -55,9 +53,10 @@ mod tests {
     fn memory_that_ran_out_is_said_in_one_sentence() {
         let error = anyhow::Error::from(Tensor::f_zeros([1 << 45], (Kind::Float, Device::Cpu)).unwrap_err());
         let said = explain(&error.context("timing the forms of a step"));
-        let want = "timing the forms of a step: memory ran out, when 140737488355328 bytes more were wanted: choose a smaller \
-                    --batch-size, smaller networks or images, or fewer of them with --train-limit";
-        assert_eq!(said, (1, want.to_owned()));
+        let want = format!(
+            "timing the forms of a step: memory ran out, when 140737488355328 bytes more were wanted: {LESS_MEMORY}"
+        );
+        assert_eq!(said, (1, want));
         let cuda = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.9 GiB is free.";
         assert!(
             plain(cuda).starts_with("the GPU's memory ran out, when 2.50 GiB more were wanted: "),

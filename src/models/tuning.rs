@@ -14,6 +14,7 @@ use tch::Device;
 use super::noise::Noise;
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
+use crate::base::process;
 use crate::base::setting::{Group, Setting, Settings, choice_name as name, choice_names};
 use crate::base::timer::StepTimer;
 use crate::base::usage::usage;
@@ -43,8 +44,9 @@ impl Tuning {
     /// Applies it: threads to the process, compute options to the model.
     ///
     /// # Errors
-    /// libtorch's, when out of memory.
+    /// libtorch's, when out of memory; when the system does not allow that many threads.
     pub fn apply(self, model: &mut dyn Model) -> Result<()> {
+        process::check_threads(self.threads as usize)?;
         tch::set_num_threads(self.threads as i32);
         model.set_compute(self.compute)
     }
@@ -203,7 +205,7 @@ impl Plan {
 }
 
 fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+    process::threads() as u32
 }
 
 fn threads(text: &str) -> Result<u32> {
