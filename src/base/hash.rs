@@ -22,7 +22,7 @@ pub fn sha256<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
 /// # Errors
 /// When it cannot be read.
 pub fn sha256_file(file: &Path) -> std::io::Result<(u64, String)> {
-    let mut reader = std::fs::File::open(file)?;
+    let mut reader = super::small_file::open(file)?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         match reader.read(&mut buffer)? {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::base::atomic_file;
+use crate::base::{atomic_file, small_file};
 
 /// Which way a scalar gets better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +89,7 @@ pub fn write(path: &Path, scalars: &[Scalar]) -> Result<()> {
 /// # Errors
 /// When the file cannot be read, or is no list of scalars; names it, and the scalar.
 pub fn read(path: &Path) -> Result<Vec<Scalar>> {
-    let text = std::fs::read(path).with_context(|| format!("{} could not be read", path.display()))?;
+    let text = small_file::read(path)?;
     let object: Map<String, Value> = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a JSON object of scalars by key", path.display()))?;
     let scalar = |(key, value): (String, Value)| match serde_json::from_value::<Scalar>(value) {

@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 use zip::ZipArchive;
 
+use super::small_file;
+
 /// A pickle is at most as long, in bytes: a million tensors have room in it.
 const MOST_PICKLE: u64 = 256 << 20;
 /// Objects that a pickle may make.
@@ -39,7 +41,7 @@ pub struct FileTensor {
 /// # Errors
 /// When the file is no such zip or is damaged, and for files of PyTorch before 1.6.
 pub fn read(path: &Path) -> Result<Vec<FileTensor>> {
-    let file = File::open(path).context("the file could not be opened")?;
+    let file = small_file::open(path).context("the file could not be opened")?;
     // Entries are not compressed: all of them together are no longer than the file.
     let mut left = file.metadata().context("the file could not be read")?.len();
     let mut zip = ZipArchive::new(file).map_err(|e| {

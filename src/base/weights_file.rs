@@ -1,13 +1,38 @@
 //! Tensors in safetensors files.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use safetensors::tensor::{Dtype, TensorView};
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::{Dtype, Metadata, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use super::atomic_file::sync;
+use super::{atomic_file::sync, small_file};
+
+/// The longest header in bytes that the library reads.
+const MOST_HEADER: u64 = 100_000_000;
+
+/// The header of a safetensors file. Its length and that of the data are those of the file, so the file may be read whole.
+///
+/// # Errors
+/// When it cannot be read, or is no such file.
+pub fn header(file: &Path) -> Result<Metadata> {
+    let unreadable = "the file could not be read";
+    let mut from = small_file::open(file).context(unreadable)?;
+    let len = from.metadata().context(unreadable)?.len();
+    let mut length = [0; 8];
+    ensure!(len > 8, "not a valid safetensors file: it has {len} bytes");
+    from.read_exact(&mut length).context(unreadable)?;
+    let header = u64::from_le_bytes(length);
+    ensure!(header < MOST_HEADER.min(len - 7), "not a valid safetensors file: its header cannot have {header} bytes");
+    let mut text = Vec::new();
+    from.take(header).read_to_end(&mut text).context(unreadable)?;
+    let metadata: Metadata = serde_json::from_slice(&text).context("not a valid safetensors file")?;
+    let wanted = 8 + header + metadata.data_len() as u64;
+    ensure!(len == wanted, "not a valid safetensors file: it has {len} bytes, and {wanted} by its header");
+    Ok(metadata)
+}
 
 /// Writes tensors as safetensors, synced; contiguous CPU tensors are not copied.
 ///

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::all_settings;
 use crate::base::setting::{AnySetting, Settings, choice_names};
+use crate::base::small_file;
 use crate::base::usage::{nearest, one_line, usage};
 use crate::models::ModelKind;
 
@@ -58,12 +59,9 @@ pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
 /// # Errors
 /// As [`parse`], and when the file cannot be read.
 pub fn read(file: &Path) -> Result<(Option<ModelKind>, Settings)> {
-    if file.exists() && !file.is_file() {
-        usage!("--config {}: it is a folder, a pipe or a device: give a file", file.display());
-    }
-    match std::fs::read_to_string(file) {
+    match small_file::read_text(file) {
         Ok(text) => parse(&text, file),
-        Err(e) => usage!("--config {}: the file cannot be read ({e})", file.display()),
+        Err(e) => usage!("--config {e:#}"),
     }
 }
 

@@ -76,15 +76,16 @@ fn class_names(root: &Path) -> Result<Vec<String>> {
 fn read(paths: &[PathBuf]) -> Result<Images> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new()); // [N,C,H,W], [N]
     for path in paths {
-        let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let len = bytes.len();
+        let unreadable = || format!("{} cannot be read", path.display());
+        let len = fs::metadata(path).with_context(unreadable)?.len() as usize;
         ensure!(
-            len > 0 && len % RECORD == 0,
+            len > 0 && len.is_multiple_of(RECORD),
             "{}: found {len} bytes, wanted a whole number of records of {RECORD} bytes and at least one \
              (the last whole record ends at byte {}); the file is incomplete or not CIFAR-10's binary version, {AGAIN}",
             path.display(),
             len - len % RECORD
         );
+        let bytes = fs::read(path).with_context(unreadable)?;
         pixels.reserve_exact(len);
         for (i, record) in bytes.chunks_exact(RECORD).enumerate() {
             ensure!(

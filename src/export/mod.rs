@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::base::atomic_file;
+use crate::base::small_file;
 use crate::base::usage::usage;
 use crate::base::weights_file;
 use crate::native;
@@ -185,7 +186,7 @@ pub fn step_of(dir: &Path) -> Option<u64> {
     if beside(dir).exists() {
         return None;
     }
-    let about: Value = serde_json::from_slice(&fs::read(dir.join(ABOUT)).ok()?).ok()?;
+    let about: Value = serde_json::from_slice(&small_file::read(&dir.join(ABOUT)).ok()?).ok()?;
     about["step"].as_u64()
 }
 

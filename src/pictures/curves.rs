@@ -1,6 +1,7 @@
 //! Loss curves of one or several runs: reads the logged metrics and draws them as PNG or SVG.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,6 +9,7 @@ use plotters::style::{BLACK, RGBColor, WHITE};
 use serde_json::{Map, Value};
 
 use crate::base::scalar::{self, Scalar};
+use crate::base::small_file;
 use crate::pictures::chart::{Curve, Figure, GREY, Panel, Style};
 use crate::pictures::surface::{self, Pt};
 use crate::pictures::ticks::{grouped, scientific};
@@ -49,7 +51,10 @@ impl Metrics {
             run.display()
         );
         let mut metrics = Metrics { scalars: scalar::read(&declared)?, ..Metrics::default() };
-        let bytes = std::fs::read(&path).with_context(|| format!("cannot read the metrics {}", path.display()))?;
+        let mut bytes = Vec::new();
+        small_file::open(&path)
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .with_context(|| format!("cannot read the metrics {}", path.display()))?;
         for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
             if line.trim_ascii().is_empty() {
                 continue;

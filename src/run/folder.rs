@@ -131,7 +131,7 @@ impl RunDir {
                 write().with_context(|| format!("{} could not be written", path.display()))?;
             }
             Err(TryLockError::WouldBlock) => {
-                let owner = fs::read_to_string(&path).unwrap_or_default();
+                let owner = small_file::read_text(&path).unwrap_or_default();
                 let owner = if owner.is_empty() { "of an unknown number" } else { &owner };
                 let root = self.root.display();
                 bail!("{root} is in use by another ganvae (process {owner}): wait until it ends, or stop it first");

@@ -153,10 +153,10 @@ fn read(path: &Path) -> Result<Contents> {
 /// Key, tensor (none for a type that weights cannot have) and name of the type of each entry.
 fn read_file(path: &Path) -> Result<Vec<(String, Option<Tensor>, String)>> {
     ensure!(path.exists(), "there is no such file or folder");
-    ensure!(path.is_file(), "it is a pipe or a device: give a file");
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match extension.as_deref() {
         Some("safetensors") => {
+            weights_file::header(path)?;
             let bytes = fs::read(path).context("the file could not be read")?;
             let stored = SafeTensors::deserialize(&bytes).map_err(|e| anyhow!("not a valid safetensors file: {e}"))?;
             let entry = |(key, view)| (key, weights_file::tensor_of(&view).ok(), format!("{:?}", view.dtype()));
