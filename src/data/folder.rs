@@ -2,9 +2,10 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Cursor, Seek};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::imageops::FilterType;
@@ -14,12 +15,17 @@ use rayon::prelude::*;
 
 use super::idx::reserve;
 use super::images::{self, Images, Source};
+use crate::base::small_file;
 
 /// Extensions of picture files; others are ignored. The format is detected from the content.
 pub const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "pbm", "pgm", "ppm", "pnm"];
 
-/// The largest decoded picture in bytes: the header of a small file can claim gigabytes.
+/// The largest picture in bytes, as a file and decoded: the header of a small file can claim gigabytes.
 const MAX_BYTES: u64 = 256 << 20;
+/// Bytes for the colour profile of a PNG, which a small file can hold in hundreds of megabytes; a larger one is skipped, as none is used.
+const MAX_PROFILE: u64 = 8 << 20;
+/// Bytes of all pictures that are being decoded, whatever the number of cores: 5 pictures of 24 megapixels at a time, or 1 of 100.
+const MEMORY: u64 = 1 << 30;
 /// The longest side of a picture in pixels.
 const MAX_SIDE: u32 = 1 << 15;
 /// Without a split, one image in this many is held out.
@@ -53,8 +59,8 @@ struct PictureList {
 ///
 /// # Errors
 /// When there are no pictures, fewer than two without a split, or more than 256 classes; when pictures are both beside and in
-/// class folders; when a picture is damaged, too large to decode (256 MiB or 32768 pixels on a side), or differs in size from the
-/// first; when `size` or `channels` is out of range.
+/// class folders; when a picture is damaged, too large (256 MiB, as a file or decoded, or 32768 pixels on a side), or differs in size
+/// from the first; when `size` or `channels` is out of range.
 pub fn load_folder(
     dir: &Path,
     size: Option<(usize, usize)>,
@@ -257,7 +263,7 @@ fn common_shape(
 
 /// (H,W) of a picture after its EXIF orientation, and whether it is grey.
 fn header(path: &Path) -> Result<((usize, usize), bool)> {
-    let file = File::open(path).map_err(|e| broken(path, e))?;
+    let (file, _) = open_file(path)?;
     let (decoder, orientation) = open(path, BufReader::new(file))?;
     let (width, height) = decoder.dimensions();
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
@@ -266,15 +272,27 @@ fn header(path: &Path) -> Result<((usize, usize), bool)> {
     Ok(((h as usize, w as usize), !decoder.color_type().has_color()))
 }
 
+/// The file of a picture, and its length in bytes.
+fn open_file(path: &Path) -> Result<(File, u64)> {
+    let file = small_file::open(path).map_err(|e| broken(path, e))?;
+    let bytes = file.metadata().map_err(|e| broken(path, e))?.len();
+    if bytes > MAX_BYTES {
+        return Err(broken(path, format_args!("it has {bytes} bytes, more than {MAX_BYTES}")));
+    }
+    Ok((file, bytes))
+}
+
 /// A decoder of the picture at `path`, after it has read the header and checked the limits.
 fn open<'a>(path: &Path, file: impl BufRead + Seek + 'a) -> Result<(impl ImageDecoder + 'a, Orientation)> {
     let mut file = ImageReader::new(file).with_guessed_format().map_err(|e| broken(path, e))?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_BYTES);
-    file.limits(limits);
+    limits.max_alloc = Some(MAX_PROFILE);
+    file.limits(limits.clone());
     let mut decoder = guarded(path, || file.into_decoder())?;
+    limits.max_alloc = Some(MAX_BYTES);
+    guarded(path, || decoder.set_limits(limits))?;
     let bytes = decoder.total_bytes();
     let (w, h) = decoder.dimensions();
     if w == 0 || h == 0 {
@@ -322,21 +340,49 @@ fn guarded<T>(path: &Path, decode: impl FnOnce() -> ImageResult<T>) -> Result<T>
     result.map_err(|_| broken(path, "its decoder failed"))?.map_err(|e| broken(path, e))
 }
 
+/// A picture's share of [`MEMORY`].
+struct Share(u64);
+
+static FREE: (Mutex<u64>, Condvar) = (Mutex::new(MEMORY), Condvar::new());
+
+impl Share {
+    /// Waits until this much is free.
+    fn take(bytes: u64) -> Self {
+        let bytes = bytes.min(MEMORY);
+        let free = FREE.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *FREE.1.wait_while(free, |free| *free < bytes).unwrap_or_else(PoisonError::into_inner) -= bytes;
+        Share(bytes)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        *FREE.0.lock().unwrap_or_else(PoisonError::into_inner) += self.0;
+        FREE.1.notify_all();
+    }
+}
+
 /// Decodes one picture to `out`, [C,H,W].
 fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, usize), out: &mut [u8]) -> Result<()> {
-    let bytes = fs::read(path).map_err(|e| broken(path, e))?;
+    let (mut file, len) = open_file(path)?;
+    let mut bytes = Vec::with_capacity(len as usize);
+    file.read_to_end(&mut bytes).map_err(|e| broken(path, e))?;
     if !has_end(&bytes) {
         return Err(broken(path, "it is cut off"));
     }
     let (decoder, orientation) = open(path, Cursor::new(&bytes))?;
+    let (w_all, h_all) = decoder.dimensions();
+    // The decoded picture and one copy of it: while it is converted, and then cropped.
+    let _share = Share::take(len + 2 * decoder.total_bytes().max(4 * u64::from(w_all) * u64::from(h_all)));
     let mut picture = guarded(path, || DynamicImage::from_decoder(decoder))?;
     picture.apply_orientation(orientation);
     if picture.color().has_alpha() {
         picture = on_black(picture);
     }
-    picture = match c {
-        1 => DynamicImage::ImageLuma8(picture.into_luma8()),
-        _ => DynamicImage::ImageRgb8(picture.into_rgb8()),
+    // A grey one gets its colours when it is small.
+    picture = match c == 1 || !picture.color().has_color() {
+        true => DynamicImage::ImageLuma8(picture.into_luma8()),
+        false => DynamicImage::ImageRgb8(picture.into_rgb8()),
     };
     let (height, width) = (picture.height() as usize, picture.width() as usize);
     if (height, width) != (h, w) {
@@ -345,7 +391,14 @@ fn decode(path: &Path, size: Option<(usize, usize)>, (c, h, w): (usize, usize, u
         let (cut_h, cut_w) =
             if width * h > height * w { (height, (height * w).div_ceil(h)) } else { ((width * h).div_ceil(w), width) };
         let [x, y, cut_w, cut_h] = [(width - cut_w) / 2, (height - cut_h) / 2, cut_w, cut_h].map(|n| n as u32);
-        picture = picture.crop_imm(x, y, cut_w, cut_h).resize_exact(w as u32, h as u32, FilterType::Triangle);
+        // A copy of a large picture only where something is cut.
+        if (picture.width(), picture.height()) != (cut_w, cut_h) {
+            picture = picture.crop_imm(x, y, cut_w, cut_h);
+        }
+        picture = picture.resize_exact(w as u32, h as u32, FilterType::Triangle);
+    }
+    if c == 3 {
+        picture = DynamicImage::ImageRgb8(picture.into_rgb8());
     }
     let bytes = picture.as_bytes(); // [H,W,C]
     for (channel, plane) in out.chunks_exact_mut(h * w).enumerate() {

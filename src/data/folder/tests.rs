@@ -272,3 +272,36 @@ fn only_the_pictures_that_are_wanted_are_opened_and_those_once() {
     assert!(load_folder(dir.path(), None, None, (3, 2)).is_ok());
     assert!(load_folder(dir.path(), None, None, ALL).is_err());
 }
+
+#[test]
+fn a_profile_of_any_size_changes_nothing_and_a_huge_file_is_not_read() {
+    use image::{ImageEncoder, codecs::png::PngEncoder};
+    let dir = tempdir().unwrap();
+    for (name, profile) in [("a.png", 0), ("b.png", 1000), ("c.png", 16 << 20)] {
+        let mut encoder = PngEncoder::new(File::create(dir.path().join(name)).unwrap());
+        encoder.set_icc_profile(vec![0; profile]).unwrap();
+        encoder.write_image(&[7; 12], 2, 2, image::ExtendedColorType::Rgb8).unwrap();
+    }
+    let set = load(&dir).unwrap();
+    assert_eq!((set.train.pixels, set.test.pixels), (vec![7; 24], vec![7; 12]));
+    File::create(dir.path().join("d.png")).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    fails(&dir, &["d.png cannot be read as a picture (it has 268435457 bytes, more than 268435456)"]);
+}
+
+#[test]
+fn pictures_share_the_memory_for_decoding() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for bytes in [MEMORY / 2, MEMORY / 3, MEMORY / 2, 5 * MEMORY, MEMORY / 3] {
+            let (now, most) = (&now, &most);
+            scope.spawn(move || {
+                let share = Share::take(bytes);
+                most.fetch_max(now.fetch_add(share.0, Ordering::SeqCst) + share.0, Ordering::SeqCst);
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                now.fetch_sub(share.0, Ordering::SeqCst);
+            });
+        }
+    });
+    assert_eq!(most.into_inner(), MEMORY, "the largest takes all of it");
+}
