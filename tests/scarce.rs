@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -84,6 +85,97 @@ fn a_limit_on_the_size_of_files_is_the_error_of_a_write() {
     for blocks in [0, 1, 100, 3000] {
         let last = failure(&limited(dir.path(), &format!("-f {blocks}")), &format!("ulimit -f {blocks}"));
         assert!(last.contains("File too large") && last.contains("r/"), "{last}");
+    }
+}
+
+/// The exit code of a command, its sentence, and the most memory in MB that it took; a hang ends after a minute.
+#[allow(clippy::zombie_processes)] // wait4 waits for it.
+fn measured(dir: &Path, args: &[&str]) -> (i32, String, i64) {
+    let mut command = command("timeout", dir);
+    command.args(["60", BIN]).args(args).stdout(Stdio::null()).stderr(fs::File::create(dir.join("said")).unwrap());
+    let child = command.spawn().unwrap();
+    // SAFETY: plain numbers, which the call fills in.
+    let (mut status, mut usage) = (0, unsafe { std::mem::zeroed::<libc::rusage>() });
+    // SAFETY: both pointers outlive the call, which waits for a child of this process.
+    unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+    // With the memory of what the child has waited for.
+    (libc::WEXITSTATUS(status), fs::read_to_string(dir.join("said")).unwrap(), usage.ru_maxrss / 1024)
+}
+
+#[test]
+fn pipes_sockets_and_huge_files_are_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for name in ["pipe", "pipe.safetensors", "pipe.pt", "pipe.toml"] {
+        assert!(Command::new("mkfifo").arg(d.join(name)).status().unwrap().success());
+    }
+    let _socket = UnixListener::bind(d.join("socket.pt")).unwrap();
+    for name in ["zeros.safetensors", "zeros.pt", "zeros.toml"] {
+        fs::File::create(d.join(name)).unwrap().set_len(3 << 30).unwrap();
+    }
+    // A header that fits no file, one for less data than there is, and pictures that are none.
+    fs::write(d.join("head.safetensors"), [0xff; 100]).unwrap();
+    fs::write(d.join("long.safetensors"), [&[2, 0, 0, 0, 0, 0, 0, 0], &b"{}"[..]].concat()).unwrap();
+    fs::OpenOptions::new().write(true).open(d.join("long.safetensors")).unwrap().set_len(3 << 30).unwrap();
+    fs::create_dir(d.join("pictures")).unwrap();
+    assert!(Command::new("mkfifo").arg(d.join("pictures/a.png")).status().unwrap().success());
+    let _other = UnixListener::bind(d.join("pictures/b.png")).unwrap();
+    good(d, &with(SMALL_VAE, &["--out", "run"]));
+    let pipe = "a folder, a pipe or a device";
+    for (args, part) in [
+        (&["train", "vae", "--init-from", "pipe.safetensors"][..], pipe),
+        (&["train", "vae", "--init-from", "pipe.pt"], pipe),
+        (&["train", "vae", "--init-from", "socket.pt"], pipe),
+        (&["train", "vae", "--config", "pipe.toml"], pipe),
+        (&["train", "vae", "--data", "pipe"], "no folder of that name"),
+        (&["train", "vae", "--data", "pictures"], "holds no pictures"),
+        (&["encode", "run", "--data", "pipe", "--out", "z.npy"], "no folder of that name"),
+        (&["reconstruct", "run", "--data", "pipe"], "no folder of that name"),
+        (&["sample", "pipe.pt"], "not a run"),
+        (&["plot", "pipe"], "no such folder"),
+        (&["train", "vae", "--init-from", "zeros.safetensors"], "not a valid safetensors file"),
+        (&["train", "vae", "--init-from", "head.safetensors"], "its header cannot have"),
+        (&["train", "vae", "--init-from", "long.safetensors"], "it has 3221225472 bytes, and 10 by its header"),
+        (&["train", "vae", "--init-from", "zeros.pt"], "not a file of torch.save"),
+        (&["train", "vae", "--config", "zeros.toml"], "it cannot be the right file"),
+        (&["sample", "zeros.pt"], "no TorchScript module"),
+    ] {
+        let small: &[&str] = if args[0] == "train" { &["--train-limit", "50", "--test-limit", "10"] } else { &[] };
+        let (code, said, mb) = measured(d, &with(args, small));
+        assert!([1, 2].contains(&code), "{args:?}: {code}: {said}");
+        sentence(&said, &[part]);
+        assert!(mb < 600, "{args:?} took {mb} MB");
+    }
+}
+
+#[test]
+fn a_small_picture_with_a_large_profile_takes_little_memory() {
+    use image::{ImageEncoder, codecs::png::PngEncoder};
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("pictures")).unwrap();
+    for name in ["pictures/a.png", "pictures/b.png"] {
+        let mut encoder = PngEncoder::new(fs::File::create(dir.path().join(name)).unwrap());
+        encoder.set_icc_profile(vec![0; 240 << 20]).unwrap();
+        encoder.write_image(&[7; 12], 2, 2, image::ExtendedColorType::Rgb8).unwrap();
+    }
+    let (code, said, mb) = measured(dir.path(), &["data", "pictures"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(mb < 300, "{mb} MB");
+}
+
+#[test]
+fn a_run_edited_to_huge_images_is_refused_before_it_takes_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for (name, small) in [("vae", SMALL_VAE), ("gan", SMALL_GAN)] {
+        good(d, &with(small, &["--epochs", "1", "--out", name]));
+        let config = d.join(name).join("config.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replace("height = 28", "height = 8192").replace("width = 28", "width = 8192")).unwrap();
+        let (code, said, mb) = measured(d, &["sample", name, "--device", "cpu"]);
+        assert_eq!(code, 1, "{said}");
+        sentence(&said, &["the checkpoint has", "config.toml"]);
+        assert!(mb < 600, "{name} took {mb} MB");
     }
 }
 

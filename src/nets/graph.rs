@@ -3,6 +3,8 @@
 //! A network is built once. Four places match on its operations: the forward pass (`forward.rs`), shapes and flops (`cost.rs`),
 //! TorchScript and ONNX (`export/`). The name of a node is the path of its parameters, in exports too.
 
+use std::cell::Cell;
+
 use anyhow::{Result, bail, ensure};
 use tch::Tensor;
 use tch::nn::{self, Path, VarStore};
@@ -341,6 +343,19 @@ impl ConvSpec {
     }
 }
 
+thread_local! {
+    /// Numbers in the checkpoint that the networks are built for.
+    static STORED: Cell<i64> = const { Cell::new(i64::MAX) };
+}
+
+/// Builds networks for a checkpoint of `stored` numbers: a layer of more weights is refused before it takes memory.
+pub fn built_for<T>(stored: i64, build: impl FnOnce() -> T) -> T {
+    let before = STORED.replace(stored);
+    let built = build();
+    STORED.set(before);
+    built
+}
+
 /// Builds a graph: each method adds one node and returns its result.
 #[derive(Debug)]
 pub struct Builder<'a> {
@@ -461,7 +476,7 @@ impl<'a> Builder<'a> {
     /// Fully connected: [..., in] -> [..., `to`].
     ///
     /// # Errors
-    /// As [`Builder::op`]; when the layer would have more than 2^31 weights.
+    /// As [`Builder::op`]; when the layer would have more than 2^31 weights, or more than its checkpoint ([`built_for`]).
     pub fn linear(&mut self, name: impl Into<String>, x: Value, to: i64, bias: bool) -> Result<Value> {
         let name = name.into();
         let Some(&from) = self.dims(x).last() else {
@@ -567,10 +582,16 @@ impl<'a> Builder<'a> {
             bail!("a layer of width {width} cannot exist: widths are 1 or more");
         }
         let weights = dims.iter().try_fold(1i64, |a, &b| a.checked_mul(b)).unwrap_or(i64::MAX);
+        let shown = dims.iter().map(i64::to_string).collect::<Vec<_>>().join("x");
         ensure!(
             weights <= 1 << 31,
-            "the layer {name} would have {} weights: choose smaller --base-width, hidden widths, --latent or --image-size",
-            dims.iter().map(i64::to_string).collect::<Vec<_>>().join("x")
+            "the layer {name} would have {shown} weights: choose smaller --base-width, hidden widths, --latent or --image-size"
+        );
+        let stored = STORED.get();
+        ensure!(
+            weights <= stored,
+            "the layer {name} would have {shown} weights, and the checkpoint has {stored} in all: give the run the config.toml and the \
+             images that it began with"
         );
         self.check_name(name)
     }

@@ -25,6 +25,7 @@ use crate::base::small_file;
 use crate::base::usage::usage;
 use crate::base::weights_file;
 use crate::models::{Part, Visit};
+use crate::nets::graph;
 use crate::run::folder::ignore_missing;
 
 /// Version of the layout described above.
@@ -230,7 +231,7 @@ fn write_pointer(folder: &Path, name: &str, step: Option<u64>) -> Result<()> {
         return ignore_missing(fs::remove_file(&file))
             .with_context(|| format!("{} could not be removed", file.display()));
     };
-    if !fs::read(&file).is_ok_and(|found| found == target.as_bytes()) {
+    if !small_file::read(&file).is_ok_and(|found| found == target.as_bytes()) {
         atomic_file::write(&file, target.as_bytes())?;
     }
     Ok(())
@@ -373,6 +374,17 @@ fn verify(dir: &Path) -> Result<State> {
         ensure!(found == *want, "{} is damaged: {found}, wanted {want}", file.display());
     }
     Ok(state)
+}
+
+/// Builds the model of the checkpoint `dir`: what is much larger than it is refused before it takes memory.
+///
+/// # Errors
+/// As `build`; when the file of weights cannot be read.
+pub fn built_for<T>(dir: &Path, build: impl FnOnce() -> Result<T>) -> Result<T> {
+    let file = dir.join(file_name(Part::Model));
+    let header = weights_file::header(&file).with_context(|| file.display().to_string())?;
+    // No number takes less than a float's 4 bytes.
+    graph::built_for(header.data_len() as i64 / 4, build)
 }
 
 /// Copies the state in checkpoint `dir` into the tensors that `visit` shows; `parts` are the files to read.

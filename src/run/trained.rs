@@ -122,7 +122,8 @@ impl Trained {
         let device = device::open(&config.settings)?;
         let read = checkpoint::read(&run.checkpoints(), selection, |dir, state| {
             state.check_model(kind)?;
-            let model = config.build(info.shape, config.steps_per_epoch(info.train_images), device)?;
+            let build = || config.build(info.shape, config.steps_per_epoch(info.train_images), device);
+            let model = checkpoint::built_for(dir, build)?;
             checkpoint::load(dir, &[Part::Model], &mut |v| model.visit(v))?;
             Ok((model, state.step))
         })?;

@@ -54,7 +54,8 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     if config.plan.deterministic && tuning.threads > 1 && !tuning.compute.matmul.is_deterministic() {
         usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
     }
-    let mut session = Session::build(&config, Some(tuning))?;
+    let build = || Session::build(&config, Some(tuning));
+    let mut session = found.as_ref().map_or_else(build, |(dir, _)| checkpoint::built_for(dir, build))?;
     ensure!(
         session.info.data_sha256 == info.data_sha256,
         "--data {} has changed since {shown} began (its checksum is another): give the run the images it began with",
