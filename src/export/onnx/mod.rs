@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
 use tch::{Kind, Tensor};
 
-use crate::base::atomic_file::AtomicFile;
+use crate::base::atomic_file;
 use crate::nets::graph::{ConvLayer, Function, Graph, NORM_EPS, Node, Op, Port, Value};
 use proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, ModelStream, NodeProto, OperatorSetIdProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
-    data_type,
+    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+    TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 
 /// Version of the operators: the newest that needs no newer operator than networks here have, so that runtimes of the last
@@ -28,26 +28,34 @@ const IR_VERSION: i64 = 8;
 const BATCH: &str = "batch";
 /// Protocol buffers end here, in bytes.
 const MOST_BYTES: usize = i32::MAX as usize;
+/// Bytes of a file besides its weights, at most: nodes and names.
+const REST: usize = 1 << 20;
 
 /// Writes `graph` to `path` as an ONNX model (opset 17, float32), `about` as its metadata: to a file beside it first, then
 /// renamed, so that no half model is ever seen.
 ///
-/// The input and the outputs have the names and dimensions of their [`Port`]s after a first dimension `batch` of any size. Only
-/// one weight at a time is copied.
+/// The input and the outputs have the names and dimensions of their [`Port`]s after a first dimension `batch` of any size.
 ///
 /// # Errors
 /// When the file cannot be written, or would be above the 2 GB that the format allows; names it. When `about` has a key twice.
 pub fn write(graph: &Graph, about: &[(&str, String)], path: &Path) -> Result<()> {
-    let graph = OnnxBuilder::default().graph(graph)?;
+    let weights: usize = super::tensors(graph).iter().map(|(_, t, _)| t.numel() * size_of::<f32>()).sum();
+    ensure!(
+        weights + REST <= MOST_BYTES,
+        "the {} is too large for ONNX: {} would have {weights} bytes of weights, and the format allows {MOST_BYTES} in all; use the \
+         TorchScript export (--format torchscript), which has no such limit",
+        graph.name(),
+        path.display()
+    );
     let model = ModelProto {
         ir_version: IR_VERSION,
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
         producer_name: env!("CARGO_PKG_NAME").to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
-        graph: None,
+        graph: Some(OnnxBuilder::default().graph(graph)?),
         metadata_props: metadata(about)?,
     };
-    save(&model, &graph, path)
+    Ok(atomic_file::write(path, &model.encode_to_vec())?)
 }
 
 fn metadata(about: &[(&str, String)]) -> Result<Vec<StringStringEntryProto>> {
@@ -58,72 +66,17 @@ fn metadata(about: &[(&str, String)]) -> Result<Vec<StringStringEntryProto>> {
     Ok(about.iter().map(|(k, v)| StringStringEntryProto { key: (*k).to_owned(), value: v.clone() }).collect())
 }
 
-fn save(model: &ModelProto, built: &Built, path: &Path) -> Result<()> {
-    let headers: Vec<_> = built.constants.iter().map(|c| c.header()).collect::<Result<_>>()?;
-    let stream = ModelStream { model, graph: &built.graph, constants: &headers };
-    ensure!(
-        stream.len() <= MOST_BYTES,
-        "the {} is too large for ONNX: {} would have {} bytes, and the format allows {MOST_BYTES}; use the TorchScript export \
-         (--format torchscript), which has no such limit",
-        built.graph.name,
-        path.display(),
-        stream.len()
-    );
-    let mut file = AtomicFile::create(path)?;
-    stream.write(&mut file, |i| built.constants[i].bytes())?;
-    Ok(file.commit()?)
-}
-
-/// A named constant, as it lies on its device.
-struct Constant {
-    name: String,
-    value: Tensor,
-}
-
-impl Constant {
-    /// What stands before its bytes, and how many these are. Floating point of any width becomes float32.
-    fn header(&self) -> Result<(TensorProto, usize)> {
-        let (data_type, width) = match self.value.kind() {
-            Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => (data_type::FLOAT, size_of::<f32>()),
-            Kind::Int64 => (data_type::INT64, size_of::<i64>()),
-            other => bail!("{} is of type {other:?}, and an ONNX export takes floating point and Int64", self.name),
-        };
-        let header = TensorProto { dims: self.value.size(), data_type, name: self.name.clone(), raw_data: None };
-        Ok((header, self.value.numel() * width))
-    }
-
-    fn bytes(&self) -> Result<Vec<u8>> {
-        let (header, len) = self.header()?;
-        let kind = if header.data_type == data_type::INT64 { Kind::Int64 } else { Kind::Float };
-        let value = self.value.detach().f_to_kind(kind)?;
-        let mut bytes = vec![0; len];
-        // sync: on their way to a file; from any device, and in the order of the dimensions however they lie in memory.
-        value.f_copy_data_u8(&mut bytes, value.numel())?;
-        // The format is little-endian wherever it is written.
-        if cfg!(target_endian = "big") {
-            bytes.chunks_exact_mut(kind.elt_size_in_bytes()).for_each(<[u8]>::reverse);
-        }
-        Ok(bytes)
-    }
-}
-
-/// A graph whose constants are still tensors.
-struct Built {
-    graph: GraphProto,
-    constants: Vec<Constant>,
-}
-
 /// A graph under construction.
 #[derive(Default)]
 struct OnnxBuilder {
     nodes: Vec<NodeProto>,
-    constants: Vec<Constant>,
+    constants: Vec<TensorProto>,
     /// What values are called.
     names: BTreeMap<Value, String>,
 }
 
 impl OnnxBuilder {
-    fn graph(mut self, graph: &Graph) -> Result<Built> {
+    fn graph(mut self, graph: &Graph) -> Result<GraphProto> {
         for (i, port) in graph.inputs().iter().enumerate() {
             self.names.insert(graph.input(i), port.name.to_owned());
         }
@@ -151,15 +104,14 @@ impl OnnxBuilder {
                 self.push(&format!("{}.copy", port.name), "Identity", vec![name], vec![], port.name);
             }
         }
-        let proto = GraphProto {
+        Ok(GraphProto {
             node: self.nodes,
             name: graph.name().to_owned(),
-            initializer: Vec::new(),
+            initializer: self.constants,
             input: graph.inputs().iter().map(port_info).collect(),
             output: graph.outputs().iter().map(|(port, _)| port_info(port)).collect(),
             value_info: infos,
-        };
-        Ok(Built { graph: proto, constants: self.constants })
+        })
     }
 
     fn name(&self, value: Value) -> Result<String> {
@@ -173,7 +125,7 @@ impl OnnxBuilder {
         let x = inputs[0].clone();
         let mut tensors: BTreeMap<&str, String> = BTreeMap::new();
         for (key, t, _) in node.op.tensors() {
-            tensors.insert(key, self.constant(name, key, t.shallow_clone()));
+            tensors.insert(key, self.constant(name, key, t)?);
         }
         let mut tensor = |key| tensors.remove(key);
         let (op_type, attributes) = match &node.op {
@@ -226,14 +178,14 @@ impl OnnxBuilder {
                         ("Add", vec![])
                     }
                     _ => {
-                        inputs = vec![normal, self.constant(name, "shape", Tensor::f_from_slice(&shape)?)];
+                        inputs = vec![normal, self.constant(name, "shape", &Tensor::f_from_slice(&shape)?)?];
                         ("Reshape", vec![])
                     }
                 }
             }
             Op::LayerNorm(l) => {
                 let one = Tensor::f_ones(&l.normalized_shape, (Kind::Float, tch::Device::Cpu))?;
-                inputs.push(tensor("weight").unwrap_or_else(|| self.constant(name, "weight", one)));
+                inputs.push(tensor("weight").map_or_else(|| self.constant(name, "weight", &one), Ok)?);
                 inputs.extend(tensor("bias"));
                 let axis = -(l.normalized_shape.len() as i64);
                 ("LayerNormalization", vec![int("axis", axis), float("epsilon", NORM_EPS)])
@@ -249,8 +201,8 @@ impl OnnxBuilder {
             Op::Add => ("Add", vec![]),
             Op::Multiply => ("Mul", vec![]),
             Op::Affine { scale, shift } => {
-                let scale = self.constant(name, "scale", Tensor::from(*scale as f32));
-                let shift = self.constant(name, "shift", Tensor::from(*shift as f32));
+                let scale = self.constant(name, "scale", &Tensor::from(*scale as f32))?;
+                let shift = self.constant(name, "shift", &Tensor::from(*shift as f32))?;
                 inputs = vec![self.node(name, "scaled", "Mul", vec![x, scale], vec![]), shift];
                 ("Add", vec![])
             }
@@ -262,7 +214,7 @@ impl OnnxBuilder {
             Op::Upsample(k) => {
                 // The operator's defaults, nearest with half-pixel centres, repeat each pixel for whole factors.
                 let scales = Tensor::f_from_slice(&[1.0, 1.0, *k as f32, *k as f32])?;
-                inputs.extend([String::new(), self.constant(name, "scales", scales)]);
+                inputs.extend([String::new(), self.constant(name, "scales", &scales)?]);
                 ("Resize", vec![])
             }
             Op::AveragePool(block) => ("AveragePool", vec![ints("kernel_shape", block), ints("strides", block)]),
@@ -281,7 +233,7 @@ impl OnnxBuilder {
             Op::Reshape(dims) => {
                 // 0 takes the input's own first dimension: unlike −1 it tells shape inference that the batch stays the batch.
                 let shape = [&[0], dims.as_slice()].concat();
-                inputs.push(self.constant(name, "shape", Tensor::f_from_slice(&shape)?));
+                inputs.push(self.constant(name, "shape", &Tensor::f_from_slice(&shape)?)?);
                 ("Reshape", vec![])
             }
         };
@@ -289,21 +241,30 @@ impl OnnxBuilder {
         Ok(())
     }
 
-    /// Adds a constant of an operation; returns its name.
-    fn constant(&mut self, operation: &str, key: &str, value: Tensor) -> String {
+    /// Adds a constant of an operation, float32 or int64; returns its name.
+    fn constant(&mut self, operation: &str, key: &str, value: &Tensor) -> Result<String> {
         let name = format!("{operation}.{key}");
-        self.constants.push(Constant { name: name.clone(), value });
-        name
+        let (data_type, kind) = match value.kind() {
+            Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => (data_type::FLOAT, Kind::Float),
+            Kind::Int64 => (data_type::INT64, Kind::Int64),
+            other => bail!("{name} is of type {other:?}, and an ONNX export takes floating point and Int64"),
+        };
+        let mut bytes = vec![0; value.numel() * kind.elt_size_in_bytes()];
+        // sync: on its way to a file. Little-endian, as every machine that libtorch is built for.
+        value.detach().f_to_kind(kind)?.f_copy_data_u8(&mut bytes, value.numel())?;
+        let raw_data = Some(bytes.into());
+        self.constants.push(TensorProto { dims: value.size(), data_type, name: name.clone(), raw_data });
+        Ok(name)
     }
 
     /// Adds a constant vector of one number.
     fn filled(&mut self, operation: &str, key: &str, width: i64, value: f64) -> Result<String> {
-        Ok(self.constant(operation, key, Tensor::f_full([width], value, (Kind::Float, tch::Device::Cpu))?))
+        self.constant(operation, key, &Tensor::f_full([width], value, (Kind::Float, tch::Device::Cpu))?)
     }
 
     /// Adds a reshape on the way to an operation's result; 0 keeps a dimension.
     fn reshaped(&mut self, operation: &str, key: &str, input: String, dims: &[i64]) -> Result<String> {
-        let shape = self.constant(operation, &format!("{key}_shape"), Tensor::f_from_slice(dims)?);
+        let shape = self.constant(operation, &format!("{key}_shape"), &Tensor::f_from_slice(dims)?)?;
         Ok(self.node(operation, key, "Reshape", vec![input, shape], vec![]))
     }
 

@@ -1,9 +1,7 @@
-//! The part of ONNX's messages that networks here need, and how a large one streams to a file.
+//! The part of ONNX's messages that networks here need.
 //!
 //! Field numbers are those of onnx.proto3 (github.com/onnx/onnx). What a reader meets beside them it passes over, as protocol
 //! buffers ask. Optional fields are those whose absence ONNX's own checker tells from a zero.
-
-use std::io::{self, Write};
 
 use prost::Message;
 use prost::bytes::Bytes;
@@ -24,9 +22,6 @@ pub(super) struct ModelProto {
     #[prost(message, repeated, tag = "14")]
     pub metadata_props: Vec<StringStringEntryProto>,
 }
-
-/// Field number of [`ModelProto::graph`].
-const GRAPH: u8 = 7;
 
 /// Which version of the operators' meanings holds; the empty domain is ONNX's own.
 #[derive(Clone, PartialEq, Message)]
@@ -64,9 +59,6 @@ pub(super) struct GraphProto {
     #[prost(message, repeated, tag = "13")]
     pub value_info: Vec<ValueInfoProto>,
 }
-
-/// Field number of [`GraphProto::initializer`].
-const INITIALIZER: u8 = 5;
 
 /// One operation.
 #[derive(Clone, PartialEq, Message)]
@@ -123,9 +115,6 @@ pub(super) struct TensorProto {
     pub raw_data: Option<Bytes>,
 }
 
-/// Field number of [`TensorProto::raw_data`].
-const RAW_DATA: u8 = 9;
-
 /// Types of elements.
 pub(super) mod data_type {
     pub const FLOAT: i32 = 1;
@@ -174,63 +163,4 @@ pub(super) struct DimensionProto {
     pub dim_value: Option<i64>,
     #[prost(string, optional, tag = "2")]
     pub dim_param: Option<String>,
-}
-
-/// Length of a field whose contents have `length` bytes: the number (below 16, so one byte), the length, the contents.
-fn framed(length: usize) -> usize {
-    1 + prost::length_delimiter_len(length) + length
-}
-
-/// Begins such a field; its contents follow.
-fn frame(field: u8, length: usize, out: &mut Vec<u8>) -> io::Result<()> {
-    // The low three bits say "length, then contents".
-    out.push(field << 3 | 2);
-    prost::encode_length_delimiter(length, out).map_err(io::Error::other)
-}
-
-/// A model whose constants are not in memory all at once: the messages would hold a second copy of them, and their encoding
-/// a third.
-pub(super) struct ModelStream<'a> {
-    /// Everything around the graph, which is not in it.
-    pub model: &'a ModelProto,
-    /// The graph without constants.
-    pub graph: &'a GraphProto,
-    /// The constants without their bytes, and how many bytes each has.
-    pub constants: &'a [(TensorProto, usize)],
-}
-
-impl ModelStream<'_> {
-    fn constant_len((header, bytes): &(TensorProto, usize)) -> usize {
-        header.encoded_len() + framed(*bytes)
-    }
-
-    fn graph_len(&self) -> usize {
-        let constants: usize = self.constants.iter().map(|c| framed(Self::constant_len(c))).sum();
-        self.graph.encoded_len() + constants
-    }
-
-    /// Length of the file.
-    pub fn len(&self) -> usize {
-        self.model.encoded_len() + framed(self.graph_len())
-    }
-
-    /// Writes the file; `bytes` gives those of the constant of each index, when its turn has come.
-    pub fn write<E: From<io::Error>>(
-        &self,
-        out: &mut impl Write,
-        mut bytes: impl FnMut(usize) -> Result<Vec<u8>, E>,
-    ) -> Result<(), E> {
-        let mut head = self.model.encode_to_vec();
-        frame(GRAPH, self.graph_len(), &mut head)?;
-        head.extend(self.graph.encode_to_vec());
-        for (i, constant) in self.constants.iter().enumerate() {
-            frame(INITIALIZER, Self::constant_len(constant), &mut head)?;
-            head.extend(constant.0.encode_to_vec());
-            frame(RAW_DATA, constant.1, &mut head)?;
-            out.write_all(&head)?;
-            head.clear();
-            out.write_all(&bytes(i)?)?;
-        }
-        Ok(out.write_all(&head)?)
-    }
 }

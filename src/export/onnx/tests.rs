@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::PathBuf;
 
-use prost::Message;
-
 use super::*;
 use crate::base::setting::Settings;
 use crate::base::shape::Shape;
@@ -148,7 +146,7 @@ fn a_file_says_what_it_holds() {
 }
 
 #[test]
-fn a_streamed_file_is_what_encoding_the_whole_message_gives_but_for_the_order_of_fields() {
+fn no_byte_of_a_file_is_outside_a_known_field() {
     let model = small();
     for network in model.exported() {
         let (_dir, path) = written(network);
