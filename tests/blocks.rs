@@ -215,8 +215,7 @@ fn same(kernel: i64, groups: i64) -> ConvSpec {
 }
 
 fn conv_op([from, to]: [i64; 2], side: i64, spec: ConvSpec) -> MatmulOp {
-    let ConvSpec { kernel, stride, padding, groups, transposed, .. } = spec;
-    MatmulOp::Conv { from, to, height: side, width: side, kernel, stride, padding, groups, transposed }
+    MatmulOp::Conv { from, to, height: side, width: side, spec }
 }
 
 /// Group normalisation, SiLU, grouped convolution, twice, beside a convolution that changes the channels.

@@ -41,23 +41,13 @@ pub struct FileTensor {
 /// # Errors
 /// When the file is no such zip or is damaged, and for files of PyTorch before 1.6.
 pub fn read(path: &Path) -> Result<Vec<FileTensor>> {
-    let file = small_file::open(path).context("the file could not be opened")?;
-    // Entries are not compressed: all of them together are no longer than the file.
-    let mut left = file.metadata().context("the file could not be read")?.len();
-    let mut zip = ZipArchive::new(file).map_err(|e| {
-        anyhow::anyhow!(
-            "not a file of torch.save or torch.jit.save ({e}); one of PyTorch before 1.6 must be saved again by a newer PyTorch"
-        )
-    })?;
-    let name = zip.file_names().find(|name| name.ends_with("/data.pkl") && name.matches('/').count() == 1);
-    let name = name.context("it holds no data.pkl, so no weights")?.to_owned();
-    let folder = name.trim_end_matches("data.pkl").to_owned();
+    let (mut zip, mut left, folder) = open(path)?;
+    let name = format!("{folder}data.pkl");
     if let Ok(order) = entry(&mut zip, &format!("{folder}byteorder"), 16) {
         ensure!(order == b"little", "its numbers are big-endian: save it again on a little-endian machine");
     }
     let pickle = entry(&mut zip, &name, MOST_PICKLE)?;
-    let mut machine = Machine { bytes: &pickle, at: 0, objects: Vec::new(), stack: Vec::new(), marks: Vec::new() };
-    let root = machine.run().with_context(|| format!("{name} is damaged at byte {}", machine.at))?;
+    let (machine, root) = Machine::read(&pickle).with_context(|| name.clone())?;
     let root = machine.member(root, "state_dict").unwrap_or(root);
     let mut found = Vec::new();
     machine.collect(root, String::new(), DEEPEST, &mut 0, &mut found)?;
@@ -97,6 +87,39 @@ pub fn read(path: &Path) -> Result<Vec<FileTensor>> {
         });
     }
     Ok(tensors)
+}
+
+/// The extra file `name` of a module of TorchScript, or else its attribute of type str of the same name up to the dot; none where it has
+/// neither.
+///
+/// # Errors
+/// When the file is no such zip or is damaged.
+pub fn extra_file(path: &Path, name: &str) -> Result<Option<String>> {
+    let (mut zip, length, folder) = open(path)?;
+    let attribute = name.split('.').next().unwrap_or(name);
+    let name = format!("{folder}extra/{name}");
+    if !zip.file_names().any(|found| found == name) {
+        let pickle = entry(&mut zip, &format!("{folder}data.pkl"), MOST_PICKLE)?;
+        let (machine, root) = Machine::read(&pickle).with_context(|| format!("{folder}data.pkl"))?;
+        let text = machine.member(root, attribute).map(|id| &machine.objects[id]);
+        return Ok(text.and_then(|text| if let Object::Text(text) = text { Some(text.clone()) } else { None }));
+    }
+    Ok(Some(String::from_utf8(entry(&mut zip, &name, length)?).with_context(|| format!("{name} is damaged"))?))
+}
+
+/// The zip, its length, and the folder in it that holds everything.
+fn open(path: &Path) -> Result<(ZipArchive<File>, u64, String)> {
+    let file = small_file::open(path).context("the file could not be opened")?;
+    // Entries are not compressed: all of them together are no longer than the file.
+    let length = file.metadata().context("the file could not be read")?.len();
+    let zip = ZipArchive::new(file).map_err(|e| {
+        anyhow::anyhow!(
+            "not a file of torch.save or torch.jit.save ({e}); one of PyTorch before 1.6 must be saved again by a newer PyTorch"
+        )
+    })?;
+    let name = zip.file_names().find(|name| name.ends_with("/data.pkl") && name.matches('/').count() == 1);
+    let folder = name.context("it holds no data.pkl, so no weights")?.trim_end_matches("data.pkl").to_owned();
+    Ok((zip, length, folder))
 }
 
 /// An entry of the zip, at most this long.
@@ -169,7 +192,14 @@ struct Machine<'a> {
     marks: Vec<usize>,
 }
 
-impl Machine<'_> {
+impl<'a> Machine<'a> {
+    /// The objects of a pickle, and the one that it is of.
+    fn read(bytes: &'a [u8]) -> Result<(Self, Id)> {
+        let mut machine = Machine { bytes, at: 0, objects: Vec::new(), stack: Vec::new(), marks: Vec::new() };
+        let root = machine.run().with_context(|| format!("it is damaged at byte {}", machine.at))?;
+        Ok((machine, root))
+    }
+
     fn take(&mut self, n: usize) -> Result<&[u8]> {
         let part = self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end)).context("it ends too early")?;
         self.at += n;
@@ -423,18 +453,21 @@ impl Machine<'_> {
         let named = |(key, _): &&(Id, Id)| matches!(&self.objects[*key], Object::Text(text) if text == name);
         match &self.objects[id] {
             Object::Dict(all) => all.iter().find(named).map(|(_, value)| *value),
+            Object::Instance(Some(state)) if matches!(self.objects[*state], Object::Dict(_)) => {
+                self.member(*state, name)
+            }
             _ => None,
         }
     }
 
     /// Adds every tensor below an object with its key.
-    fn collect<'a>(
-        &'a self,
+    fn collect<'s>(
+        &'s self,
         id: Id,
         key: String,
         deep: usize,
         seen: &mut usize,
-        found: &mut Vec<(String, &'a Object)>,
+        found: &mut Vec<(String, &'s Object)>,
     ) -> Result<()> {
         // An object may stand in many places, and within itself.
         *seen += 1;

@@ -172,12 +172,7 @@ fn devices(report: &mut DoctorReport) {
         }
     };
     for index in 0..count {
-        let text = cuda.describe(index).map(|d| {
-            let ((major, minor), gb) = (d.capability, d.total_bytes as f64 / 1e9);
-            let (name, processors) = (d.name, d.multiprocessors);
-            format!("{name}, {gb:.1} GB, compute capability {major}.{minor}, {processors} multiprocessors")
-        });
-        report.result(&format!("cuda:{index}"), text);
+        report.result(&format!("cuda:{index}"), cuda.describe(index));
     }
 }
 

@@ -56,7 +56,7 @@ fn expression(node: &Node, inputs: &[&str]) -> (Option<&'static str>, String) {
     let x = inputs[0];
     let class = match &node.op {
         Op::Linear(_) => "Linear",
-        Op::Conv(l) if l.transposed => "ConvTranspose2d",
+        Op::Conv(l) if l.spec.transposed => "ConvTranspose2d",
         Op::Conv(_) => "Conv2d",
         Op::BatchNorm(_) => "BatchNorm2d",
         Op::GroupNorm(_) => "GroupNorm",
@@ -67,8 +67,8 @@ fn expression(node: &Node, inputs: &[&str]) -> (Option<&'static str>, String) {
     let source = match &node.op {
         Op::Linear(_) => format!("torch.linear(x, {weight}, {bias})"),
         Op::Conv(l) => {
-            let (s, p, groups) = ([l.stride; 2], [l.padding; 2], l.groups);
-            if l.transposed {
+            let (s, p, groups) = ([l.spec.stride; 2], [l.spec.padding; 2], l.spec.groups);
+            if l.spec.transposed {
                 format!("torch.conv_transpose2d(x, {weight}, {bias}, {s:?}, {p:?}, [0, 0], {groups}, [1, 1])")
             } else {
                 format!("torch.conv2d(x, {weight}, {bias}, {s:?}, {p:?}, [1, 1], {groups})")

@@ -133,10 +133,7 @@ impl Adam {
             grads
         };
         let (p, m, v, step, c) = (&self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam);
-        match on_device {
-            false => native::fused_adam(p, grads, m, v, step, c),
-            true => native::fused_adam_on_device(p, grads, [m, v], step, self.lr.device(), c),
-        }
+        native::fused_adam(p, grads, [m, v], step, on_device.then_some(self.lr.device()), c)
     }
 
     /// The backward pass of `loss` and one update. On the CPU, weights may be updated during the backward pass; with clipping, on a
@@ -154,7 +151,7 @@ impl Adam {
             return Ok(());
         }
         let (seconds, missing) =
-            native::minimise(loss, &self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam)?;
+            native::minimise(loss, &self.params, [&self.exp_avgs, &self.exp_avg_sqs], &self.step, self.hyper.adam)?;
         cx.timer.lap(Phase::Backward);
         cx.timer.shift(Phase::Backward, Phase::Optimizer, seconds);
         match missing {

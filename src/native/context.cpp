@@ -9,7 +9,7 @@
 
 #include "guard.h"
 
-using ganvae::guarded;
+using namespace ganvae;
 
 namespace {
 
@@ -26,22 +26,28 @@ std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& call) {
 
 extern "C" {
 
-// The autocast state before a region, restored at its end.
+// The autocast state before a region, restored at its end. Laid out as in Rust.
 struct gv_autocast {
   bool cuda, enabled;
   int8_t dtype;
 };
 
+// CUDA's numerics, laid out as Math in Rust.
+struct gv_numerics {
+  bool tf32_matmuls, tf32_convolutions, deterministic, benchmark;
+};
+
 // Until gv_autocast_end, matmuls and convolutions run in bfloat16 from float32 weights. The cached bfloat16 weights are dropped at
 // the end of the region: weights may be updated between regions, and a copy made inside a CUDA graph must not be used outside.
-char* gv_autocast_begin(bool cuda, gv_autocast* before) {
+Outcome<gv_autocast> gv_autocast_begin(bool cuda) {
   return guarded([&] {
     const auto type = cuda ? at::kCUDA : at::kCPU;
-    *before = {cuda, at::autocast::is_autocast_enabled(type),
-               static_cast<int8_t>(at::autocast::get_autocast_dtype(type))};
+    const gv_autocast before{cuda, at::autocast::is_autocast_enabled(type),
+                             static_cast<int8_t>(at::autocast::get_autocast_dtype(type))};
     at::autocast::set_autocast_enabled(type, true);
     at::autocast::set_autocast_dtype(type, at::kBFloat16);
     at::autocast::increment_nesting();
+    return before;
   });
 }
 
@@ -54,7 +60,7 @@ void gv_autocast_end(const gv_autocast* before) {
 
 // Sets CUDA's numerics: whether float32 matmuls and convolutions may use TF32; whether they must be deterministic. If not, cuDNN
 // benchmarks its algorithms.
-char* gv_set_math(bool tf32, bool deterministic) {
+Outcome<void> gv_set_math(bool tf32, bool deterministic) {
   return guarded([&] {
     auto& context = at::globalContext();
     context.setAllowTF32CuBLAS(tf32);
@@ -67,45 +73,37 @@ char* gv_set_math(bool tf32, bool deterministic) {
   });
 }
 
-// The current settings: TF32 in matmuls, TF32 in convolutions, deterministic, cuDNN benchmark.
-char* gv_math(bool* out) {
-  return guarded([&] {
+Outcome<gv_numerics> gv_math() {
+  return guarded([] {
     const auto& context = at::globalContext();
-    out[0] = context.allowTF32CuBLAS();
-    out[1] = context.allowTF32CuDNN();
-    out[2] = context.deterministicAlgorithms() && context.deterministicCuDNN();
-    out[3] = context.benchmarkCuDNN();
+    return gv_numerics{context.allowTF32CuBLAS(), context.allowTF32CuDNN(),
+                       context.deterministicAlgorithms() && context.deterministicCuDNN(), context.benchmarkCuDNN()};
   });
 }
 
-// The instruction set of libtorch's CPU kernels: AVX512, AVX2, DEFAULT.
-char* gv_cpu_capability(char* out, size_t size) {
-  return guarded([&] {
-    const std::string name = at::get_cpu_capability();
-    TORCH_CHECK(name.size() < size, "the name ", name, " is too long");
-    std::memcpy(out, name.c_str(), name.size() + 1);
-  });
+Outcome<char*> gv_cpu_capability() {
+  return guarded([] { return strdup(at::get_cpu_capability().c_str()); });
 }
 
-// The cuDNN version that libtorch was built with, in cuDNN's encoding; libtorch's CUDA half must be loaded.
-char* gv_cudnn_version(int64_t* out) {
-  return guarded([&] { *out = at::Context::versionCuDNN(); });
+// In cuDNN's encoding: 91900 is 9.19.
+Outcome<int64_t> gv_cudnn_version() {
+  return guarded([]() -> int64_t { return at::Context::versionCuDNN(); });
 }
 
 // Records every operation that this thread calls from now on, nested calls included; for the tests of captured steps. Returns the
 // handle that stops the recording.
-char* gv_record_ops(uint64_t* handle) {
-  return guarded([&] {
+Outcome<uint64_t> gv_record_ops() {
+  return guarded([]() -> uint64_t {
     ops.clear();
-    *handle = at::addThreadLocalCallback(at::RecordFunctionCallback(note).scopes({at::RecordScope::FUNCTION}));
+    return at::addThreadLocalCallback(at::RecordFunctionCallback(note).scopes({at::RecordScope::FUNCTION}));
   });
 }
 
-// Stops the recording; returns the names, one per line, valid until the next recording.
-char* gv_recorded_ops(uint64_t handle, const char** out) {
+// Stops the recording; returns the names, one per line.
+Outcome<char*> gv_recorded_ops(uint64_t handle) {
   return guarded([&] {
     at::removeCallback(handle);
-    *out = ops.c_str();
+    return strdup(ops.c_str());
   });
 }
 

@@ -118,57 +118,56 @@ struct Relayout : Function<Relayout> {
 extern "C" {
 
 // The 4x4 convolution of stride 2 and padding 1, or its transpose, then a leaky ReLU; b may be null.
-char* gv_strided(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, bool transposed, double slope) {
+Outcome<at::Tensor*> gv_strided(const at::Tensor& x, const at::Tensor& w, const at::Tensor* b, bool transposed, double slope) {
   return guarded([&] {
-    const auto bias = b ? std::optional(*b) : std::nullopt;
-    *out = new at::Tensor(transposed ? Strided<true>::apply(*x, *w, bias, slope)
-                                     : Strided<false>::apply(*x, *w, bias, slope));
+    return handle(transposed ? Strided<true>::apply(x, w, optional(b), slope)
+                             : Strided<false>::apply(x, w, optional(b), slope));
   });
 }
 
-// One gradient of a convolution, without autograd: of its input or of its weights. Stride and padding hold for both dimensions.
-char* gv_conv_gradient(at::Tensor** out, at::Tensor* g, at::Tensor* x, at::Tensor* w, int64_t stride, int64_t padding,
-                       int64_t groups, bool transposed, bool of_input) {
+// Parameters of a convolution, laid out as ConvSpec in Rust; kernel, stride and padding hold for both dimensions.
+struct gv_conv {
+  int64_t kernel, stride, padding, groups;
+  bool transposed, bias;
+};
+
+// One gradient of a convolution, without autograd: of its input or of its weights.
+Outcome<at::Tensor*> gv_conv_gradient(const at::Tensor& g, const at::Tensor& x, const at::Tensor& w, gv_conv c, bool of_input) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    const auto [dx, dw, db] = at::convolution_backward(*g, *x, *w, {}, {stride, stride}, {padding, padding}, kOne, transposed,
-                                                       kNone, groups, {of_input, !of_input, false});
-    *out = new at::Tensor(of_input ? dx : dw);
+    const auto [dx, dw, db] =
+        at::convolution_backward(g, x, w, {}, {c.stride, c.stride}, {c.padding, c.padding}, kOne, c.transposed, kNone,
+                                 c.groups, {of_input, !of_input, false});
+    return handle(of_input ? dx : dw);
   });
 }
 
 // x for x > 0, else slope * x, in place, recorded by autograd.
-char* gv_leaky_relu(at::Tensor* x, double slope) {
-  return guarded([&] { at::leaky_relu_(*x, slope); });
+Outcome<void> gv_leaky_relu(at::Tensor& x, double slope) {
+  return guarded([&] { at::leaky_relu_(x, slope); });
 }
 
 // scale x + shift in one operation, and one in the backward pass, recorded by autograd.
-char* gv_affine(at::Tensor** out, at::Tensor* x, double scale, double shift) {
+Outcome<at::Tensor*> gv_affine(const at::Tensor& x, double scale, double shift) {
   return guarded([&] {
     // A CPU scalar is passed to any device as a kernel argument.
-    const at::Tensor start = at::scalar_tensor(shift, x->options().device(at::kCPU));
-    *out = new at::Tensor(at::add(start, *x, scale));
+    return handle(at::add(at::scalar_tensor(shift, x.options().device(at::kCPU)), x, scale));
   });
 }
 
-// x [B,C,H,W] in channels-last layout; the same tensor if it already is.
-char* gv_channels_last(at::Tensor** out, at::Tensor* x) {
+Outcome<at::Tensor*> gv_channels_last(const at::Tensor& x) {
   return guarded([&] {
-    if (x->size(1) == 1 && x->is_contiguous()) {
+    if (x.size(1) == 1 && x.is_contiguous()) {
       // With one channel, both layouts are the same memory; only the strides differ, and convolutions look at them. Not by
       // as_strided: its backward pass copies.
-      *out = new at::Tensor(x->view({x->size(0), x->size(2), x->size(3), 1}).permute({0, 3, 1, 2}));
-    } else if (x->is_contiguous(at::MemoryFormat::ChannelsLast)) {
-      *out = new at::Tensor(*x);
-    } else {
-      *out = new at::Tensor(Relayout::apply(*x, true));
+      return handle(x.view({x.size(0), x.size(2), x.size(3), 1}).permute({0, 3, 1, 2}));
     }
+    return handle(x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x : at::Tensor(Relayout::apply(x, true)));
   });
 }
 
-// x [B,C,H,W] in contiguous layout; the same tensor if it already is.
-char* gv_contiguous(at::Tensor** out, at::Tensor* x) {
-  return guarded([&] { *out = new at::Tensor(x->is_contiguous() ? *x : at::Tensor(Relayout::apply(*x, false))); });
+Outcome<at::Tensor*> gv_contiguous(const at::Tensor& x) {
+  return guarded([&] { return handle(x.is_contiguous() ? x : at::Tensor(Relayout::apply(x, false))); });
 }
 
 }  // extern "C"

@@ -3,17 +3,17 @@
 //! The shim's half is a shared library embedded in the binary, loaded from memory after libtorch_cuda; so one binary runs on CPU and
 //! GPU.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::io::Write;
 use std::marker::PhantomData;
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
-use std::ptr::{NonNull, null_mut};
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::check;
+use super::{FromShim, Outcome, ToShim, same_in_shim};
 
 /// `ganvae_cuda.so`; empty where CUDA's headers were missing when the program was built.
 static HALF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ganvae_cuda.so"));
@@ -23,14 +23,17 @@ pub fn cuda_half_built() -> bool {
     !HALF.is_empty()
 }
 
-/// Declares the table of the half's functions and its loading.
-macro_rules! calls {
-    ($($name:ident: $type:ty = $symbol:literal,)*) => {
-        struct Calls { $($name: $type,)* }
+/// Declares the functions of the half: their table, its loading, and a method for each, as [`shim`] does.
+macro_rules! half {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) -> Result<$out:ty> = $symbol:literal, $what:literal;)*) => {
+        struct Calls {
+            $($name: unsafe extern "C" fn($(<$type as ToShim>::C),*) -> Outcome<<$out as FromShim>::C>,)*
+        }
 
         impl Calls {
             /// # Safety
             /// `library` must be a handle of the loaded half.
+            #[allow(clippy::missing_transmute_annotations, reason = "the field has the type")]
             unsafe fn of(library: *mut c_void) -> Result<Self> {
                 Ok(Calls { $($name: {
                     // SAFETY: the symbol's name is NUL-terminated, the handle is live; the type is that of the definition in
@@ -38,57 +41,103 @@ macro_rules! calls {
                     let found = unsafe { libc::dlsym(library, concat!($symbol, "\0").as_ptr().cast()) };
                     let found = NonNull::new(found).context(concat!("the CUDA half has no ", $symbol))?;
                     // SAFETY: as above; function pointers are as wide as data pointers on every system with dlsym.
-                    unsafe { std::mem::transmute::<NonNull<c_void>, $type>(found) }
+                    unsafe { std::mem::transmute(found) }
                 },)* })
             }
+        }
+
+        impl Cuda {
+            $($(#[$doc])*
+            $vis fn $name(self, $($arg: $type),*) -> Result<$out> {
+                // SAFETY: as in `Calls::of`; pointers are what the half gave, which [`Event`] and [`CudaGraph`] own.
+                unsafe { (self.0.$name)($(ToShim::to_shim($arg)),*).result($what) }
+            })*
         }
     };
 }
 
-type Message = *mut c_char;
+half! {
+    /// Number of visible devices.
+    ///
+    /// # Errors
+    /// CUDA's message, as when there is no device or the driver is too old.
+    pub fn devices() -> Result<usize> = "gvc_count", "counting the CUDA devices";
 
-calls! {
-    count: unsafe extern "C" fn(*mut c_int) -> Message = "gvc_count",
-    versions: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Message = "gvc_versions",
-    describe: unsafe extern "C" fn(c_int, *mut Properties) -> Message = "gvc_describe",
-    select: unsafe extern "C" fn(c_int) -> Message = "gvc_select",
-    seed: unsafe extern "C" fn(u64) -> Message = "gvc_seed",
-    synchronize: unsafe extern "C" fn() -> Message = "gvc_synchronize",
-    peak_bytes: unsafe extern "C" fn(c_int, *mut i64, *mut i64) -> Message = "gvc_peak_bytes",
-    reset_peak: unsafe extern "C" fn(c_int) -> Message = "gvc_reset_peak",
-    empty_cache: unsafe extern "C" fn() -> Message = "gvc_empty_cache",
-    record: unsafe extern "C" fn(*mut *mut c_void) -> Message = "gvc_record",
-    elapsed_ms: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut f32) -> Message = "gvc_elapsed_ms",
-    free_event: unsafe extern "C" fn(*mut c_void) = "gvc_free_event",
-    capture_begin: unsafe extern "C" fn(*mut *mut c_void) -> Message = "gvc_capture_begin",
-    capture_end: unsafe extern "C" fn(*mut c_void) -> Message = "gvc_capture_end",
-    capture_abandon: unsafe extern "C" fn() = "gvc_capture_abandon",
-    replay: unsafe extern "C" fn(*mut c_void) -> Message = "gvc_replay",
-    free_graph: unsafe extern "C" fn(*mut c_void) = "gvc_free_graph",
+    /// CUDA versions (major, minor) of the driver and the runtime.
+    ///
+    /// # Errors
+    /// CUDA's.
+    pub fn versions() -> Result<[(i32, i32); 2]> = "gvc_versions", "CUDA's versions";
+
+    /// `NVIDIA H200`, say, for device `index`.
+    ///
+    /// # Errors
+    /// CUDA's, for an invalid index.
+    pub fn name(index: usize) -> Result<String> = "gvc_name", "a CUDA device's name";
+
+    /// Name, memory, compute capability and streaming multiprocessors of device `index` as text.
+    ///
+    /// # Errors
+    /// As [`Cuda::name`].
+    pub fn describe(index: usize) -> Result<String> = "gvc_describe", "a CUDA device's description";
+
+    fn choose(index: usize) -> Result<()> = "gvc_select", "choosing the CUDA device";
+
+    /// Seeds the current device's generator, without synchronizing.
+    ///
+    /// # Errors
+    /// During a capture.
+    pub fn seed(seed: i64) -> Result<()> = "gvc_seed", "seeding the CUDA generator";
+
+    /// Waits until the device has finished all work.
+    ///
+    /// # Errors
+    /// Those of pending work.
+    pub fn synchronize() -> Result<()> = "gvc_synchronize", "waiting for the CUDA device";
+
+    /// Peak bytes on device `index` since the last reset: allocated to tensors, and reserved from the driver.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn peak_bytes(index: usize) -> Result<[i64; 2]> = "gvc_peak_bytes", "the GPU's peak memory";
+
+    /// Resets [`Cuda::peak_bytes`].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn reset_peak(index: usize) -> Result<()> = "gvc_reset_peak", "the GPU's peak memory";
+
+    /// Returns unused cached memory to the driver.
+    ///
+    /// # Errors
+    /// Those of pending work.
+    pub fn release_free_memory() -> Result<()> = "gvc_empty_cache", "the GPU's memory";
+
+    fn new_event() -> Result<*mut c_void> = "gvc_record", "a CUDA event";
+
+    fn elapsed_ms(from: *mut c_void, to: *mut c_void) -> Result<f32> = "gvc_elapsed_ms", "a CUDA event";
+
+    fn free_event(event: *mut c_void) -> Result<()> = "gvc_free_event", "a CUDA event";
+
+    fn capture_begin() -> Result<*mut c_void> = "gvc_capture_begin", "capturing";
+
+    fn capture_end(graph: *mut c_void) -> Result<()> = "gvc_capture_end", "capturing";
+
+    fn capture_abandon() -> Result<()> = "gvc_capture_abandon", "capturing";
+
+    fn replay(graph: *mut c_void) -> Result<()> = "gvc_replay", "replaying a captured step";
+
+    fn free_graph(graph: *mut c_void) -> Result<()> = "gvc_free_graph", "a CUDA graph";
 }
 
-/// Properties of a device, laid out as in C++.
-#[repr(C)]
-struct Properties {
-    name: [c_char; 256],
-    total_bytes: usize,
-    major: c_int,
-    minor: c_int,
-    multiprocessors: c_int,
+impl FromShim for [(i32, i32); 2] {
+    type C = [c_int; 2];
+    unsafe fn from_shim(versions: [c_int; 2]) -> Self {
+        versions.map(|v| (v / 1000, v % 1000 / 10))
+    }
 }
 
-/// Properties of a device.
-#[derive(Clone, Debug)]
-pub struct CudaDevice {
-    /// `NVIDIA H200`, say.
-    pub name: String,
-    /// Its memory.
-    pub total_bytes: u64,
-    /// Compute capability, such as (9, 0).
-    pub capability: (i32, i32),
-    /// Streaming multiprocessors.
-    pub multiprocessors: i32,
-}
+same_in_shim!([i64; 2]);
 
 /// The CUDA half, loaded.
 #[derive(Clone, Copy)]
@@ -220,45 +269,6 @@ pub fn load(library: &str) -> Result<*mut c_void> {
 pub const WARM_UP: u32 = 3;
 
 impl Cuda {
-    /// Number of visible devices.
-    ///
-    /// # Errors
-    /// CUDA's message, as when there is no device or the driver is too old.
-    pub fn devices(self) -> Result<usize> {
-        let mut count = 0;
-        // SAFETY: `count` outlives the call; so do the places of results in the calls below.
-        check("counting the CUDA devices", unsafe { (self.0.count)(&mut count) })?;
-        Ok(count as usize)
-    }
-
-    /// CUDA versions (major, minor) of the driver and the runtime.
-    ///
-    /// # Errors
-    /// CUDA's.
-    pub fn versions(self) -> Result<[(i32, i32); 2]> {
-        let (mut driver, mut runtime) = (0, 0);
-        // SAFETY: as in `devices`.
-        check("CUDA's versions", unsafe { (self.0.versions)(&mut driver, &mut runtime) })?;
-        Ok([driver, runtime].map(|v| (v / 1000, v % 1000 / 10)))
-    }
-
-    /// Properties of device `index`.
-    ///
-    /// # Errors
-    /// CUDA's, for an invalid index.
-    pub fn describe(self, index: usize) -> Result<CudaDevice> {
-        let mut p = Properties { name: [0; 256], total_bytes: 0, major: 0, minor: 0, multiprocessors: 0 };
-        // SAFETY: as in `devices`; the structure is laid out as the C++ side's.
-        check("a CUDA device's description", unsafe { (self.0.describe)(index as c_int, &mut p) })?;
-        let name = p.name.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect::<Vec<_>>();
-        Ok(CudaDevice {
-            name: String::from_utf8_lossy(&name).into_owned(),
-            total_bytes: p.total_bytes as u64,
-            capability: (p.major, p.minor),
-            multiprocessors: p.multiprocessors,
-        })
-    }
-
     /// Selects device `index` and a non-default stream on it for this thread: a graph cannot be captured on the default stream. When
     /// selected again, the device keeps its stream: streams do not wait for each other, so existing tensors must stay on theirs.
     ///
@@ -268,60 +278,11 @@ impl Cuda {
         thread_local! {
             static SELECTED: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
         }
-        if SELECTED.get() == Some(index) {
-            return Ok(());
+        if SELECTED.get() != Some(index) {
+            self.choose(index)?;
+            SELECTED.set(Some(index));
         }
-        // SAFETY: the call takes a number; so do the next.
-        check("choosing the CUDA device", unsafe { (self.0.select)(index as c_int) })?;
-        SELECTED.set(Some(index));
         Ok(())
-    }
-
-    /// Seeds the current device's generator, without synchronizing.
-    ///
-    /// # Errors
-    /// During a capture.
-    pub fn seed(self, seed: i64) -> Result<()> {
-        // SAFETY: as in `select`.
-        check("seeding the CUDA generator", unsafe { (self.0.seed)(seed as u64) })
-    }
-
-    /// Waits until the device has finished all work.
-    ///
-    /// # Errors
-    /// Those of pending work.
-    pub fn synchronize(self) -> Result<()> {
-        // SAFETY: the call takes nothing.
-        check("waiting for the CUDA device", unsafe { (self.0.synchronize)() })
-    }
-
-    /// Peak bytes on device `index` since the last reset: allocated to tensors, and reserved from the driver.
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn peak_bytes(self, index: usize) -> Result<(u64, u64)> {
-        let (mut held, mut taken) = (0, 0);
-        // SAFETY: as in `devices`.
-        check("the GPU's peak memory", unsafe { (self.0.peak_bytes)(index as c_int, &mut held, &mut taken) })?;
-        Ok((held.max(0) as u64, taken.max(0) as u64))
-    }
-
-    /// Resets [`Cuda::peak_bytes`].
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn reset_peak(self, index: usize) -> Result<()> {
-        // SAFETY: as in `select`.
-        check("the GPU's peak memory", unsafe { (self.0.reset_peak)(index as c_int) })
-    }
-
-    /// Returns unused cached memory to the driver.
-    ///
-    /// # Errors
-    /// Those of pending work.
-    pub fn release_free_memory(self) -> Result<()> {
-        // SAFETY: the call takes nothing.
-        check("the GPU's memory", unsafe { (self.0.empty_cache)() })
     }
 
     /// Records an event on this thread's stream.
@@ -329,10 +290,7 @@ impl Cuda {
     /// # Errors
     /// CUDA's.
     pub fn record(self) -> Result<Event> {
-        let mut event = null_mut();
-        // SAFETY: as in `devices`.
-        check("a CUDA event", unsafe { (self.0.record)(&mut event) })?;
-        Ok(Event { cuda: self, event })
+        Ok(Event { cuda: self, event: self.new_event()? })
     }
 
     /// Captures `work` as a CUDA graph, without running it. The work must not synchronize or copy numbers from the host; existing
@@ -341,16 +299,13 @@ impl Cuda {
     /// # Errors
     /// Those of `work`; CUDA's, for work that cannot be captured. The process should then end: it cannot use the device any more.
     pub fn capture(self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
-        let mut graph = null_mut();
-        // SAFETY: as in `devices`.
-        check("capturing", unsafe { (self.0.capture_begin)(&mut graph) })?;
+        let graph = self.capture_begin()?;
         if let Err(e) = work() {
-            // SAFETY: a capture is under way on this thread's stream; the graph is given up.
-            unsafe { (self.0.capture_abandon)() };
+            // The error that came first is told.
+            let _ = self.capture_abandon();
             return Err(e);
         }
-        // SAFETY: `graph` is the one whose capture has begun; it is freed once, by the value made here.
-        check("capturing", unsafe { (self.0.capture_end)(graph) })?;
+        self.capture_end(graph)?;
         Ok(CudaGraph { cuda: self, graph, _this_thread: PhantomData })
     }
 
@@ -377,17 +332,13 @@ impl Event {
     /// # Errors
     /// CUDA's.
     pub fn ms_until(&self, later: &Event) -> Result<f64> {
-        let mut ms = 0.0;
-        // SAFETY: both events are live; `ms` outlives the call.
-        check("a CUDA event", unsafe { (self.cuda.0.elapsed_ms)(self.event, later.event, &mut ms) })?;
-        Ok(ms.into())
+        Ok(self.cuda.elapsed_ms(self.event, later.event)?.into())
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: the event is live, and this is its only owner.
-        unsafe { (self.cuda.0.free_event)(self.event) }
+        let _ = self.cuda.free_event(self.event);
     }
 }
 
@@ -406,14 +357,12 @@ impl CudaGraph {
     /// # Errors
     /// CUDA's.
     pub fn replay(&self) -> Result<()> {
-        // SAFETY: the graph is live, its capture has ended.
-        check("replaying a captured step", unsafe { (self.cuda.0.replay)(self.graph) })
+        self.cuda.replay(self.graph)
     }
 }
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // SAFETY: the graph is live, and this is its only owner.
-        unsafe { (self.cuda.0.free_graph)(self.graph) }
+        let _ = self.cuda.free_graph(self.graph);
     }
 }

@@ -1,7 +1,7 @@
 // Shared by all files of the shim: errors as strings, tensors as borrowed handles.
 //
-// Every exported function returns nullptr on success, else a message that the caller frees with gv_free: no C++ exception crosses
-// the boundary. Input tensors are borrowed. An output tensor (an `at::Tensor**`) is a new handle, owned by the caller.
+// Every exported function returns an `Outcome`: a value, or a message that the caller frees with gv_free. No C++ exception crosses the
+// boundary. Arguments are borrowed for the call. A tensor of an outcome is a new handle, owned by the caller.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,29 +10,66 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <optional>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 namespace ganvae {
 
-inline std::vector<at::Tensor> list(at::Tensor* const* handles, size_t n) {
+// The message is nullptr on success; else there is no value. Laid out as in Rust.
+template <class T>
+struct Outcome {
+  char* message;
+  T value;
+};
+
+template <>
+struct Outcome<void> {
+  char* message;
+};
+
+// `count` values of the caller's, laid out as in Rust.
+template <class T>
+struct List {
+  const T* data;
+  size_t count;
+};
+
+using Tensors = List<at::Tensor*>;
+using Text = List<char>;
+
+inline std::vector<at::Tensor> list(Tensors handles) {
   std::vector<at::Tensor> out;
-  out.reserve(n);
-  for (size_t i = 0; i < n; ++i) out.push_back(*handles[i]);
+  out.reserve(handles.count);
+  for (size_t i = 0; i < handles.count; ++i) out.push_back(*handles.data[i]);
   return out;
 }
 
-template <class F>
-char* guarded(F&& body) noexcept {
+inline std::string string(Text text) { return {text.data, text.count}; }
+
+inline std::optional<at::Tensor> optional(const at::Tensor* t) { return t ? std::optional(*t) : std::nullopt; }
+
+inline at::Tensor* handle(at::Tensor t) { return new at::Tensor(std::move(t)); }
+
+// Runs `body`; its value and its exception are the outcome.
+template <class F, class T = std::invoke_result_t<F>>
+Outcome<T> guarded(F&& body) noexcept {
+  Outcome<T> out{};
   try {
-    body();
-    return nullptr;
+    if constexpr (std::is_void_v<T>) {
+      body();
+    } else {
+      out.value = body();
+    }
   } catch (const c10::Error& e) {
-    return strdup(e.what_without_backtrace());
+    out.message = strdup(e.what_without_backtrace());
   } catch (const std::exception& e) {
-    return strdup(e.what());
+    out.message = strdup(e.what());
   } catch (...) {
-    return strdup("an exception of unknown type");
+    out.message = strdup("an exception of unknown type");
   }
+  return out;
 }
 
 }  // namespace ganvae

@@ -1,53 +1,12 @@
 //! Layers with own kernels: linear, 4×4 convolutions of stride 2, batch normalisation, memory layouts, leaky ReLU, affine. All
 //! support second derivatives.
 
-use std::ffi::c_char;
-
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Handle, check, handle, made, maybe};
-
-unsafe extern "C" {
-    fn gv_linear(out: *mut Handle, x: Handle, w: Handle, b: Handle, slope: f64, kernel: i32) -> *mut c_char;
-    fn gv_linear_gradient(
-        out: *mut Handle,
-        g: Handle,
-        x: Handle,
-        w: Handle,
-        of_input: bool,
-        kernel: i32,
-    ) -> *mut c_char;
-    fn gv_channels_last(out: *mut Handle, x: Handle) -> *mut c_char;
-    fn gv_contiguous(out: *mut Handle, x: Handle) -> *mut c_char;
-    fn gv_strided(out: *mut Handle, x: Handle, w: Handle, b: Handle, transposed: bool, slope: f64) -> *mut c_char;
-    fn gv_conv_gradient(
-        out: *mut Handle,
-        g: Handle,
-        x: Handle,
-        w: Handle,
-        stride: i64,
-        padding: i64,
-        groups: i64,
-        transposed: bool,
-        of_input: bool,
-    ) -> *mut c_char;
-    fn gv_norm_relu(
-        out: *mut Handle,
-        x: Handle,
-        w: Handle,
-        b: Handle,
-        mean: Handle,
-        var: Handle,
-        momentum: f64,
-        eps: f64,
-        slope: f64,
-    ) -> *mut c_char;
-    fn gv_leaky_relu(x: Handle, slope: f64) -> *mut c_char;
-    fn gv_affine(out: *mut Handle, x: Handle, scale: f64, shift: f64) -> *mut c_char;
-}
+use super::{same_in_shim, shim};
 
 /// Matmul backend of a [`linear`] layer (CPU).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -69,9 +28,9 @@ impl MatmulBackend {
         self != MatmulBackend::Blas
     }
 
-    /// The kernel, numbered as in linear.cpp, for a batch of `rows` and weights of `weights` elements.
-    fn kernel(self, rows: &Tensor, weights: i64) -> i32 {
-        let multiplications = rows.size().first().map_or(0, |b| b.saturating_mul(weights));
+    /// The kernel, numbered as in linear.cpp, for x [B,I] and weights w.
+    fn kernel(self, x: &Tensor, w: &Tensor) -> i32 {
+        let multiplications = x.size().first().map_or(0, |b| b.saturating_mul(w.numel() as i64));
         match self {
             MatmulBackend::Blas => 0,
             MatmulBackend::BySize if multiplications >= LARGE => 1,
@@ -80,14 +39,118 @@ impl MatmulBackend {
     }
 }
 
+/// Parameters of a convolution, laid out as in C++; kernel, stride and padding hold for both dimensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ConvSpec {
+    /// Kernel size.
+    pub kernel: i64,
+    /// As in PyTorch.
+    pub stride: i64,
+    /// As in PyTorch.
+    pub padding: i64,
+    /// As in PyTorch.
+    pub groups: i64,
+    /// Whether it is a transposed convolution.
+    pub transposed: bool,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl ConvSpec {
+    /// 4×4, stride 2, padding 1, as in DCGAN: both sides halve.
+    pub fn halving() -> Self {
+        ConvSpec { kernel: 4, stride: 2, padding: 1, groups: 1, transposed: false, bias: true }
+    }
+
+    /// Its transpose: both sides double.
+    pub fn doubling() -> Self {
+        ConvSpec { transposed: true, ..ConvSpec::halving() }
+    }
+
+    /// An odd kernel of stride 1 that keeps the sides.
+    pub fn same(kernel: i64) -> Self {
+        ConvSpec { kernel, stride: 1, padding: kernel / 2, groups: 1, transposed: false, bias: true }
+    }
+
+    /// The convolution by libtorch: x [B,I,H,W] -> [B,O,H',W'], weights [O, I/groups, k, k], transposed [I, O/groups, k, k].
+    ///
+    /// # Errors
+    /// As [`linear`].
+    pub fn apply(self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        Ok(match self.transposed {
+            false => x.f_conv2d(w, b, stride, padding, [1, 1], self.groups)?,
+            true => x.f_conv_transpose2d(w, b, stride, padding, [0, 0], self.groups, [1, 1])?,
+        })
+    }
+}
+
+same_in_shim!(ConvSpec);
+
+shim! {
+    fn linear_by(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, kernel: i32) -> Result<Tensor> = gv_linear, "linear layer";
+
+    fn linear_gradient_by(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, kernel: i32) -> Result<Tensor> =
+        gv_linear_gradient, "linear layer";
+
+    /// The 4×4 convolution of stride 2 and padding 1, w [O,I,4,4], or its transpose, w [I,O,4,4], then an activation as in
+    /// [`linear`], with autograd. Equals libtorch's to rounding.
+    ///
+    /// # Errors
+    /// As [`linear`].
+    pub fn strided(x: &Tensor, w: &Tensor, b: Option<&Tensor>, transposed: bool, slope: f64) -> Result<Tensor> =
+        gv_strided, "strided convolution";
+
+    /// One gradient of a convolution, by libtorch, without autograd: of its input x or its weights w, given the gradient g of its output.
+    ///
+    /// # Errors
+    /// As [`linear`].
+    pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, spec: ConvSpec, of_input: bool) -> Result<Tensor> =
+        gv_conv_gradient, "convolution";
+
+    /// Batch normalisation with batch statistics, fused with a leaky ReLU of `slope` (1: none), with autograd.
+    ///
+    /// x [B,C,H,W], weight w and bias b [C]; updates the running mean and variance [C] if given.
+    ///
+    /// # Errors
+    /// As [`linear`].
+    #[allow(clippy::too_many_arguments, reason = "as many as batch normalisation has")]
+    pub fn norm_relu(
+        x: &Tensor, w: &Tensor, b: &Tensor, mean: Option<&Tensor>, var: Option<&Tensor>, momentum: f64, eps: f64, slope: f64,
+    ) -> Result<Tensor> = gv_norm_relu, "batch normalisation";
+
+    /// x [B,C,H,W] in channels-last layout; the same tensor if it already is.
+    ///
+    /// # Errors
+    /// libtorch's, when out of memory or x does not have four dimensions.
+    pub fn channels_last(x: &Tensor) -> Result<Tensor> = gv_channels_last, "channels-last";
+
+    /// x [B,C,H,W] in contiguous layout; the same tensor if it already is.
+    ///
+    /// # Errors
+    /// libtorch's, when out of memory.
+    pub fn contiguous(x: &Tensor) -> Result<Tensor> = gv_contiguous, "contiguous";
+
+    /// Leaky ReLU in place, with autograd (tch binds only the default slope of 0.01).
+    ///
+    /// # Errors
+    /// When libtorch refuses, as for a leaf that requires a gradient.
+    pub fn leaky_relu_(x: &Tensor, slope: f64) -> Result<()> = gv_leaky_relu, "leaky ReLU";
+
+    /// `scale`·x + `shift` in one pass over memory, on a GPU one launch; with autograd.
+    ///
+    /// # Errors
+    /// libtorch's, when out of memory.
+    pub fn affine(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> = gv_affine, "scaling";
+}
+
 /// x [B,I] -> x Wᵀ + b [B,O], then a leaky ReLU of `slope` (1: none), with autograd; w [O,I], b [O].
 ///
 /// # Errors
 /// When libtorch refuses, as for shapes that do not fit.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, matmul: MatmulBackend) -> Result<Tensor> {
-    let kernel = matmul.kernel(x, w.numel() as i64);
-    // SAFETY: the tensors live until the call returns; so in all calls below.
-    made("linear layer", |out| unsafe { gv_linear(out, handle(x), handle(w), maybe(b), slope, kernel) })
+    linear_by(x, w, b, slope, matmul.kernel(x, w))
 }
 
 /// One gradient of x Wᵀ, without autograd: of x [B,I] or of w [O,I], given the gradient g [B,O] of the result.
@@ -95,91 +158,7 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>, slope: f64, matmul: Ma
 /// # Errors
 /// As [`linear`].
 pub fn linear_gradient(g: &Tensor, x: &Tensor, w: &Tensor, of_input: bool, matmul: MatmulBackend) -> Result<Tensor> {
-    let kernel = matmul.kernel(x, w.numel() as i64);
-    // SAFETY: as in `linear`.
-    made("linear layer", |out| unsafe { gv_linear_gradient(out, handle(g), handle(x), handle(w), of_input, kernel) })
-}
-
-/// The 4×4 convolution of stride 2 and padding 1, w [O,I,4,4], or its transpose, w [I,O,4,4], then an activation as in
-/// [`linear`], with autograd. Equals libtorch's to rounding.
-///
-/// # Errors
-/// As [`linear`].
-pub fn strided(x: &Tensor, w: &Tensor, b: Option<&Tensor>, transposed: bool, slope: f64) -> Result<Tensor> {
-    // SAFETY: as in `linear`.
-    made("strided convolution", |out| unsafe { gv_strided(out, handle(x), handle(w), maybe(b), transposed, slope) })
-}
-
-/// Stride, padding, groups, and whether the convolution is transposed.
-pub type ConvGeometry = (i64, i64, i64, bool);
-
-/// One gradient of a convolution, by libtorch, without autograd: of its input x or its weights w, given the gradient g of its output.
-///
-/// # Errors
-/// As [`linear`].
-pub fn conv_gradient(g: &Tensor, x: &Tensor, w: &Tensor, walk: ConvGeometry, of_input: bool) -> Result<Tensor> {
-    let (stride, padding, groups, transposed) = walk;
-    // SAFETY: as in `linear`.
-    made("convolution", |out| unsafe {
-        gv_conv_gradient(out, handle(g), handle(x), handle(w), stride, padding, groups, transposed, of_input)
-    })
-}
-
-/// Batch normalisation with batch statistics, fused with a leaky ReLU of `slope` (1: none), with autograd.
-///
-/// x [B,C,H,W], weight and bias [C]; updates the running mean and variance [C] if given.
-///
-/// # Errors
-/// As [`linear`].
-pub fn norm_relu(
-    x: &Tensor,
-    [w, b]: [&Tensor; 2],
-    (mean, var): (Option<&Tensor>, Option<&Tensor>),
-    momentum: f64,
-    eps: f64,
-    slope: f64,
-) -> Result<Tensor> {
-    made("batch normalisation", |out| {
-        // SAFETY: as in `linear`.
-        unsafe { gv_norm_relu(out, handle(x), handle(w), handle(b), maybe(mean), maybe(var), momentum, eps, slope) }
-    })
-}
-
-/// x [B,C,H,W] in channels-last layout; the same tensor if it already is.
-///
-/// # Errors
-/// libtorch's, when out of memory or x does not have four dimensions.
-pub fn channels_last(x: &Tensor) -> Result<Tensor> {
-    // SAFETY: as in `linear`.
-    made("channels-last", |out| unsafe { gv_channels_last(out, handle(x)) })
-}
-
-/// x [B,C,H,W] in contiguous layout; the same tensor if it already is.
-///
-/// # Errors
-/// libtorch's, when out of memory.
-pub fn contiguous(x: &Tensor) -> Result<Tensor> {
-    // SAFETY: as in `linear`.
-    made("contiguous", |out| unsafe { gv_contiguous(out, handle(x)) })
-}
-
-/// Leaky ReLU in place, with autograd (tch binds only the default slope of 0.01).
-///
-/// # Errors
-/// When libtorch refuses, as for a leaf that requires a gradient.
-pub fn leaky_relu(x: Tensor, slope: f64) -> Result<Tensor> {
-    // SAFETY: `x` is a live tensor, owned here until it is handed back.
-    check("leaky ReLU", unsafe { gv_leaky_relu(handle(&x), slope) })?;
-    Ok(x)
-}
-
-/// `scale`·x + `shift` in one pass over memory, on a GPU one launch; with autograd.
-///
-/// # Errors
-/// libtorch's, when out of memory.
-pub fn affine(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
-    // SAFETY: `x` lives until the call returns.
-    made("scaling", |out| unsafe { gv_affine(out, handle(x), scale, shift) })
+    linear_gradient_by(g, x, w, of_input, matmul.kernel(x, w))
 }
 
 #[cfg(test)]
@@ -310,7 +289,7 @@ mod tests {
             let again = strided(&x, &w, None, transposed, 1.0).unwrap();
             let want = Tensor::run_backward(&[(again * &y).sum(Kind::Float)], &[&x, &w], false, false);
             for (of_input, want) in [(true, &want[0]), (false, &want[1])] {
-                let got = conv_gradient(&y, &x, &w, (2, 1, 1, transposed), of_input).unwrap();
+                let got = conv_gradient(&y, &x, &w, ConvSpec { transposed, ..ConvSpec::halving() }, of_input).unwrap();
                 assert!(got.allclose(want, 1e-4, 1e-4, false), "{from} to {to}, of the input {of_input}");
             }
         }
@@ -334,7 +313,7 @@ mod tests {
                 // The statistics first, once each: every call moves them.
                 tch::no_grad(|| {
                     let t = [x.shallow_clone(), w.shallow_clone(), b.shallow_clone()];
-                    let _ = norm_relu(&t[0], [&t[1], &t[2]], (Some(&m), Some(&v)), 0.1, 1e-5, slope).unwrap();
+                    let _ = norm_relu(&t[0], &t[1], &t[2], Some(&m), Some(&v), 0.1, 1e-5, slope).unwrap();
                     let _ = plain(&t, Some(&m2), Some(&v2));
                 });
                 assert!(
@@ -347,7 +326,7 @@ mod tests {
                         &[x.copy(), w.copy(), b.copy()],
                         |t| {
                             let x = channels_last(&t[0]).unwrap();
-                            norm_relu(&x, [&t[1], &t[2]], (None, None), 0.1, 1e-5, slope).unwrap()
+                            norm_relu(&x, &t[1], &t[2], None, None, 0.1, 1e-5, slope).unwrap()
                         },
                         |t| plain(t, None, None),
                     );
@@ -360,8 +339,9 @@ mod tests {
     fn elementwise_layers_and_layouts_have_libtorchs_derivatives() {
         tch::manual_seed(5);
         let x = [random(&[3, 4, 5, 6])];
+        let leaky = |x: Tensor| leaky_relu_(&x, 0.2).map(|()| x).unwrap();
         same("affine", &x, |t| affine(&t[0], 2.0, -1.0).unwrap(), |t| &t[0] * 2.0 - 1.0);
-        same("leaky ReLU", &x, |t| leaky_relu(&t[0] * 1.0, 0.2).unwrap(), |t| leak(&t[0] * 1.0, 0.2));
+        same("leaky ReLU", &x, |t| leaky(&t[0] * 1.0), |t| leak(&t[0] * 1.0, 0.2));
         let back = |t: &[Tensor]| contiguous(&(channels_last(&t[0]).unwrap() * 2.0)).unwrap();
         same("layouts", &x, back, |t| &t[0] * 2.0);
     }

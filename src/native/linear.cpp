@@ -217,19 +217,18 @@ struct Linear : Function<Linear> {
 extern "C" {
 
 // One gradient of x W^T, without autograd: of x or of W, given the gradient g of the result.
-char* gv_linear_gradient(at::Tensor** out, at::Tensor* g, at::Tensor* x, at::Tensor* w, bool of_input, int32_t backend) {
+Outcome<at::Tensor*> gv_linear_gradient(const at::Tensor& g, const at::Tensor& x, const at::Tensor& w, bool of_input,
+                                        int32_t backend) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    *out = new at::Tensor(of_input ? input_gradient(*g, *w, static_cast<Matmul>(backend))
-                                   : weight_gradient(*g, *x, static_cast<Matmul>(backend)));
+    const auto matmul = static_cast<Matmul>(backend);
+    return handle(of_input ? input_gradient(g, w, matmul) : weight_gradient(g, x, matmul));
   });
 }
 
 // x W^T + b, then a leaky ReLU, recorded by autograd; b may be null.
-char* gv_linear(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, double slope, int32_t backend) {
-  return guarded([&] {
-    *out = new at::Tensor(Linear::apply(*x, *w, b ? std::optional(*b) : std::nullopt, slope, int64_t{backend}));
-  });
+Outcome<at::Tensor*> gv_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor* b, double slope, int32_t backend) {
+  return guarded([&] { return handle(Linear::apply(x, w, optional(b), slope, int64_t{backend})); });
 }
 
 }  // extern "C"

@@ -6,6 +6,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <array>
+
 #include "guard.h"
 #include "layer.h"
 #include "rows.h"
@@ -209,27 +211,22 @@ struct Bernoulli : Function<Bernoulli> {
   }
 };
 
+using Two = std::array<at::Tensor*, 2>;
+
+Two two(const variable_list& tensors) { return {handle(tensors[0]), handle(tensors[1])}; }
+
 }  // namespace
 
 extern "C" {
 
 // z and the KL term of mu, logvar and eps, recorded by autograd.
-char* gv_gaussian_draw(at::Tensor** z, at::Tensor** kl, at::Tensor* mu, at::Tensor* logvar, at::Tensor* eps) {
-  return guarded([&] {
-    const variable_list out = Draw::apply(*mu, *logvar, *eps);
-    *z = new at::Tensor(out[0]);
-    *kl = new at::Tensor(out[1]);
-  });
+Outcome<Two> gv_gaussian_draw(const at::Tensor& mu, const at::Tensor& logvar, const at::Tensor& eps) {
+  return guarded([&] { return two(Draw::apply(mu, logvar, eps)); });
 }
 
 // recon + beta kl and recon, recorded by autograd.
-char* gv_bernoulli_bound(at::Tensor** loss, at::Tensor** recon, at::Tensor* logits, at::Tensor* x, at::Tensor* kl,
-                         double beta) {
-  return guarded([&] {
-    const variable_list out = Bernoulli::apply(*logits, *x, *kl, beta);
-    *loss = new at::Tensor(out[0]);
-    *recon = new at::Tensor(out[1]);
-  });
+Outcome<Two> gv_bernoulli_bound(const at::Tensor& logits, const at::Tensor& x, const at::Tensor& kl, double beta) {
+  return guarded([&] { return two(Bernoulli::apply(logits, x, kl, beta)); });
 }
 
 }  // extern "C"

@@ -3,23 +3,15 @@
 //! On the CPU each is one loop over memory (loss.cpp); on a GPU the same formulas in libtorch's operations, which can be captured.
 //! Both support second derivatives.
 
-use std::ffi::c_char;
-
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Reduction, Tensor};
 
-use super::{Factor, Handle, handle, made_two};
+use super::{Factor, shim};
 
-unsafe extern "C" {
-    fn gv_gaussian_draw(z: *mut Handle, kl: *mut Handle, mu: Handle, logvar: Handle, eps: Handle) -> *mut c_char;
-    fn gv_bernoulli_bound(
-        loss: *mut Handle,
-        recon: *mut Handle,
-        logits: Handle,
-        x: Handle,
-        kl: Handle,
-        beta: f64,
-    ) -> *mut c_char;
+shim! {
+    fn fused_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> = gv_gaussian_draw, "drawing latents";
+
+    fn fused_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> = gv_bernoulli_bound, "loss";
 }
 
 /// mu, logvar, eps [B,Z] -> z = mu + exp(logvar/2)·eps [B,Z], and KL(N(mu, exp(logvar)) ‖ N(0, I)), a scalar:
@@ -34,10 +26,7 @@ pub fn gaussian_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tens
         like("drawing latents", t, &mu.size(), mu)?;
     }
     match mu.device() {
-        // SAFETY: the tensors are float32 on the CPU, of one shape, and live until the call returns; so below.
-        Device::Cpu => made_two("drawing latents", |z, kl| unsafe {
-            gv_gaussian_draw(z, kl, handle(mu), handle(logvar), handle(eps))
-        }),
+        Device::Cpu => fused_draw(mu, logvar, eps),
         _ => plain_draw(mu, logvar, eps),
     }
 }
@@ -57,9 +46,7 @@ pub fn bernoulli_bound<'a>(
         like("loss", t, &shape, logits)?;
     }
     match beta.into() {
-        Factor::Host(beta) if logits.device() == Device::Cpu => made_two("loss", |loss, recon| unsafe {
-            gv_bernoulli_bound(loss, recon, handle(logits), handle(x), handle(kl), beta)
-        }),
+        Factor::Host(beta) if logits.device() == Device::Cpu => fused_bound(logits, x, kl, beta),
         beta => plain_bound(logits, x, kl, beta),
     }
 }

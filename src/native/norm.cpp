@@ -183,12 +183,9 @@ struct NormRelu : Function<NormRelu> {
 extern "C" {
 
 // Batch normalisation with batch statistics, then a leaky ReLU; the running statistics may be null.
-char* gv_norm_relu(at::Tensor** out, at::Tensor* x, at::Tensor* w, at::Tensor* b, at::Tensor* mean, at::Tensor* var,
-                   double momentum, double eps, double slope) {
-  return guarded([&] {
-    *out = new at::Tensor(NormRelu::apply(*x, *w, *b, mean ? std::optional(*mean) : std::nullopt,
-                                          var ? std::optional(*var) : std::nullopt, momentum, eps, slope));
-  });
+Outcome<at::Tensor*> gv_norm_relu(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, const at::Tensor* mean,
+                                  const at::Tensor* var, double momentum, double eps, double slope) {
+  return guarded([&] { return handle(NormRelu::apply(x, w, b, optional(mean), optional(var), momentum, eps, slope)); });
 }
 
 }  // extern "C"

@@ -23,6 +23,17 @@ using namespace ganvae;
 
 namespace {
 
+// Seconds of the updates after the backward pass, and the first parameter without a gradient, or -1. Laid out as in Rust.
+struct gv_minimised {
+  double seconds;
+  int64_t missing;
+};
+
+void check_lengths(const std::vector<at::Tensor>& p, const std::vector<at::Tensor>& m, const std::vector<at::Tensor>& v) {
+  TORCH_CHECK(m.size() == p.size() && v.size() == p.size(), p.size(), " parameters have ", m.size(), "+", v.size(),
+              " moments: there must be as many of each");
+}
+
 // The hyper-parameters of Adam, laid out as AdamSettings in Rust.
 struct AdamSettings {
   double lr, beta1, beta2, eps, weight_decay;
@@ -73,6 +84,8 @@ at::Tensor in_layout_of(const at::Tensor& g, const at::Tensor& p, const at::Tens
 template <class Rate>
 void adam(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std::vector<at::Tensor>& m,
           const std::vector<at::Tensor>& v, const at::Tensor& step, const Rate& lr, const AdamSettings& c) {
+  check_lengths(p, m, v);
+  TORCH_CHECK(g.size() == p.size(), p.size(), " parameters have ", g.size(), " gradients: there must be one for each");
   for (size_t i = 0; i < p.size(); ++i) g[i] = in_layout_of(g[i], p[i], m[i], v[i]);
   const auto plain = [](const at::Tensor& t) {
     return t.is_cpu() && t.scalar_type() == at::kFloat && t.is_non_overlapping_and_dense();
@@ -108,7 +121,7 @@ struct Pending {
   const Factors factors;
   // Whether a parameter gets its gradient from a single node.
   const std::vector<bool> once;
-  bool* updated;
+  std::vector<char>& updated;
 };
 thread_local const Pending* pending = nullptr;
 
@@ -154,71 +167,77 @@ std::optional<BlockUpdate> pending_update(const at::Tensor& w) {
 
 extern "C" {
 
-// One Adam or AdamW update of n parameters. `step` is a float32 scalar that counts updates; it is increased here.
+// One Adam or AdamW update of all parameters. `step` is a float32 scalar that counts updates; it is increased here.
 // `lr`, if given, is a float32 scalar on the device and replaces the host's learning rate, so the update can be captured and replayed.
-char* gv_fused_adam(size_t n, at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
-                    at::Tensor* const* exp_avg_sqs, at::Tensor* step, at::Tensor* lr, const AdamSettings* settings) {
+Outcome<void> gv_fused_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, at::Tensor& step,
+                            const at::Tensor* lr, AdamSettings settings) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    step->add_(1);
-    const auto p = list(params, n), g = list(grads, n), m = list(exp_avgs, n), v = list(exp_avg_sqs, n);
-    lr ? adam(p, g, m, v, *step, *lr, *settings) : adam(p, g, m, v, *step, settings->lr, *settings);
+    const auto p = list(params), g = list(grads), m = list(exp_avgs), v = list(exp_avg_sqs);
+    step.add_(1);
+    lr ? adam(p, g, m, v, step, *lr, settings) : adam(p, g, m, v, step, settings.lr, settings);
   });
 }
 
-// The backward pass of a scalar loss to n parameters, and one update of each as in gv_fused_adam. The weights of linear layers are
-// updated inside the backward pass, block by block (`pending_update`). `reached[i]`: whether parameter i has a gradient; `seconds`:
-// the time of the updates after the backward pass.
-char* gv_minimise(at::Tensor* loss, size_t n, at::Tensor* const* params, at::Tensor* const* exp_avgs,
-                  at::Tensor* const* exp_avg_sqs, at::Tensor* step, const AdamSettings* settings, bool* reached,
-                  double* seconds) {
+// The backward pass of a scalar loss to the parameters, and one update of each as in gv_fused_adam. The weights of linear layers are
+// updated inside the backward pass, block by block (`pending_update`).
+Outcome<gv_minimised> gv_minimise(const at::Tensor& loss, Tensors params, Tensors exp_avgs, Tensors exp_avg_sqs,
+                                  at::Tensor& step, AdamSettings settings) {
   return guarded([&] {
-    const auto p = list(params, n), m = list(exp_avgs, n), v = list(exp_avg_sqs, n);
+    const auto p = list(params), m = list(exp_avgs), v = list(exp_avg_sqs);
+    check_lengths(p, m, v);
     {
       c10::NoGradGuard no_grad;
-      step->add_(1);
+      step.add_(1);
     }
-    const Pending now{p, m, v, Factors(*settings, *step->const_data_ptr<float>()), reached_once(*loss, p), reached};
+    // Whether a parameter was updated in the backward pass.
+    std::vector<char> updated(p.size());
+    const Pending now{p, m, v, Factors(settings, *step.const_data_ptr<float>()), reached_once(loss, p), updated};
     variable_list grads;
     {
       struct Clear {
         ~Clear() { pending = nullptr; }
       } clear;
       pending = &now;
-      grads = ::torch::autograd::grad({*loss}, p, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+      grads = ::torch::autograd::grad({loss}, p, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
     }
     const auto began = std::chrono::steady_clock::now();
+    int64_t missing = -1;
     std::vector<at::Tensor> rest_p, rest_g, rest_m, rest_v;
-    for (size_t i = 0; i < n; ++i) {
-      if (!grads[i].defined()) continue;
-      reached[i] = true;
-      rest_p.push_back(p[i]), rest_g.push_back(grads[i]), rest_m.push_back(m[i]), rest_v.push_back(v[i]);
+    for (size_t i = 0; i < p.size(); ++i) {
+      if (grads[i].defined()) {
+        rest_p.push_back(p[i]), rest_g.push_back(grads[i]), rest_m.push_back(m[i]), rest_v.push_back(v[i]);
+      } else if (!updated[i] && missing < 0) {
+        missing = i;
+      }
     }
     c10::NoGradGuard no_grad;
-    if (!rest_p.empty()) adam(rest_p, rest_g, rest_m, rest_v, *step, settings->lr, *settings);
-    *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    if (!rest_p.empty()) adam(rest_p, rest_g, rest_m, rest_v, step, settings.lr, settings);
+    return gv_minimised{std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count(), missing};
   });
 }
 
-// The global L2 norm of n gradients, a float32 scalar, and the gradients scaled down to a norm of at most `max_norm` (Pascanu et al.
-// 2013, arXiv 1211.5063, section 3.2), without a synchronization. Not in place: two parameters may share one gradient tensor.
-char* gv_clip_grad_norm(at::Tensor** out, at::Tensor** scaled, size_t n, at::Tensor* const* grads, double max_norm) {
+// The global L2 norm of some gradients, a float32 scalar, and in `scaled` the gradients scaled down to a norm of at most `max_norm`
+// (Pascanu et al. 2013, arXiv 1211.5063, section 3.2), without a synchronization. Not in place: two parameters may share one gradient
+// tensor.
+Outcome<at::Tensor*> gv_clip_grad_norm(Tensors grads, double max_norm, at::Tensor** scaled) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    const std::vector<at::Tensor> g = list(grads, n);
+    const std::vector<at::Tensor> g = list(grads);
+    TORCH_CHECK(!g.empty(), "there are no gradients to take a norm of");
     const at::Tensor norm = at::stack(at::_foreach_norm(g)).norm();
     const std::vector<at::Tensor> clipped = at::_foreach_mul(g, at::reciprocal(norm + 1e-6).mul_(max_norm).clamp_max_(1));
-    for (size_t i = 0; i < n; ++i) scaled[i] = new at::Tensor(clipped[i]);
-    *out = new at::Tensor(norm);
+    for (size_t i = 0; i < g.size(); ++i) scaled[i] = handle(clipped[i]);
+    return handle(norm);
   });
 }
 
-// averages[i] += weight * (current[i] - averages[i]) for n pairs; `on_device`, if given, is a float32 scalar that replaces `weight`.
-char* gv_foreach_lerp(size_t n, at::Tensor* const* averages, at::Tensor* const* current, double weight,
-                      at::Tensor* on_device) {
+// averages[i] += weight * (current[i] - averages[i]) for each pair; `on_device`, if given, is a float32 scalar that replaces `weight`.
+Outcome<void> gv_foreach_lerp(Tensors averages, Tensors current, double weight, const at::Tensor* on_device) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    const std::vector<at::Tensor> a = list(averages, n), c = list(current, n);
+    const std::vector<at::Tensor> a = list(averages), c = list(current);
+    TORCH_CHECK(a.size() == c.size(), a.size(), " averages of ", c.size(), " tensors: there must be as many of each");
     if (!on_device) return at::_foreach_lerp_(a, c, weight);
     const std::vector<at::Tensor> steps = at::_foreach_sub(c, a);
     at::_foreach_mul_(steps, *on_device);

@@ -1,49 +1,9 @@
 //! Updates of many tensors in one call: Adam, gradient clipping, moving averages.
 
-use std::ffi::c_char;
-
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use tch::Tensor;
 
-use super::{Factor, Handle, check, handle, handles, made};
-
-unsafe extern "C" {
-    fn gv_fused_adam(
-        n: usize,
-        params: *const Handle,
-        grads: *const Handle,
-        exp_avgs: *const Handle,
-        exp_avg_sqs: *const Handle,
-        step: Handle,
-        lr: Handle,
-        settings: *const AdamSettings,
-    ) -> *mut c_char;
-    fn gv_minimise(
-        loss: Handle,
-        n: usize,
-        params: *const Handle,
-        exp_avgs: *const Handle,
-        exp_avg_sqs: *const Handle,
-        step: Handle,
-        settings: *const AdamSettings,
-        reached: *mut bool,
-        seconds: *mut f64,
-    ) -> *mut c_char;
-    fn gv_clip_grad_norm(
-        out: *mut Handle,
-        scaled: *mut Handle,
-        n: usize,
-        grads: *const Handle,
-        most: f64,
-    ) -> *mut c_char;
-    fn gv_foreach_lerp(
-        n: usize,
-        averages: *const Handle,
-        current: *const Handle,
-        weight: f64,
-        on_device: Handle,
-    ) -> *mut c_char;
-}
+use super::{Factor, Handle, handles, same_in_shim, shim};
 
 /// Adam's hyper-parameters (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); PyTorch's defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,62 +28,50 @@ impl Default for AdamSettings {
     }
 }
 
+/// What [`minimise`] tells, laid out as in C++.
+#[repr(C)]
+struct Minimised {
+    seconds: f64,
+    /// Or -1.
+    missing: i64,
+}
+
+same_in_shim!(AdamSettings, Minimised, *mut Handle);
+
+shim! {
+    fn adam(
+        params: &[Handle], grads: &[Handle], exp_avgs: &[Handle], exp_avg_sqs: &[Handle], step: &Tensor, lr: Option<&Tensor>,
+        settings: AdamSettings,
+    ) -> Result<()> = gv_fused_adam, "fused Adam";
+
+    fn backward_and_adam(
+        loss: &Tensor, params: &[Handle], exp_avgs: &[Handle], exp_avg_sqs: &[Handle], step: &Tensor, settings: AdamSettings,
+    ) -> Result<Minimised> = gv_minimise, "training step";
+
+    fn clip(grads: &[Handle], most: f64, scaled: *mut Handle) -> Result<Tensor> = gv_clip_grad_norm, "gradient norm";
+
+    fn lerp(averages: &[Handle], current: &[Handle], weight: f64, on_device: Option<&Tensor>) -> Result<()> =
+        gv_foreach_lerp, "moving average";
+}
+
 /// Updates `params` in place by one fused Adam or AdamW step, one pass over memory for each tensor.
 ///
-/// `exp_avgs` and `exp_avg_sqs` are the two moments, of the shapes and layouts of `params`; `step` is a float32 scalar, the number of
-/// updates so far, increased by one here.
+/// `moments` are the first and the second, of the shapes and layouts of `params`; `step` is a float32 scalar, the number of updates so
+/// far, increased by one here. A learning rate `lr` on the device, a float32 scalar, replaces `c.lr`: then all numbers that change
+/// between steps are in device memory, and the update can be captured and replayed.
 ///
 /// # Errors
 /// When the lists differ in length, or libtorch refuses a tensor.
 pub fn fused_adam(
     params: &[Tensor],
     grads: &[Tensor],
-    exp_avgs: &[Tensor],
-    exp_avg_sqs: &[Tensor],
+    moments: [&[Tensor]; 2],
     step: &Tensor,
+    lr: Option<&Tensor>,
     c: AdamSettings,
 ) -> Result<()> {
-    adam(params, grads, [exp_avgs, exp_avg_sqs], step, std::ptr::null_mut(), c)
-}
-
-fn adam(
-    params: &[Tensor],
-    grads: &[Tensor],
-    [exp_avgs, exp_avg_sqs]: [&[Tensor]; 2],
-    step: &Tensor,
-    lr: Handle,
-    c: AdamSettings,
-) -> Result<()> {
-    ensure!(
-        [grads.len(), exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 3],
-        "Adam got {} parameters, {} gradients and {}+{} moments: there must be as many of each",
-        params.len(),
-        grads.len(),
-        exp_avgs.len(),
-        exp_avg_sqs.len()
-    );
-    let (p, g, m, v) = (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs));
-    // SAFETY: the four lists hold `params.len()` live tensors each (checked above), borrowed until the call returns; `lr` is null or
-    // a live tensor.
-    check("fused Adam", unsafe {
-        gv_fused_adam(p.len(), p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), handle(step), lr, &c)
-    })
-}
-
-/// [`fused_adam`] with the learning rate on the device (`lr`, a float32 scalar, replaces `c.lr`): all numbers that change between steps
-/// are in device memory, so the update can be captured and replayed.
-///
-/// # Errors
-/// As [`fused_adam`].
-pub fn fused_adam_on_device(
-    params: &[Tensor],
-    grads: &[Tensor],
-    [exp_avgs, exp_avg_sqs]: [&[Tensor]; 2],
-    step: &Tensor,
-    lr: &Tensor,
-    c: AdamSettings,
-) -> Result<()> {
-    adam(params, grads, [exp_avgs, exp_avg_sqs], step, handle(lr), c)
+    let [m, v] = moments.map(handles);
+    adam(&handles(params), &handles(grads), &m, &v, step, lr, c)
 }
 
 /// The backward pass of the scalar `loss` to `params`, and one update of each as in [`fused_adam`]. Weights of linear layers may be
@@ -137,36 +85,13 @@ pub fn fused_adam_on_device(
 pub fn minimise(
     loss: &Tensor,
     params: &[Tensor],
-    exp_avgs: &[Tensor],
-    exp_avg_sqs: &[Tensor],
+    moments: [&[Tensor]; 2],
     step: &Tensor,
     c: AdamSettings,
 ) -> Result<(f64, Option<usize>)> {
-    ensure!(
-        [exp_avgs.len(), exp_avg_sqs.len()] == [params.len(); 2],
-        "Adam got {} parameters and {}+{} moments: there must be as many of each",
-        params.len(),
-        exp_avgs.len(),
-        exp_avg_sqs.len()
-    );
-    let (p, m, v) = (handles(params), handles(exp_avgs), handles(exp_avg_sqs));
-    let (mut reached, mut seconds) = (vec![false; p.len()], 0.0);
-    // SAFETY: the lists hold `params.len()` live tensors each (checked above), `reached` as many flags; all are borrowed until
-    // the call returns, which takes its hooks off again.
-    check("training step", unsafe {
-        gv_minimise(
-            handle(loss),
-            p.len(),
-            p.as_ptr(),
-            m.as_ptr(),
-            v.as_ptr(),
-            handle(step),
-            &c,
-            reached.as_mut_ptr(),
-            &mut seconds,
-        )
-    })?;
-    Ok((seconds, reached.iter().position(|r| !r)))
+    let [m, v] = moments.map(handles);
+    let Minimised { seconds, missing } = backward_and_adam(loss, &handles(params), &m, &v, step, c)?;
+    Ok((seconds, usize::try_from(missing).ok()))
 }
 
 /// `grads` scaled down to a global L2 norm of at most `most`, and the norm before, a float32 scalar on the device (Pascanu et al. 2013,
@@ -175,13 +100,8 @@ pub fn minimise(
 /// # Errors
 /// When there is no gradient, or libtorch refuses one.
 pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tensor)> {
-    ensure!(!grads.is_empty(), "there are no gradients to take a norm of");
-    let g = handles(grads);
-    let mut scaled: Vec<Handle> = vec![std::ptr::null_mut(); g.len()];
-    let norm = made("gradient norm", |out| {
-        // SAFETY: both lists have `grads.len()` places; the tensors are borrowed until the call returns.
-        unsafe { gv_clip_grad_norm(out, scaled.as_mut_ptr(), g.len(), g.as_ptr(), most) }
-    })?;
+    let mut scaled: Vec<Handle> = vec![std::ptr::null_mut(); grads.len()];
+    let norm = clip(&handles(grads), most, scaled.as_mut_ptr())?;
     // SAFETY: without an error every place holds a new handle, which nothing else owns.
     Ok((scaled.into_iter().map(|t| unsafe { Tensor::from_ptr(t) }).collect(), norm))
 }
@@ -191,23 +111,11 @@ pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tenso
 /// # Errors
 /// When the lists differ in length, or libtorch refuses a tensor.
 pub fn foreach_lerp<'a>(averages: &[Tensor], current: &[Tensor], weight: impl Into<Factor<'a>>) -> Result<()> {
-    let (a, c) = pairs(averages, current)?;
     let (weight, on_device) = match weight.into() {
-        Factor::Host(weight) => (weight, std::ptr::null_mut()),
-        Factor::Device(weight) => (0.0, handle(weight)),
+        Factor::Host(weight) => (weight, None),
+        Factor::Device(weight) => (0.0, Some(weight)),
     };
-    // SAFETY: both lists hold `a.len()` live tensors (checked), borrowed until the call returns.
-    check("moving average", unsafe { gv_foreach_lerp(a.len(), a.as_ptr(), c.as_ptr(), weight, on_device) })
-}
-
-fn pairs(averages: &[Tensor], current: &[Tensor]) -> Result<(Vec<Handle>, Vec<Handle>)> {
-    ensure!(
-        averages.len() == current.len(),
-        "the moving average holds {} tensors, the network {}: there must be as many of each",
-        averages.len(),
-        current.len()
-    );
-    Ok((handles(averages), handles(current)))
+    lerp(&handles(averages), &handles(current), weight, on_device)
 }
 
 #[cfg(test)]
@@ -255,16 +163,10 @@ mod tests {
             let grads: Vec<_> = params.iter().map(Tensor::randn_like).collect();
             let want: Vec<_> = (0..3).map(|i| adam_by_the_paper(&params[i], &grads[i], &m[i], &v[i], t, c)).collect();
             if on_device {
-                fused_adam_on_device(
-                    &params,
-                    &grads,
-                    [&m, &v],
-                    &step,
-                    &Tensor::from(c.lr).to_kind(Kind::Float),
-                    other,
-                )?;
+                let lr = Tensor::from(c.lr).to_kind(Kind::Float);
+                fused_adam(&params, &grads, [&m, &v], &step, Some(&lr), other)?;
             } else {
-                fused_adam(&params, &grads, &m, &v, &step, c)?;
+                fused_adam(&params, &grads, [&m, &v], &step, None, c)?;
             }
             for i in 0..3 {
                 for (got, want) in [&params[i], &m[i], &v[i]].iter().zip(&want[i]) {
@@ -290,9 +192,9 @@ mod tests {
             let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
             let [want, ..] = adam_by_the_paper(&p[0], &grad, &m[0], &v[0], 1, c);
             let twin = [p[0].copy()];
-            fused_adam(&p, &[last.shallow_clone()], &m, &v, &Tensor::zeros([], CPU), c)?;
+            fused_adam(&p, &[last.shallow_clone()], [&m, &v], &Tensor::zeros([], CPU), None, c)?;
             let (m, v) = ([p[0].zeros_like()], [p[0].zeros_like()]);
-            fused_adam_on_device(&twin, &[last], [&m, &v], &Tensor::zeros([], CPU), &Tensor::from(0.01f32), c)?;
+            fused_adam(&twin, &[last], [&m, &v], &Tensor::zeros([], CPU), Some(&Tensor::from(0.01f32)), c)?;
             for p in [p, twin] {
                 assert!((p[0].to_kind(Kind::Double) - &want).abs().max().double_value(&[]) < 1e-6);
             }
@@ -320,10 +222,10 @@ mod tests {
             let (m2, v2, step2) = (zeros(&twins), zeros(&twins), Tensor::zeros([], CPU));
             for _ in 0..3 {
                 let x = Tensor::randn([33, 2500], CPU);
-                let (_, missing) = minimise(&loss(&params, &x), &params, &m, &v, &step, c)?;
+                let (_, missing) = minimise(&loss(&params, &x), &params, [&m, &v], &step, c)?;
                 assert_eq!(missing, Some(4), "{matmul:?}");
                 let grads = Tensor::run_backward(&[loss(&twins, &x)], &twins[..4], false, false);
-                tch::no_grad(|| fused_adam(&twins[..4], &grads, &m2[..4], &v2[..4], &step2, c))?;
+                tch::no_grad(|| fused_adam(&twins[..4], &grads, [&m2[..4], &v2[..4]], &step2, None, c))?;
             }
             for i in 0..5 {
                 for (what, got, want) in
@@ -345,8 +247,9 @@ mod tests {
     fn moments_in_another_layout_are_refused() {
         let p = [Tensor::zeros([2, 3, 4, 4], CPU)];
         let last = [channels_last(&p[0]).unwrap()];
-        let e =
-            fused_adam(&p, &p, &last, &p, &Tensor::zeros([], CPU), AdamSettings::default()).unwrap_err().to_string();
+        let e = fused_adam(&p, &p, [&last, &p], &Tensor::zeros([], CPU), None, AdamSettings::default())
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("the moments of a parameter [2, 3, 4, 4]"), "{e}");
     }
 

@@ -7,38 +7,38 @@
 
 #include "guard.h"
 
-using ganvae::guarded;
+using namespace ganvae;
 
 extern "C" {
 
 // Fills a CPU tensor from a separate generator: standard normal, or uniform in [0,1). The numbers equal those of torch.randn and
 // torch.rand after torch.manual_seed(seed).
-char* gv_fill_random(at::Tensor* out, uint64_t seed, bool normal) {
+Outcome<void> gv_fill_random(at::Tensor& out, uint64_t seed, bool normal) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
     const auto generator = at::detail::createCPUGenerator(seed);
     // For another layout or type, libtorch draws other numbers.
-    const bool direct = out->is_contiguous() && out->scalar_type() == at::kFloat;
-    at::Tensor numbers = direct ? *out : at::empty(out->sizes(), at::kFloat);
+    const bool direct = out.is_contiguous() && out.scalar_type() == at::kFloat;
+    at::Tensor numbers = direct ? out : at::empty(out.sizes(), at::kFloat);
     normal ? numbers.normal_(0, 1, generator) : numbers.uniform_(0, 1, generator);
-    if (!direct) out->copy_(numbers);
+    if (!direct) out.copy_(numbers);
   });
 }
 
 // State of libtorch's global CPU generator, as torch.get_rng_state().
-char* gv_rng_state(at::Tensor** out) {
-  return guarded([&] {
+Outcome<at::Tensor*> gv_rng_state() {
+  return guarded([] {
     auto generator = at::detail::getDefaultCPUGenerator();
     const std::lock_guard<std::mutex> lock(generator.mutex());
-    *out = new at::Tensor(generator.get_state());
+    return handle(generator.get_state());
   });
 }
 
-char* gv_set_rng_state(at::Tensor* state) {
+Outcome<void> gv_set_rng_state(const at::Tensor& state) {
   return guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
     const std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(*state);
+    generator.set_state(state);
   });
 }
 

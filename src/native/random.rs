@@ -1,16 +1,16 @@
 //! Random tensors from a seed, and seeding of libtorch's global generators.
 
-use std::ffi::c_char;
-
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::{Handle, check, cuda, handle, made};
+use super::{cuda, shim};
 
-unsafe extern "C" {
-    fn gv_fill_random(out: Handle, seed: u64, normal: bool) -> *mut c_char;
-    fn gv_rng_state(out: *mut Handle) -> *mut c_char;
-    fn gv_set_rng_state(state: Handle) -> *mut c_char;
+shim! {
+    fn fill_on_cpu(out: &Tensor, seed: u64, normal: bool) -> Result<()> = gv_fill_random, "random numbers";
+
+    fn state() -> Result<Tensor> = gv_rng_state, "generator state";
+
+    fn set_state(state: &Tensor) -> Result<()> = gv_set_rng_state, "generator state";
 }
 
 /// Standard normal float32 numbers on the CPU: those of `torch.randn` after `torch.manual_seed(seed)`. Does not use the global
@@ -54,8 +54,7 @@ pub fn fill_uniform(out: &Tensor, seed: i64) -> Result<()> {
 
 fn fill(out: &Tensor, seed: i64, normal: bool) -> Result<()> {
     if out.device() == Device::Cpu {
-        // SAFETY: `out` lives until the call returns.
-        return check("random numbers", unsafe { gv_fill_random(handle(out), seed as u64, normal) });
+        return fill_on_cpu(out, seed as u64, normal);
     }
     seed_default(out.device(), seed)?;
     let mut out = out.f_detach()?;
@@ -83,12 +82,10 @@ pub fn seed_default(device: Device, seed: i64) -> Result<()> {
 /// # Errors
 /// Those of `work`, and libtorch's.
 pub fn seeded<T>(seed: i64, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: the call has no argument but the place of its result.
-    let before = made("generator state", |out| unsafe { gv_rng_state(out) })?;
+    let before = state()?;
     tch::manual_seed(seed);
     let result = work();
-    // SAFETY: `before` is a live tensor.
-    check("generator state", unsafe { gv_set_rng_state(handle(&before)) })?;
+    set_state(&before)?;
     result
 }
 

@@ -1,30 +1,15 @@
 //! TorchScript modules on disk: written with real sub-modules, parameters and buffers, which tracing would freeze into constants.
 
-use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use tch::Tensor;
 
-use super::{Handle, check, gv_free, handle};
+use super::{Handle, List, ToShim, shim};
+use crate::base::{atomic_file, torch_file};
 
-unsafe extern "C" {
-    fn gv_script_save(
-        file: *const c_char,
-        name: *const c_char,
-        description: *const c_char,
-        methods: *const c_char,
-        parts: usize,
-        part_names: *const *const c_char,
-        part_kinds: *const *const c_char,
-        part_methods: *const *const c_char,
-        tensors: usize,
-        keys: *const *const c_char,
-        values: *const Handle,
-        parameters: *const bool,
-    ) -> *mut c_char;
-    fn gv_script_description(file: *const c_char, out: *mut *mut c_char) -> *mut c_char;
-}
+/// Name of the description among a module's extra files.
+const DESCRIPTION: &str = "ganvae.json";
 
 /// A sub-module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,22 +22,26 @@ pub struct Submodule {
     pub methods: String,
 }
 
-/// Strings as C wants them: the bytes, and pointers to them.
-struct Strings(Vec<CString>);
-
-impl Strings {
-    fn new<'a>(all: impl IntoIterator<Item = &'a str>) -> Result<Self> {
-        Ok(Strings(all.into_iter().map(CString::new).collect::<Result<_, _>>().context("a name with a NUL in it")?))
-    }
-
-    fn pointers(&self) -> Vec<*const c_char> {
-        self.0.iter().map(|s| s.as_ptr()).collect()
-    }
+/// A sub-module, laid out as in C++.
+#[repr(C)]
+struct Part {
+    name: List<u8>,
+    kind: List<u8>,
+    methods: List<u8>,
 }
 
-fn c_path(path: &Path) -> Result<CString> {
-    let text = path.to_str().with_context(|| format!("{}: libtorch takes file names in UTF-8 only", path.display()))?;
-    CString::new(text).with_context(|| format!("{text:?}: a file name with a NUL in it"))
+/// A tensor and its key, laid out as in C++.
+#[repr(C)]
+struct Entry {
+    key: List<u8>,
+    value: Handle,
+    parameter: bool,
+}
+
+shim! {
+    fn save(
+        file: &str, name: &str, described: &str, description: &str, methods: &str, parts: &[Part], entries: &[Entry],
+    ) -> Result<()> = gv_script_save, "TorchScript";
 }
 
 /// Writes a TorchScript module of class `name` in evaluation mode: `parts` as sub-modules, `tensors` (key PART.NAME, value, whether
@@ -68,50 +57,24 @@ pub fn save_script(
     parts: &[Submodule],
     tensors: &[(String, Tensor, bool)],
 ) -> Result<()> {
-    let (file, whole) = (c_path(path)?, Strings::new([name, description, methods])?);
-    let names = Strings::new(parts.iter().map(|p| p.name.as_str()))?;
-    let kinds = Strings::new(parts.iter().map(|p| p.kind))?;
-    let sources = Strings::new(parts.iter().map(|p| p.methods.as_str()))?;
-    let keys = Strings::new(tensors.iter().map(|(key, ..)| key.as_str()))?;
-    let values: Vec<Handle> = tensors.iter().map(|(_, t, _)| handle(t)).collect();
-    let parameters: Vec<bool> = tensors.iter().map(|(.., parameter)| *parameter).collect();
-    let [whole, names, kinds, sources, keys] = [&whole, &names, &kinds, &sources, &keys].map(Strings::pointers);
-    // SAFETY: every list has as many entries as its count says; strings and tensors outlive the call.
-    check("TorchScript", unsafe {
-        gv_script_save(
-            file.as_ptr(),
-            whole[0],
-            whole[1],
-            whole[2],
-            parts.len(),
-            names.as_ptr(),
-            kinds.as_ptr(),
-            sources.as_ptr(),
-            tensors.len(),
-            keys.as_ptr(),
-            values.as_ptr(),
-            parameters.as_ptr(),
-        )
-    })
+    let file = path.to_str().with_context(|| format!("{}: libtorch takes file names in UTF-8 only", path.display()))?;
+    let part = |p: &Submodule| Part { name: p.name.to_shim(), kind: p.kind.to_shim(), methods: p.methods.to_shim() };
+    let entry = |(key, t, parameter): &(String, Tensor, bool)| Entry {
+        key: key.to_shim(),
+        value: t.to_shim(),
+        parameter: *parameter,
+    };
+    let (parts, entries): (Vec<_>, Vec<_>) = (parts.iter().map(part).collect(), tensors.iter().map(entry).collect());
+    save(file, name, DESCRIPTION, description, methods, &parts, &entries)?;
+    Ok(atomic_file::sync(path)?)
 }
 
 /// The description that [`save_script`] wrote into a module's file, also after Python has saved the module again; none in other modules.
 ///
 /// # Errors
-/// libtorch's, when the file cannot be read or is no TorchScript module.
+/// When the file cannot be read or is no TorchScript module.
 pub fn script_description(path: &Path) -> Result<Option<String>> {
-    let (file, mut out) = (c_path(path)?, std::ptr::null_mut());
-    // SAFETY: the name outlives the call; `out` is a place for one pointer.
-    check("TorchScript", unsafe { gv_script_description(file.as_ptr(), &mut out) })?;
-    if out.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: a pointer that is not null is a NUL-terminated string of malloc's, freed once, here.
-    Ok(Some(unsafe {
-        let text = CStr::from_ptr(out).to_string_lossy().into_owned();
-        gv_free(out);
-        text
-    }))
+    torch_file::extra_file(path, DESCRIPTION).context("TorchScript")
 }
 
 #[cfg(test)]

@@ -99,13 +99,9 @@ impl Compute {
     pub(super) fn conv(self, x: &Tensor, l: &ConvLayer, slope: f64) -> Result<Tensor> {
         let (x, bias) = (self.arrange(x)?, l.bias.as_ref());
         if self.own(&x) && has_own_kernel(l) {
-            return native::strided(&x, &l.weight, bias, l.transposed, slope);
+            return native::strided(&x, &l.weight, bias, l.spec.transposed, slope);
         }
-        let (stride, padding) = ([l.stride; 2], [l.padding; 2]);
-        Ok(match l.transposed {
-            false => x.f_conv2d(&l.weight, bias, stride, padding, [1, 1], l.groups)?,
-            true => x.f_conv_transpose2d(&l.weight, bias, stride, padding, [0, 0], l.groups, [1, 1])?,
-        })
+        l.spec.apply(&x, &l.weight, bias)
     }
 
     /// Batch normalisation of x [B,C,...], with batch statistics if `training`, then an activation as in [`Compute::conv`]. Updates the
@@ -124,13 +120,13 @@ impl Compute {
         if let (true, true, 4, Some(w), Some(b)) = (training, self.own(x), x.dim(), &l.ws, &l.bs)
             && has_own_norm(self, l)
         {
-            return native::norm_relu(&self.arrange(x)?, [w, b], (mean, var), BN_MOMENTUM, NORM_EPS, slope);
+            return native::norm_relu(&self.arrange(x)?, w, b, mean, var, BN_MOMENTUM, NORM_EPS, slope);
         }
         let y = x.f_batch_norm(l.ws.as_ref(), l.bs.as_ref(), mean, var, training, BN_MOMENTUM, NORM_EPS, true)?;
         Ok(match slope {
             1.0 => y,
             0.0 => y.f_relu()?,
-            _ => native::leaky_relu(y, slope)?,
+            _ => native::leaky_relu_(&y, slope).map(|()| y)?,
         })
     }
 
@@ -189,5 +185,5 @@ fn has_own_norm(compute: Compute, l: &nn::BatchNorm) -> bool {
 
 /// Whether there is an own kernel for a convolution.
 fn has_own_kernel(l: &ConvLayer) -> bool {
-    (l.kernel(), l.stride, l.padding, l.groups) == (4, 2, 1, 1)
+    (l.spec.kernel, l.spec.stride, l.spec.padding, l.spec.groups) == (4, 2, 1, 1)
 }

@@ -1,6 +1,6 @@
 //! Shape inference, and the matmuls and convolutions of a step with their flops.
 
-use super::graph::{Graph, Op};
+use super::graph::{ConvSpec, Graph, Op};
 
 /// A matmul or convolution, for one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,16 +24,8 @@ pub enum MatmulOp {
         height: i64,
         /// W of the input.
         width: i64,
-        /// Kernel size.
-        kernel: i64,
-        /// Stride.
-        stride: i64,
-        /// Padding.
-        padding: i64,
-        /// Groups.
-        groups: i64,
-        /// Whether it is a transposed convolution.
-        transposed: bool,
+        /// The rest.
+        spec: ConvSpec,
     },
     /// `batch` matmuls [m,k] · [k,n] of two activations.
     MatMul {
@@ -75,13 +67,13 @@ impl Work {
     pub fn flops(&self) -> f64 {
         let each = match self.op {
             MatmulOp::Linear { rows, from, to } => rows * from * to,
-            MatmulOp::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
+            MatmulOp::Conv { from, to, height, width, spec } => {
                 // Each weight is used once per pixel of the output (transposed: of the input).
-                let pixels = match transposed {
+                let pixels = match spec.transposed {
                     true => height * width,
-                    false => conv_side(height, kernel, stride, padding) * conv_side(width, kernel, stride, padding),
+                    false => side_after(height, spec) * side_after(width, spec),
                 };
-                from * to / groups * kernel * kernel * pixels
+                from * to / spec.groups * spec.kernel * spec.kernel * pixels
             }
             MatmulOp::MatMul { batch, m, k, n } => batch * m * k * n,
         };
@@ -89,8 +81,9 @@ impl Work {
     }
 }
 
-fn conv_side(side: i64, kernel: i64, stride: i64, padding: i64) -> i64 {
-    (side + 2 * padding - kernel) / stride + 1
+/// H or W after a convolution.
+fn side_after(side: i64, ConvSpec { kernel, stride, padding, transposed, .. }: ConvSpec) -> i64 {
+    if transposed { (side - 1) * stride - 2 * padding + kernel } else { (side + 2 * padding - kernel) / stride + 1 }
 }
 
 /// Output dimensions of `op` for these input dimensions, without the batch; none if they do not fit.
@@ -100,12 +93,7 @@ pub(super) fn result_dims(op: &Op, inputs: &[&[i64]]) -> Option<Vec<i64>> {
         (Op::Linear(l), [[rest @ .., from]]) if *from == l.ws.size()[1] => [rest, &[l.ws.size()[0]]].concat(),
         (Op::Conv(l), [x]) => {
             let [_, h, w] = image(x)?;
-            let (kernel, stride, padding) = (l.kernel(), l.stride, l.padding);
-            let side = |side: i64| match l.transposed {
-                true => (side - 1) * stride - 2 * padding + kernel,
-                false => conv_side(side, kernel, stride, padding),
-            };
-            vec![l.out_channels(), side(h), side(w)]
+            vec![l.out_channels(), side_after(h, l.spec), side_after(w, l.spec)]
         }
         (Op::BatchNorm(l), [x]) if image(x)?[0] == l.running_mean.size()[0] => x.to_vec(),
         (Op::GroupNorm(l), [x]) if image(x)?[0] == l.num_channels => x.to_vec(),
@@ -167,11 +155,7 @@ impl Graph {
                     to: l.out_channels(),
                     height: dims[1],
                     width: dims[2],
-                    kernel: l.kernel(),
-                    stride: l.stride,
-                    padding: l.padding,
-                    groups: l.groups,
-                    transposed: l.transposed,
+                    spec: l.spec,
                 }),
                 Op::MatMul { transpose_a, .. } => {
                     let [batch @ .., m, n] = node.dims.as_slice() else { continue };

@@ -50,8 +50,11 @@ impl Function {
         Ok(match (self, in_place) {
             (Function::Relu, true) => x.f_relu_()?,
             (Function::Relu, false) => x.f_relu()?,
-            (Function::LeakyRelu(slope), true) => native::leaky_relu(x, slope)?,
-            (Function::LeakyRelu(slope), false) => native::leaky_relu(x.f_mul_scalar(1.0)?, slope)?,
+            (Function::LeakyRelu(slope), in_place) => {
+                x = if in_place { x } else { x.f_mul_scalar(1.0)? };
+                native::leaky_relu_(&x, slope)?;
+                x
+            }
             (Function::Tanh, true) => x.f_tanh_()?,
             (Function::Tanh, false) => x.f_tanh()?,
             (Function::Sigmoid, true) => x.f_sigmoid_()?,

@@ -11,6 +11,7 @@ use tch::nn::{self, Path, VarStore};
 
 use super::compute::Compute;
 use super::cost;
+pub use crate::native::ConvSpec;
 
 /// Momentum of the running statistics of batch normalisation: PyTorch's default.
 pub const BN_MOMENTUM: f64 = 0.1;
@@ -43,26 +44,15 @@ pub struct ConvLayer {
     pub weight: Tensor,
     /// [O].
     pub bias: Option<Tensor>,
-    /// As in PyTorch.
-    pub stride: i64,
-    /// As in PyTorch.
-    pub padding: i64,
-    /// As in PyTorch.
-    pub groups: i64,
-    /// Whether it is a transposed convolution.
-    pub transposed: bool,
+    /// The rest.
+    pub spec: ConvSpec,
 }
 
 impl ConvLayer {
-    /// k.
-    pub fn kernel(&self) -> i64 {
-        self.weight.size()[2]
-    }
-
     /// Channels of the output.
     pub fn out_channels(&self) -> i64 {
         let size = self.weight.size();
-        if self.transposed { size[1] * self.groups } else { size[0] }
+        if self.spec.transposed { size[1] * self.spec.groups } else { size[0] }
     }
 }
 
@@ -309,40 +299,6 @@ impl Init {
     }
 }
 
-/// Parameters of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvSpec {
-    /// Kernel size.
-    pub kernel: i64,
-    /// See [`ConvLayer::stride`].
-    pub stride: i64,
-    /// See [`ConvLayer::padding`].
-    pub padding: i64,
-    /// See [`ConvLayer::groups`].
-    pub groups: i64,
-    /// Whether it is a transposed convolution.
-    pub transposed: bool,
-    /// Whether it has a bias.
-    pub bias: bool,
-}
-
-impl ConvSpec {
-    /// 4×4, stride 2, padding 1, as in DCGAN: both sides halve.
-    pub fn halving() -> Self {
-        ConvSpec { kernel: 4, stride: 2, padding: 1, groups: 1, transposed: false, bias: true }
-    }
-
-    /// Its transpose: both sides double.
-    pub fn doubling() -> Self {
-        ConvSpec { transposed: true, ..ConvSpec::halving() }
-    }
-
-    /// An odd kernel of stride 1 that keeps the sides.
-    pub fn same(kernel: i64) -> Self {
-        ConvSpec { kernel, stride: 1, padding: kernel / 2, groups: 1, transposed: false, bias: true }
-    }
-}
-
 thread_local! {
     /// Numbers in the checkpoint that the networks are built for.
     static STORED: Cell<i64> = const { Cell::new(i64::MAX) };
@@ -516,7 +472,7 @@ impl<'a> Builder<'a> {
             let layer = nn::conv2d(path, from, to, kernel, config);
             (layer.ws, layer.bs)
         };
-        self.op(name, Op::Conv(ConvLayer { weight, bias, stride, padding, groups, transposed }), &[x])
+        self.op(name, Op::Conv(ConvLayer { weight, bias, spec }), &[x])
     }
 
     /// Batch normalisation; without `affine` it has no scale and shift (for conditional normalisation).

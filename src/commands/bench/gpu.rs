@@ -39,7 +39,7 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
     let slices = slices(cuda, &mut steps, per_slice, seconds)?;
     let step_ms = spread(slices.iter().map(|ms| ms / per_slice as f64).collect());
     // Before other work takes memory.
-    let (_, taken) = cuda.peak_bytes(index)?;
+    let [_, taken] = cuda.peak_bytes(index)?;
     let captured = steps.stepper.captured();
     let most = if captured { MOST_CAPTURED } else { MOST_EAGER };
     // Waiting inside one captured step, between its kernels, is not measured.
@@ -52,7 +52,7 @@ pub(super) fn time(setup: &mut Setup, config: &Config, index: usize, seconds: f6
         step_ms,
         peak_rss_mb: peak_rss_mb(),
         gpu: Some(GpuFigures {
-            name: cuda.describe(index)?.name,
+            name: cuda.name(index)?,
             precision: compute.precision,
             layout: compute.layout,
             captured,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::{gpu, spread};
-use crate::native;
+use crate::native::{self, ConvSpec};
 use crate::nets::cost::{MatmulOp, Pass, Work};
 
 /// An implementation of a piece of work.
@@ -92,25 +92,18 @@ fn implementations(work: &Work, (kind, device): (Kind, Device)) -> Result<Vec<Im
             let products = [native::MatmulBackend::Blas, native::MatmulBackend::BySize];
             Ok(products.into_iter().take(if cpu { 2 } else { 1 }).map(by).collect())
         }
-        MatmulOp::Conv { from, to, height, width, kernel, stride, padding, groups, transposed } => {
+        MatmulOp::Conv { from, to, height, width, spec } => {
+            let ConvSpec { kernel, stride, padding, groups, transposed, .. } = spec;
             let weights = if transposed { [from, to / groups] } else { [to, from / groups] };
             let (x, w) = (random(&[b, from, height, width])?, random(&[weights[0], weights[1], kernel, kernel])?);
-            let conv = move |x: &Tensor, w: &Tensor| -> Result<Tensor> {
-                let (stride, padding) = ([stride; 2], [padding; 2]);
-                Ok(match transposed {
-                    true => x.f_conv_transpose2d::<Tensor>(w, None, stride, padding, [0, 0], groups, [1, 1])?,
-                    false => x.f_conv2d::<Tensor>(w, None, stride, padding, [1, 1], groups)?,
-                })
-            };
-            let geometry = (stride, padding, groups, transposed);
-            let g = conv(&x, &w)?;
+            let g = spec.apply(&x, &w, None)?;
             let mut all: Vec<Implementation> = Vec::new();
             for channels_last in [false, true] {
                 let lay = |t: &Tensor| if channels_last { native::channels_last(t) } else { Ok(t.shallow_clone()) };
                 let (x, w, g) = (lay(&x)?, if w.size()[1] > 1 { lay(&w)? } else { w.shallow_clone() }, lay(&g)?);
                 all.push(match work.pass {
-                    Pass::Forward => Box::new(move || conv(&x, &w)),
-                    pass => Box::new(move || native::conv_gradient(&g, &x, &w, geometry, pass == Pass::Input)),
+                    Pass::Forward => Box::new(move || spec.apply(&x, &w, None)),
+                    pass => Box::new(move || native::conv_gradient(&g, &x, &w, spec, pass == Pass::Input)),
                 });
             }
             // ganvae's own kernel for few output channels: a transposed convolution, forward or as a gradient.
@@ -149,9 +142,12 @@ mod tests {
     #[test]
     fn implementations_give_the_shape_of_their_work() {
         let linear = MatmulOp::Linear { rows: 1, from: 5, to: 7 };
-        let strided = |from, to, height, width, transposed| {
-            let (kernel, stride, padding, groups) = (4, 2, 1, 1);
-            MatmulOp::Conv { from, to, height, width, kernel, stride, padding, groups, transposed }
+        let strided = |from, to, height, width, transposed| MatmulOp::Conv {
+            from,
+            to,
+            height,
+            width,
+            spec: ConvSpec { transposed, ..ConvSpec::halving() },
         };
         let (down, up) = (strided(1, 6, 8, 12, false), strided(6, 3, 4, 6, true));
         for (op, pass, want) in [

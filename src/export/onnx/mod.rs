@@ -13,7 +13,7 @@ use prost::Message;
 use tch::{Kind, Tensor};
 
 use crate::base::atomic_file;
-use crate::nets::graph::{ConvLayer, Function, Graph, NORM_EPS, Node, Op, Port, Value};
+use crate::nets::graph::{ConvSpec, Function, Graph, NORM_EPS, Node, Op, Port, Value};
 use proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
@@ -150,7 +150,7 @@ impl OnnxBuilder {
             }
             Op::Conv(l) => {
                 inputs.extend(tensor("weight").into_iter().chain(tensor("bias")));
-                (if l.transposed { "ConvTranspose" } else { "Conv" }, conv_attributes(l))
+                (if l.spec.transposed { "ConvTranspose" } else { "Conv" }, conv_attributes(l.spec))
             }
             Op::BatchNorm(l) => {
                 let channels = l.running_mean.size()[0];
@@ -295,11 +295,14 @@ impl OnnxBuilder {
 }
 
 /// The settings of a convolution, either way.
-fn conv_attributes(l: &ConvLayer) -> Vec<AttributeProto> {
-    let mut all =
-        vec![ints("kernel_shape", &[l.kernel(); 2]), ints("pads", &[l.padding; 4]), ints("strides", &[l.stride; 2])];
-    if l.groups > 1 {
-        all.push(int("group", l.groups));
+fn conv_attributes(spec: ConvSpec) -> Vec<AttributeProto> {
+    let mut all = vec![
+        ints("kernel_shape", &[spec.kernel; 2]),
+        ints("pads", &[spec.padding; 4]),
+        ints("strides", &[spec.stride; 2]),
+    ];
+    if spec.groups > 1 {
+        all.push(int("group", spec.groups));
     }
     all
 }
