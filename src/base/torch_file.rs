@@ -206,8 +206,9 @@ impl<'a> Machine<'a> {
         Ok(part)
     }
 
-    fn number<const N: usize>(&mut self) -> Result<[u8; N]> {
-        Ok(self.take(N)?.try_into()?)
+    /// A number of this many bytes, the lowest first.
+    fn unsigned(&mut self, bytes: usize) -> Result<usize> {
+        Ok(self.take(bytes)?.iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte)))
     }
 
     fn text(&mut self, n: usize) -> Result<String> {
@@ -246,9 +247,9 @@ impl<'a> Machine<'a> {
 
     /// Runs the program; gives the object that it makes.
     fn run(&mut self) -> Result<Id> {
-        let mut memo: HashMap<u32, Id> = HashMap::new();
+        let mut memo: HashMap<usize, Id> = HashMap::new();
         loop {
-            let op = self.number::<1>()?[0];
+            let op = self.take(1)?[0];
             match op {
                 0x80 => drop(self.take(1)?), // PROTO
                 0x95 => drop(self.take(8)?), // FRAME
@@ -260,34 +261,23 @@ impl<'a> Machine<'a> {
                     self.take(8)?;
                     self.push(Object::Nothing)?;
                 }
-                b'J' => {
-                    let n = i32::from_le_bytes(self.number()?);
-                    self.push(Object::Int(n.into()))?;
-                }
-                b'K' => {
-                    let n = u8::from_le_bytes(self.number()?);
-                    self.push(Object::Int(n.into()))?;
-                }
-                b'M' => {
-                    let n = u16::from_le_bytes(self.number()?);
-                    self.push(Object::Int(n.into()))?;
-                }
-                0x8a => {
-                    let n = self.number::<1>()?[0] as usize;
+                b'J' | b'K' | b'M' | 0x8a => {
+                    let n = match op {
+                        b'J' => 4,
+                        b'K' => 1,
+                        b'M' => 2,
+                        _ => self.unsigned(1)?,
+                    };
+                    let signed = matches!(op, b'J' | 0x8a);
                     let bytes = self.take(n)?;
-                    let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
-                    let mut wide = [if negative { 0xff } else { 0 }; 8];
                     ensure!(n <= 8, "it holds a number of {n} bytes");
+                    let negative = signed && bytes.last().is_some_and(|b| b & 0x80 != 0);
+                    let mut wide = [if negative { 0xff } else { 0 }; 8];
                     wide[..n].copy_from_slice(bytes);
                     self.push(Object::Int(i64::from_le_bytes(wide)))?;
                 }
-                b'X' | b'T' | b'B' => {
-                    let n = u32::from_le_bytes(self.number()?) as usize;
-                    let text = self.text(n)?;
-                    self.push(Object::Text(text))?;
-                }
-                b'U' | b'C' | 0x8c => {
-                    let n = self.number::<1>()?[0] as usize;
+                b'X' | b'T' | b'B' | b'U' | b'C' | 0x8c => {
+                    let n = self.unsigned(if b"XTB".contains(&op) { 4 } else { 1 })?;
                     let text = self.text(n)?;
                     self.push(Object::Text(text))?;
                 }
@@ -320,12 +310,10 @@ impl<'a> Machine<'a> {
                     let all = self.since_mark()?;
                     self.set_items(all)?;
                 }
-                b'q' => drop(memo.insert(self.number::<1>()?[0].into(), self.top()?)),
-                b'r' => drop(memo.insert(u32::from_le_bytes(self.number()?), self.top()?)),
-                0x94 => drop(memo.insert(memo.len() as u32, self.top()?)),
+                b'q' | b'r' => drop(memo.insert(self.unsigned(if op == b'q' { 1 } else { 4 })?, self.top()?)),
+                0x94 => drop(memo.insert(memo.len(), self.top()?)),
                 b'h' | b'j' => {
-                    let place =
-                        if op == b'h' { self.number::<1>()?[0].into() } else { u32::from_le_bytes(self.number()?) };
+                    let place = self.unsigned(if op == b'h' { 1 } else { 4 })?;
                     self.stack.push(*memo.get(&place).context("it takes what is not there")?);
                 }
                 b'c' => {
