@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::base::atomic_file;
+use crate::base::setting::choice_name;
 use crate::base::small_file;
 use crate::base::usage::usage;
 use crate::base::weights_file;
@@ -45,24 +46,13 @@ pub enum Format {
 }
 
 impl Format {
-    fn extension(self) -> &'static str {
-        match self {
+    fn file(self, network: &str) -> String {
+        let extension = match self {
             Format::Torchscript => "pt",
             Format::Safetensors => "safetensors",
             Format::Onnx => "onnx",
-        }
-    }
-
-    fn file(self, network: &str) -> String {
-        format!("{network}.{}", self.extension())
-    }
-
-    fn key(self) -> &'static str {
-        match self {
-            Format::Torchscript => "torchscript",
-            Format::Safetensors => "safetensors",
-            Format::Onnx => "onnx",
-        }
+        };
+        format!("{network}.{extension}")
     }
 }
 
@@ -128,7 +118,7 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
             let mut files = Map::new();
             for &format in &formats {
                 let written = write_one(network, origin, format, &part)?;
-                files.insert(format.key().into(), described_file(&written));
+                files.insert(choice_name(&format), described_file(&written));
                 all.push(written);
             }
             let mut about = port_list(network);
