@@ -362,16 +362,6 @@ impl<'a> Builder<'a> {
         self.graph.dims(value)
     }
 
-    /// Number of nodes so far.
-    pub fn len(&self) -> usize {
-        self.graph.nodes.len()
-    }
-
-    /// Whether there is no node yet.
-    pub fn is_empty(&self) -> bool {
-        self.graph.nodes.is_empty()
-    }
-
     /// The finished graph.
     ///
     /// # Errors

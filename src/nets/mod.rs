@@ -10,7 +10,7 @@ pub mod forward;
 pub mod graph;
 mod mlp;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 use toml::Value as Toml;
 
@@ -143,7 +143,6 @@ impl NetSpec {
 /// # Errors
 /// When the architecture does not support this image shape; the error names the shape and what would fit.
 pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
-    check_widths(spec)?;
     match spec.arch {
         Arch::Mlp => mlp::features(b, x, spec),
         Arch::Conv => conv::features(b, x, spec),
@@ -155,19 +154,10 @@ pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
 /// # Errors
 /// As [`features`].
 pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Result<Value> {
-    check_widths(spec)?;
     match spec.arch {
         Arch::Mlp => mlp::synthesis(b, z, shape, spec),
         Arch::Conv => conv::synthesis(b, z, shape, spec),
     }
-}
-
-fn check_widths(spec: &NetSpec) -> Result<()> {
-    let widths = spec.hidden.iter().chain([&spec.base_width]);
-    for &width in widths {
-        ensure!(width > 0, "a layer of width {width} cannot exist: widths are 1 or more");
-    }
-    Ok(())
 }
 
 /// The hidden layers `fc1`, `fc2`, ..., each with its activation.
