@@ -171,7 +171,7 @@ fn numbers_of_a_seed_leave_the_global_generator_alone() -> Result<()> {
     assert_ne!(native::randn(8, &[5, 30])?, want);
     assert_eq!(native::seeded(7, || Ok(global(&[5, 30])))?, want);
     let uniform = native::seeded(7, || Ok(Tensor::rand([5, 30], (Kind::Float, Device::Cpu))))?;
-    assert_eq!(native::rand(7, &[5, 30])?, uniform);
+    assert_eq!(native::random(7, &[5, 30], native::Distribution::Uniform)?, uniform);
     assert!(native::seeded(1, || -> Result<()> { anyhow::bail!("no") }).is_err());
     assert_eq!(global(&[5, 30]), want, "the global generator has not moved");
     let _between = native::seeded(9, || Ok(global(&[100])))?;

@@ -16,7 +16,7 @@ use ganvae::models::noise::Noise;
 use ganvae::models::optimizer::OptimizerSettings;
 use ganvae::models::vae::{Vae, VaeSpec};
 use ganvae::models::{Model, Part, StepContext, Visit};
-use ganvae::native::AdamSettings;
+use ganvae::native::{AdamSettings, Factor};
 use ganvae::nets::graph::Init;
 use ganvae::nets::{Activation, Arch, Compute, Kernels, Layout, MatmulBackend, Mode, NetSpec, Shape};
 use tch::{Device, Kind, Tensor};
@@ -165,7 +165,7 @@ fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
     let (x, eps) = input(0);
-    let terms = vae.loss(x, eps, beta.into(), Mode::Train).unwrap();
+    let terms = vae.loss(x, eps, Factor::Host(beta), Mode::Train).unwrap();
     let grads = vae.adam().gradients(&terms.loss).unwrap();
     compare_gradients(case, vae.adam().names(), &grads, &golden);
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());

@@ -1,6 +1,6 @@
 //! `ganvae doctor`: what is found and what is missing: libtorch, CUDA, the processor, the data folder.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 
 use super::{print, self_check};
@@ -86,7 +86,7 @@ pub fn examine(asked: Option<&str>) -> Result<DoctorReport> {
     if name != "cpu" {
         report.result("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
         report.result("driver", driver());
-        report.result("half", cuda_half());
+        report.result("half", native::check_cuda_half().map(|()| "ganvae's own CUDA half is built in".into()));
     }
     let opened = match device::open(&device::on(name)) {
         Err(e) if e.is::<Usage>() => return Err(e),
@@ -149,15 +149,6 @@ fn driver() -> Result<String> {
         // What is missing has a line of its own.
         Err(_) => Ok(format!("loads; {version}")),
     }
-}
-
-fn cuda_half() -> Result<String> {
-    ensure!(
-        native::cuda_half_built(),
-        "this ganvae was built without its CUDA half, because CUDA's headers were missing: run scripts/setup --full and cargo build \
-         --release again"
-    );
-    Ok("ganvae's own CUDA half is built in".into())
 }
 
 /// A line for each device.

@@ -6,14 +6,7 @@ use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::base::seed::named;
-use crate::native;
-
-/// Distribution of the numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Distribution {
-    Normal,
-    Uniform,
-}
+use crate::native::{self, Distribution};
 
 /// The random numbers of one step. Each draw has a name; its numbers depend only on the step's seed and this name, not on the order of
 /// draws or on other draws.
@@ -52,7 +45,7 @@ impl Noise {
         self.seed = seed;
         self.again();
         for buffer in self.buffers.iter_mut().flat_map(RefCell::get_mut) {
-            fill(&buffer.values, buffer.distribution, named(seed, buffer.name))?;
+            native::fill(&buffer.values, buffer.distribution, named(seed, buffer.name))?;
         }
         Ok(())
     }
@@ -85,11 +78,7 @@ impl Noise {
         let seed = named(self.seed, name);
         let Some(buffers) = &self.buffers else {
             // The same numbers on every device.
-            let values = match distribution {
-                Distribution::Normal => native::randn(seed, shape)?,
-                Distribution::Uniform => native::rand(seed, shape)?,
-            };
-            return Ok(values.f_to_device(self.device)?);
+            return Ok(native::random(seed, shape, distribution)?.f_to_device(self.device)?);
         };
         let mut buffers = buffers.borrow_mut();
         let same = |b: &&Buffer| (b.name, b.distribution) == (name, distribution) && b.values.size() == shape;
@@ -97,16 +86,9 @@ impl Noise {
             return Ok(buffer.values.shallow_clone());
         }
         let values = Tensor::f_zeros(shape, (Kind::Float, self.device))?;
-        fill(&values, distribution, seed)?;
+        native::fill(&values, distribution, seed)?;
         buffers.push(Buffer { name, distribution, values: values.shallow_clone() });
         Ok(values)
-    }
-}
-
-fn fill(values: &Tensor, distribution: Distribution, seed: i64) -> Result<()> {
-    match distribution {
-        Distribution::Normal => native::fill_normal(values, seed),
-        Distribution::Uniform => native::fill_uniform(values, seed),
     }
 }
 

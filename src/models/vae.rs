@@ -211,7 +211,7 @@ impl Model for Vae {
     /// With the full β, independently of the warm-up.
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         let eps = self.eps(&batch.x, noise)?;
-        tch::no_grad(|| self.loss(&batch.x, &eps, self.spec.beta.into(), Mode::Eval)?.stacked())
+        tch::no_grad(|| self.loss(&batch.x, &eps, Factor::Host(self.spec.beta), Mode::Eval)?.stacked())
     }
 
     fn schedule(&mut self, step: u64) -> Result<()> {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{FromShim, Outcome, ToShim, same_in_shim};
 
@@ -184,18 +184,17 @@ pub fn load_libtorch_cuda() -> Result<()> {
     let Err(first) = load("libtorch_cuda.so") else { return Ok(()) };
     let folder = libtorch_folder();
     let library = folder.join("libtorch_cuda.so");
-    if !library.is_file() {
-        // Found by name but not loadable: another library is missing.
-        if !first.to_string().starts_with("libtorch_cuda.so:") {
-            bail!("the CUDA half of libtorch did not load ({first}): run scripts/setup --full, or use --device cpu");
-        }
-        bail!(
+    let loaded = match library.is_file() {
+        true => load(&library.to_string_lossy()),
+        false if first.to_string().starts_with("libtorch_cuda.so:") => bail!(
             "the libtorch in {} was built without CUDA: run scripts/setup --full, point LIBTORCH (and LD_LIBRARY_PATH) at one \
              that has it, or use --device cpu",
             folder.display()
-        );
-    }
-    match load(&library.to_string_lossy()) {
+        ),
+        // Found by name but not loadable: another library is missing.
+        false => Err(first),
+    };
+    match loaded {
         Ok(_) => Ok(()),
         Err(why) => {
             bail!("the CUDA half of libtorch did not load ({why}): run scripts/setup --full, or use --device cpu")
@@ -212,14 +211,22 @@ pub fn libtorch_folder() -> PathBuf {
     folder.unwrap_or_else(|| env!("GANVAE_LIBTORCH_LIB").into())
 }
 
+/// Checks that this binary has the CUDA half of the shim in it.
+///
+/// # Errors
+/// When CUDA's headers were missing as it was built.
+pub fn check_cuda_half() -> Result<()> {
+    ensure!(
+        cuda_half_built(),
+        "this ganvae was built without its CUDA half, because CUDA's headers were missing: run scripts/setup --full and cargo \
+         build --release again, or use --device cpu"
+    );
+    Ok(())
+}
+
 /// Loads the shim's half from this binary; libtorch's must be loaded.
 fn load_half() -> Result<Calls> {
-    if !cuda_half_built() {
-        bail!(
-            "this ganvae was built without its CUDA half, because CUDA's headers were missing: run scripts/setup --full and cargo \
-             build --release again, or use --device cpu"
-        );
-    }
+    check_cuda_half()?;
     let library = load_from_memory(HALF).context("the CUDA half of ganvae did not load")?;
     // SAFETY: the handle is that of the half, which is never unloaded.
     unsafe { Calls::of(library) }

@@ -36,16 +36,11 @@ pub fn gaussian_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tens
 ///
 /// # Errors
 /// As [`gaussian_draw`].
-pub fn bernoulli_bound<'a>(
-    logits: &Tensor,
-    x: &Tensor,
-    kl: &Tensor,
-    beta: impl Into<Factor<'a>>,
-) -> Result<(Tensor, Tensor)> {
+pub fn bernoulli_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: Factor) -> Result<(Tensor, Tensor)> {
     for (t, shape) in [(logits, logits.size()), (x, logits.size()), (kl, vec![])] {
         like("loss", t, &shape, logits)?;
     }
-    match beta.into() {
+    match beta {
         Factor::Host(beta) if logits.device() == Device::Cpu => fused_bound(logits, x, kl, beta),
         beta => plain_bound(logits, x, kl, beta),
     }
@@ -93,7 +88,7 @@ mod tests {
     const DRAWS: [Draw; 2] = [gaussian_draw, plain_draw];
 
     fn loops(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
-        bernoulli_bound(logits, x, kl, beta)
+        bernoulli_bound(logits, x, kl, Factor::Host(beta))
     }
 
     fn plain(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
@@ -102,7 +97,7 @@ mod tests {
 
     /// The weight as a tensor.
     fn on_device(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> {
-        bernoulli_bound(logits, x, kl, &Tensor::from(beta as f32))
+        bernoulli_bound(logits, x, kl, Factor::Device(&Tensor::from(beta as f32)))
     }
 
     const BOUNDS: [Bound; 3] = [loops, plain, on_device];

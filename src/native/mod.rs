@@ -19,8 +19,8 @@ use tch::{Device, Tensor};
 
 pub use context::{Math, autocast, cpu_capability, cudnn_version, math, operations_of, set_math};
 pub use cuda::{
-    Cuda, CudaGraph, Event, WARM_UP, cuda, cuda_half_built, libtorch_folder, load, load_driver, load_libtorch_cuda,
-    resolve_cuda_half,
+    Cuda, CudaGraph, Event, WARM_UP, check_cuda_half, cuda, cuda_half_built, libtorch_folder, load, load_driver,
+    load_libtorch_cuda, resolve_cuda_half,
 };
 pub use layers::{
     ConvSpec, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu_, linear, linear_gradient,
@@ -28,7 +28,7 @@ pub use layers::{
 };
 pub use loss::{bernoulli_bound, gaussian_draw};
 pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, minimise};
-pub use random::{fill_normal, fill_uniform, rand, randn, seed_default, seeded};
+pub use random::{Distribution, fill, randn, random, seed_default, seeded};
 pub use script::{Submodule, save_script, script_description};
 
 /// A number on the host, or a float32 scalar on the device, which a captured step reads at each replay.
@@ -50,18 +50,6 @@ impl Factor<'_> {
             Factor::Host(number) => t.f_mul_scalar(number)?,
             Factor::Device(number) => t.f_mul(number)?,
         })
-    }
-}
-
-impl From<f64> for Factor<'_> {
-    fn from(number: f64) -> Self {
-        Factor::Host(number)
-    }
-}
-
-impl<'a> From<&'a Tensor> for Factor<'a> {
-    fn from(scalar: &'a Tensor) -> Self {
-        Factor::Device(scalar)
     }
 }
 

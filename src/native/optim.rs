@@ -110,8 +110,8 @@ pub fn clip_grad_norm(grads: &[Tensor], most: f64) -> Result<(Vec<Tensor>, Tenso
 ///
 /// # Errors
 /// When the lists differ in length, or libtorch refuses a tensor.
-pub fn foreach_lerp<'a>(averages: &[Tensor], current: &[Tensor], weight: impl Into<Factor<'a>>) -> Result<()> {
-    let (weight, on_device) = match weight.into() {
+pub fn foreach_lerp(averages: &[Tensor], current: &[Tensor], weight: Factor) -> Result<()> {
+    let (weight, on_device) = match weight {
         Factor::Host(weight) => (weight, None),
         Factor::Device(weight) => (0.0, Some(weight)),
     };
@@ -275,8 +275,8 @@ mod tests {
         let c = [Tensor::randn([7, 3], CPU), Tensor::randn([5], CPU)];
         let want: Vec<_> = a.iter().zip(&c).map(|(a, c)| a + (c - a) * 0.125).collect();
         let twin = a.each_ref().map(Tensor::copy);
-        foreach_lerp(&a, &c, 0.125)?;
-        foreach_lerp(&twin, &c, &Tensor::from(0.125f32))?;
+        foreach_lerp(&a, &c, Factor::Host(0.125))?;
+        foreach_lerp(&twin, &c, Factor::Device(&Tensor::from(0.125f32)))?;
         for (got, want) in a.iter().zip(&want).chain(twin.iter().zip(&want)) {
             assert!(got.allclose(want, 1e-6, 1e-7, false));
         }
@@ -286,8 +286,8 @@ mod tests {
     #[test]
     fn libtorch_errors_are_returned() {
         let (a, b) = ([Tensor::zeros([2], CPU)], [Tensor::zeros([3], CPU)]);
-        let text = foreach_lerp(&a, &b, 0.5).map_err(|e| e.to_string()).unwrap_err();
+        let text = foreach_lerp(&a, &b, Factor::Host(0.5)).map_err(|e| e.to_string()).unwrap_err();
         assert!(text.starts_with("moving average: ") && text.contains('3'), "{text}");
-        assert!(foreach_lerp(&a, &[], 0.5).is_err());
+        assert!(foreach_lerp(&a, &[], Factor::Host(0.5)).is_err());
     }
 }

@@ -13,52 +13,49 @@ shim! {
     fn set_state(state: &Tensor) -> Result<()> = gv_set_rng_state, "generator state";
 }
 
-/// Standard normal float32 numbers on the CPU: those of `torch.randn` after `torch.manual_seed(seed)`. Does not use the global
+/// Distribution of random numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distribution {
+    /// Standard normal.
+    Normal,
+    /// Uniform in [0,1).
+    Uniform,
+}
+
+/// Float32 numbers on the CPU: those of `torch.randn` or `torch.rand` after `torch.manual_seed(seed)`. Does not use the global
 /// generator.
 ///
 /// # Errors
 /// libtorch's, when memory ends.
-pub fn randn(seed: i64, shape: &[i64]) -> Result<Tensor> {
+pub fn random(seed: i64, shape: &[i64], distribution: Distribution) -> Result<Tensor> {
     let out = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    fill_normal(&out, seed)?;
+    fill(&out, distribution, seed)?;
     Ok(out)
 }
 
-/// Uniform float32 numbers in [0,1) on the CPU: those of `torch.rand` after `torch.manual_seed(seed)`. Does not use the global
-/// generator.
+/// [`random`] standard normal numbers.
 ///
 /// # Errors
-/// As [`randn`].
-pub fn rand(seed: i64, shape: &[i64]) -> Result<Tensor> {
-    let out = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    fill_uniform(&out, seed)?;
-    Ok(out)
+/// As [`random`].
+pub fn randn(seed: i64, shape: &[i64]) -> Result<Tensor> {
+    random(seed, shape, Distribution::Normal)
 }
 
-/// Fills `out` with standard normal numbers from `seed`: on the CPU those of [`randn`]; on a CUDA device those of its default
-/// generator, which is seeded first.
+/// Fills `out` with numbers from `seed`: on the CPU those of [`random`]; on a CUDA device those of its default generator, which is
+/// seeded first.
 ///
 /// # Errors
 /// libtorch's, and when CUDA is not there.
-pub fn fill_normal(out: &Tensor, seed: i64) -> Result<()> {
-    fill(out, seed, true)
-}
-
-/// [`fill_normal`] with uniform numbers in [0,1), on the CPU those of [`rand`].
-///
-/// # Errors
-/// As [`fill_normal`].
-pub fn fill_uniform(out: &Tensor, seed: i64) -> Result<()> {
-    fill(out, seed, false)
-}
-
-fn fill(out: &Tensor, seed: i64, normal: bool) -> Result<()> {
+pub fn fill(out: &Tensor, distribution: Distribution, seed: i64) -> Result<()> {
     if out.device() == Device::Cpu {
-        return fill_on_cpu(out, seed as u64, normal);
+        return fill_on_cpu(out, seed as u64, distribution == Distribution::Normal);
     }
     seed_default(out.device(), seed)?;
     let mut out = out.f_detach()?;
-    let _ = if normal { out.f_normal_(0.0, 1.0)? } else { out.f_uniform_(0.0, 1.0)? };
+    let _ = match distribution {
+        Distribution::Normal => out.f_normal_(0.0, 1.0)?,
+        Distribution::Uniform => out.f_uniform_(0.0, 1.0)?,
+    };
     Ok(())
 }
 
@@ -96,10 +93,10 @@ mod tests {
     /// That they are libtorch's own numbers is tested in tests/captured.rs, where nothing else draws from the global generator.
     #[test]
     fn tensors_are_filled_with_the_numbers_of_a_seed() {
-        type Make = fn(i64, &[i64]) -> Result<Tensor>;
-        type Fill = fn(&Tensor, i64) -> Result<()>;
         let cpu = (Kind::Float, Device::Cpu);
-        for (draw, fill) in [(randn as Make, fill_normal as Fill), (rand, fill_uniform)] {
+        for distribution in [Distribution::Normal, Distribution::Uniform] {
+            let draw = |seed, shape: &[i64]| random(seed, shape, distribution);
+            let fill = |out: &Tensor, seed| fill(out, distribution, seed);
             for shape in [vec![], vec![3], vec![5, 30], vec![2, 3, 4, 5]] {
                 let want = draw(7, &shape).unwrap();
                 assert_ne!(draw(8, &shape).unwrap(), want);
@@ -114,7 +111,7 @@ mod tests {
             fill(&double, 7).unwrap();
             assert_eq!((turned, double), (want.shallow_clone(), want.to_kind(Kind::Double)));
         }
-        let x = rand(3, &[10_000]).unwrap();
+        let x = random(3, &[10_000], Distribution::Uniform).unwrap();
         let (least, most) = (x.min().double_value(&[]), x.max().double_value(&[]));
         assert!((0.0..0.01).contains(&least) && (0.99..1.0).contains(&most), "{least} to {most}");
     }
