@@ -1,7 +1,7 @@
 //! Loss curves of one or several runs: reads the logged metrics and draws them as PNG or SVG.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,13 +28,69 @@ const ORANGE: RGBColor = RGBColor(230, 159, 0);
 const SKY: RGBColor = RGBColor(86, 180, 233);
 const COLORS: [RGBColor; 7] = [BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK];
 
-/// The logged metrics of one run.
+/// The largest number of points of a curve, so that long runs need no more memory and time: two for each half pixel.
+const MOST: usize = 8192;
+
+/// The logged metrics of one run, bounded in memory.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     scalars: Vec<Scalar>,
-    /// For each key the (step, value) pairs in the order of the steps.
-    columns: BTreeMap<String, Vec<Pt>>,
+    columns: BTreeMap<String, Column>,
     last_step: Option<f64>,
+    /// Lines and bytes of metrics.jsonl that were read.
+    read: (usize, u64),
+}
+
+/// The (step, value) pairs of a key in the order of the steps: 2^`halvings` neighbours merged into one point, so that there are at
+/// most [`MOST`].
+#[derive(Clone, Debug, Default)]
+struct Column {
+    points: Vec<Point>,
+    halvings: u32,
+}
+
+/// Neighbours: how many, their mean, and those with the lowest and the highest value.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    count: f64,
+    mean: Pt,
+    low: Pt,
+    high: Pt,
+}
+
+impl Point {
+    fn merged(self, next: Point) -> Point {
+        let count = self.count + next.count;
+        // Divided before they are added, so that nothing overflows.
+        let mean = |a: f64, b: f64| a * (self.count / count) + b * (next.count / count);
+        Point {
+            count,
+            mean: (mean(self.mean.0, next.mean.0), mean(self.mean.1, next.mean.1)),
+            low: if next.low.1 < self.low.1 { next.low } else { self.low },
+            high: if next.high.1 > self.high.1 { next.high } else { self.high },
+        }
+    }
+}
+
+impl Column {
+    /// Adds a value; a later one of the same step replaces it, where it was not merged.
+    fn push(&mut self, at: Pt) {
+        let new = Point { count: 1.0, mean: at, low: at, high: at };
+        self.points.pop_if(|p| p.count == 1.0 && p.mean.0 == at.0);
+        match self.points.last_mut() {
+            Some(last) if last.count < 2f64.powi(self.halvings as i32) => *last = last.merged(new),
+            _ => self.points.push(new),
+        }
+        if self.points.len() > MOST {
+            self.halvings += 1;
+            self.points = self.points.chunks(2).filter_map(|two| two.iter().copied().reduce(Point::merged)).collect();
+        }
+    }
+
+    /// Removes the values from a step on.
+    fn cut(&mut self, step: f64) {
+        self.points.truncate(self.points.partition_point(|p| p.low.0.max(p.high.0) < step));
+    }
 }
 
 impl Metrics {
@@ -44,42 +100,63 @@ impl Metrics {
     /// # Errors
     /// When a file cannot be read, or another line is not a JSON object with a step: names the file and the line.
     pub fn read(run: &Path) -> Result<Metrics> {
+        let mut metrics = Metrics::default();
+        metrics.read_on(run)?;
+        Ok(metrics)
+    }
+
+    /// Reads the rows that the run has written since; all of them where its file has become shorter.
+    ///
+    /// # Errors
+    /// As [`Metrics::read`].
+    pub fn read_on(&mut self, run: &Path) -> Result<()> {
         let (declared, path) = (run.join("scalars.json"), run.join("metrics.jsonl"));
         ensure!(
             declared.exists() || !path.exists(),
             "{0} has no scalars.json, so it was made by ganvae 0.1: draw it with that version's `ganvae plot {0}`",
             run.display()
         );
-        let mut metrics = Metrics { scalars: scalar::read(&declared)?, ..Metrics::default() };
-        let mut bytes = Vec::new();
-        small_file::open(&path)
-            .and_then(|mut file| file.read_to_end(&mut bytes))
-            .with_context(|| format!("cannot read the metrics {}", path.display()))?;
-        for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let place = format!("{} line {}", path.display(), i + 1);
-            match serde_json::from_slice::<Map<String, Value>>(line) {
-                Ok(row) => metrics
-                    .push(row)
-                    .with_context(|| format!("{place} cannot be drawn; correct or remove that line"))?,
-                Err(_) if !line.ends_with(b"\n") => {}
-                Err(e) => bail!("{place} is not a JSON object ({e}); correct or remove that line"),
-            }
+        let unreadable = || format!("cannot read the metrics {}", path.display());
+        let mut file = small_file::open(&path).with_context(unreadable)?;
+        if file.metadata().with_context(unreadable)?.len() < self.read.1 {
+            *self = Metrics::default();
         }
-        Ok(metrics)
+        self.scalars = scalar::read(&declared)?;
+        file.seek(SeekFrom::Start(self.read.1)).with_context(unreadable)?;
+        let (mut file, mut line) = (BufReader::new(file), Vec::new());
+        while file.read_until(b'\n', &mut line).with_context(unreadable)? > 0 {
+            let place = || format!("{} line {}", path.display(), self.read.0 + 1);
+            match serde_json::from_slice::<Map<String, Value>>(&line) {
+                _ if line.trim_ascii().is_empty() => {}
+                Ok(row) => {
+                    let place = place();
+                    self.push(row).with_context(|| format!("{place} cannot be drawn; correct or remove that line"))?;
+                }
+                Err(_) if !line.ends_with(b"\n") => break,
+                Err(e) => bail!("{} is not a JSON object ({e}); correct or remove that line", place()),
+            }
+            self.read = (self.read.0 + 1, self.read.1 + line.len() as u64);
+            line.clear();
+        }
+        Ok(())
     }
 
-    /// The (step, value) pairs of a key such as `loss` or `test_kl`: finite values, increasing steps. Empty if the key was never
-    /// logged.
-    pub fn series(&self, key: &str) -> &[Pt] {
-        self.columns.get(key).map_or(&[], Vec::as_slice)
+    fn points(&self, key: &str) -> &[Point] {
+        self.columns.get(key).map_or(&[], |column| &column.points)
     }
 
-    /// The values of a key on held-out images.
-    fn held_out(&self, key: &str) -> &[Pt] {
-        self.series(&format!("test_{key}"))
+    /// The (step, value) pairs of a key such as `loss` or `test_kl`: finite values, increasing steps; of a long run, means of equally
+    /// many neighbours. Empty if the key was never logged.
+    pub fn series(&self, key: &str) -> Vec<Pt> {
+        self.points(key).iter().map(|p| p.mean).collect()
+    }
+
+    /// As [`Metrics::series`]; of a long run, the lowest and the highest of the neighbours.
+    fn extremes(&self, key: &str) -> Vec<Pt> {
+        let both = |p: &Point| if p.low.0 <= p.high.0 { [p.low, p.high] } else { [p.high, p.low] };
+        let mut all: Vec<Pt> = self.points(key).iter().flat_map(both).collect();
+        all.dedup();
+        all
     }
 
     /// The step of the last row; none without rows.
@@ -93,7 +170,7 @@ impl Metrics {
         let step = row.get("step").and_then(Value::as_f64).filter(|s| *s >= 0.0).context("no \"step\" of 0 or more")?;
         if self.last_step.is_some_and(|last| step < last) {
             for column in self.columns.values_mut() {
-                column.truncate(column.partition_point(|p| p.0 < step));
+                column.cut(step);
             }
         }
         self.last_step = Some(step);
@@ -101,7 +178,6 @@ impl Metrics {
             // A null adds the key without a point.
             let column = self.columns.entry(key).or_default();
             if let Some(value) = value.as_f64() {
-                column.pop_if(|p| p.0 == step);
                 column.push((step, value));
             }
         }
@@ -155,7 +231,7 @@ pub fn draw_run(metrics: &Metrics, title: &str, out: &Path) -> Result<()> {
     }
     let step = metrics.last_step.map(|step| format!("step {}", grouped(step, 0)));
     let rounded = |epoch: f64| (epoch * 100.0).round_ties_even() / 100.0;
-    let epoch = metrics.series("epoch").last().map(|p| format!(", epoch {}", rounded(p.1)));
+    let epoch = metrics.extremes("epoch").last().map(|p| format!(", epoch {}", rounded(p.1)));
     let note = step.into_iter().chain(epoch).collect();
     let figure = Figure { title: title.to_owned(), note, rows: in_rows(panels, 1), ..Figure::default() };
     draw(figure, &[metrics], out)
@@ -280,14 +356,14 @@ fn run_panel(metrics: &Metrics, scalars: &[&Scalar], colors: &mut impl Iterator<
     let single = scalars.len() == 1;
     let mut curves = Vec::new();
     for scalar in scalars {
-        let (train, test) = (metrics.series(&scalar.key), metrics.held_out(&scalar.key));
-        let smooth = smoothed(train);
+        let test = &metrics.series(&format!("test_{}", scalar.key));
+        let smooth = smoothed(&metrics.series(&scalar.key));
         let last = last_value(&smooth);
         let (color, text) = match single {
             true => (BLUE, format!("train (smoothed{last})")),
             false => (colors.next().unwrap_or(BLACK), format!("{} ({}{last})", scalar.name, scalar.key)),
         };
-        curves.push(curve(Style::Raw, color, train, String::new()));
+        curves.push(curve(Style::Raw, color, &metrics.extremes(&scalar.key), String::new()));
         curves.push(curve(Style::Line, color, &smooth, text));
         if single && !test.is_empty() {
             curves.push(curve(Style::Dots, VERMILLION, test, format!("test{}", last_value(test))));
@@ -313,8 +389,8 @@ fn runs_panel(runs: &[(String, Metrics)], scalar: &Scalar) -> Panel {
     let of_each = |style, points: &dyn Fn(&Metrics) -> Vec<Pt>| -> Vec<Curve> {
         runs.iter().enumerate().map(|(i, (_, m))| curve(style, color(i), &points(m), String::new())).collect()
     };
-    let mut curves = of_each(Style::Thin, &|m| smoothed(m.series(&scalar.key)));
-    curves.extend(of_each(Style::DashedDots, &|m| m.held_out(&scalar.key).to_vec()));
+    let mut curves = of_each(Style::Thin, &|m| smoothed(&m.series(&scalar.key)));
+    curves.extend(of_each(Style::DashedDots, &|m| m.series(&format!("test_{}", scalar.key))));
     let text = match scalar.panel.contains(&scalar.name) {
         true => scalar.name.clone(),
         false => format!("{}: {}", scalar.name, scalar.panel),

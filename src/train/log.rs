@@ -28,6 +28,7 @@ pub(super) struct Recorder {
     pub(super) first_step: u64,
     pub(super) interval: Instant,
     pub(super) interval_images: i64,
+    pub(super) curves: Metrics,
     pub(super) drawn: Instant,
     pub(super) draw_s: f64,
     pub(super) warned: bool,
@@ -89,8 +90,8 @@ impl Session<'_> {
         let began = Instant::now();
         let name = Path::new(&self.setup.data).file_name().unwrap_or_default().to_string_lossy();
         let title = format!("{} on {name}", self.config.model);
-        let drawn = Metrics::read(rec.run.root())
-            .and_then(|metrics| curves::draw_run(&metrics, &title, &rec.run.path("loss.png")));
+        let drawn = rec.curves.read_on(rec.run.root());
+        let drawn = drawn.and_then(|()| curves::draw_run(&rec.curves, &title, &rec.run.path("loss.png")));
         if let (Err(e), false) = (drawn, rec.warned) {
             rec.warned = true;
             rec.progress.say(&format!("warning: the curves could not be drawn, training goes on: {e:#}"));

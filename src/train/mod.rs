@@ -22,6 +22,7 @@ use crate::base::timer::StepTimer;
 use crate::config::training::{INIT_FROM, OUT};
 use crate::config::{Config, device};
 use crate::models::tuning::Tuning;
+use crate::pictures::curves::Metrics;
 use crate::pictures::grid;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::folder::{self, Lock, RunDir, RunInfo, make_folder};
@@ -145,6 +146,7 @@ impl<'a> Session<'a> {
             first_step: self.step,
             interval: Instant::now(),
             interval_images: 0,
+            curves: Metrics::default(),
             drawn: Instant::now(),
             draw_s: 0.0,
             warned: false,

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Session, divergence::Diverged, log::Recorder};
 use crate::models::{Part, Visit};
+use crate::pictures::curves::Metrics;
 use crate::run::checkpoint::{self, Best, State};
 
 /// A copy of all state, of a step with a better score than any checkpoint's, until it is written.
@@ -59,6 +60,7 @@ impl Session<'_> {
         self.warnings.restart();
         rec.first_step = rec.first_step.min(self.step);
         rec.log.cut(state.metrics_bytes)?;
+        rec.curves = Metrics::default();
         let mut row = self.row_head(rec);
         row.extend([("rollbacks".into(), self.rollbacks.into()), ("diverged_at".into(), diverged_at as f64)]);
         row.push(("lr".into(), self.lr()));

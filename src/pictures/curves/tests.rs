@@ -46,8 +46,14 @@ fn read(test: &str, text: &str) -> Result<Metrics> {
 fn metrics(scalars: Vec<Scalar>, columns: &[(&str, Vec<Pt>)]) -> Metrics {
     let last = columns.iter().filter_map(|c| c.1.last()).map(|p| p.0);
     let last_step = last.fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.max(b))));
-    let columns = columns.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
-    Metrics { scalars, columns, last_step }
+    let columns = columns.iter().map(|(k, v)| (k.to_string(), column(v))).collect();
+    Metrics { scalars, columns, last_step, read: (0, 0) }
+}
+
+fn column(points: &[Pt]) -> Column {
+    let mut column = Column::default();
+    points.iter().for_each(|p| column.push(*p));
+    column
 }
 
 fn series(count: usize, f: impl Fn(f64) -> f64) -> Vec<Pt> {
@@ -141,7 +147,54 @@ fn a_resumed_run_replaces_what_it_repeats() {
     let text = [row(10, 1), row(20, 2), row(30, 3), row(20, 8), row(20, 9), row(40, 4)].concat();
     let m = read("resumed", &text).unwrap();
     let want = [(10.0, 1.0), (20.0, 9.0), (40.0, 4.0)];
-    assert_eq!((m.series("loss"), m.series("test_loss")), (&want[..], &want[..]));
+    assert_eq!([m.series("loss"), m.series("test_loss")], [want, want]);
+}
+
+#[test]
+fn a_long_run_is_bounded_and_keeps_means_extremes_and_the_end() {
+    let value = |i: usize| if i == 77_777 { 500.0 } else { (i * 7919 % 101) as f64 };
+    let points: Vec<Pt> = (1..=200_000).map(|i| (i as f64, value(i))).collect();
+    let m = metrics(vae_scalars(), &[("loss", points.clone())]);
+    let (means, extremes) = (m.series("loss"), m.extremes("loss"));
+    assert!(means.len() > MOST / 2 && means.len() <= MOST && extremes.len() <= 2 * MOST, "{}", means.len());
+    let merged = points.len().div_ceil(means.len()).next_power_of_two();
+    for (mean, all) in means.iter().zip(points.chunks(merged)) {
+        let want = all.iter().map(|p| p.1).sum::<f64>() / all.len() as f64;
+        assert!((mean.1 - want).abs() < 1e-9 && mean.0 > all[0].0 && mean.0 < all[all.len() - 1].0 + 1.0);
+    }
+    assert!(extremes.contains(&(77_777.0, 500.0)) && extremes.is_sorted_by(|a, b| a.0 < b.0));
+    let mut cut = m.columns["loss"].clone();
+    cut.cut(100_000.0);
+    assert!(cut.points.iter().all(|p| p.high.0 < 100_000.0) && cut.points.len() >= means.len() / 2 - 1);
+    // Fewer points are kept as they are.
+    let few = metrics(vae_scalars(), &[("loss", points[..MOST].to_vec())]);
+    assert_eq!((few.series("loss"), few.extremes("loss")), (points[..MOST].to_vec(), points[..MOST].to_vec()));
+}
+
+#[test]
+fn a_growing_run_is_read_on_from_where_it_was() {
+    let (run, text) = (folder("growing"), |rows: &[u32]| -> String {
+        rows.iter().map(|s| format!("{{\"step\":{s},\"loss\":{s}}}\n")).collect()
+    });
+    scalar::write(&run.join("scalars.json"), &vae_scalars()).unwrap();
+    let mut m = Metrics::default();
+    for (file, want) in [
+        (text(&[1, 2]) + "{\"step\":3", &[1.0, 2.0][..]),
+        (text(&[1, 2, 3]) + "\n", &[1.0, 2.0, 3.0]),
+        // What was read before is not read again.
+        (text(&[8, 8, 8]) + "\n" + &text(&[4]), &[1.0, 2.0, 3.0, 4.0]),
+        // The file was cut.
+        (text(&[1, 5]), &[1.0, 5.0]),
+    ] {
+        std::fs::write(run.join("metrics.jsonl"), file).unwrap();
+        m.read_on(&run).unwrap();
+        assert_eq!(m.series("loss").iter().map(|p| p.1).collect::<Vec<_>>(), want);
+    }
+    std::fs::write(run.join("metrics.jsonl"), text(&[1, 5]) + "[1]\n").unwrap();
+    for _ in 0..2 {
+        assert!(m.read_on(&run).unwrap_err().to_string().contains("metrics.jsonl line 3"));
+    }
+    std::fs::remove_dir_all(&run).unwrap();
 }
 
 #[test]
@@ -228,8 +281,8 @@ fn a_gan_chart_shows_each_curve_in_its_panel() {
     }
     assert!(!svg.contains("accuracy"), "of what was not logged there is no panel");
     let mut whole = gan();
-    whole.columns.insert("d_accuracy".into(), series(200, |t| 1.0 - 0.3 * t));
-    whole.columns.insert("diversity".into(), series(200, |t| 0.2 + 0.78 * t));
+    whole.columns.insert("d_accuracy".into(), column(&series(200, |t| 1.0 - 0.3 * t)));
+    whole.columns.insert("diversity".into(), column(&series(200, |t| 0.2 + 0.78 * t)));
     let (image, svg) = draw("healthy", &whole);
     for (region, color) in [(LOWER_LEFT, GREEN), (LOWER_RIGHT, ORANGE), (LOWER_RIGHT, SKY)] {
         assert!(count(&image, region, color) > 400, "{color:?}");
@@ -283,8 +336,9 @@ fn several_runs_share_a_chart_in_their_own_colours() {
     let runs = |kind: fn() -> Metrics| -> Vec<(String, Metrics)> {
         let mut runs: Vec<_> = (0..3).map(|i| (format!("000{i}-<run>"), kind())).collect();
         for (i, run) in runs.iter_mut().enumerate() {
-            let shift = |p: &mut Pt| p.1 *= 1.0 + 0.1 * i as f64;
-            run.1.columns.values_mut().flatten().for_each(shift);
+            for p in run.1.columns.values_mut().flat_map(|column| &mut column.points) {
+                [&mut p.mean, &mut p.low, &mut p.high].into_iter().for_each(|p| p.1 *= 1.0 + 0.1 * i as f64);
+            }
         }
         runs.push(("0009-new".to_string(), Metrics::default()));
         runs
