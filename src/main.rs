@@ -23,7 +23,7 @@ fn main() -> ExitCode {
             let text = e.render().to_string();
             let said = text.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
             let said = one_line(&said.collect::<Vec<_>>().join("; "));
-            say(&format!("{said} (see {})", commands::help_of(std::env::args().nth(1))));
+            say(&format!("{said} (see {})", commands::help_of(std::env::args_os().nth(1))));
             return ExitCode::from(2);
         }
         Err(e) => e.exit(),

@@ -547,7 +547,7 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--train-limit", "1000000000000"], &["--train-limit", "10000000"]);
     vae(&["--out", ""], &["--out"]);
     fs::write(d.join("no-out.toml"), "out = ''").unwrap();
-    vae(&["--config", "no-out.toml"], &["--out is empty"]);
+    vae(&["--config", "no-out.toml"], &["out = \"\": wanted a path"]);
     vae(&["--log-every", "0"], &["--log-every 0"]);
     vae(&["--keep", "0"], &["--keep 0"]);
     vae(&["--data", "mnits"], &["--data mnits", "did you mean mnist?"]);

@@ -3,6 +3,7 @@
 pub mod atomic_file;
 pub mod batch;
 pub mod hash;
+pub mod names;
 pub mod process;
 pub mod progress;
 pub mod scalar;

@@ -15,6 +15,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use toml::Value;
 
+use super::names::{escaped, unescaped};
 use super::usage::usage;
 
 /// The largest integer that TOML, JSON and double precision represent exactly.
@@ -159,10 +160,10 @@ impl Setting<String> {
 }
 
 impl Setting<PathBuf> {
-    /// A path.
+    /// A path, as text in the form of [`escaped`]: bytes that are not UTF-8, control characters and backslashes are `\xHH`.
     pub const fn path(name: &'static str, help: &'static str) -> Self {
-        let write = |v: &PathBuf| Value::String(v.to_string_lossy().into_owned());
-        Setting::new(name, help, "a path", |text| Some(PathBuf::from(text)), write).value_name("PATH")
+        let read = |text: &str| (!text.is_empty()).then(|| unescaped(text));
+        Setting::new(name, help, "a path", read, |v| Value::String(escaped(v))).value_name("PATH")
     }
 }
 

@@ -1,6 +1,5 @@
 //! Usage errors: one sentence, exit code 2.
 
-use std::borrow::Cow;
 use std::fmt;
 
 /// An error in the arguments or the configuration: exit code 2.
@@ -30,27 +29,4 @@ pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&
 /// An error message without its line breaks.
 pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Text for a terminal: control characters, as names of files may hold them, are escaped; line breaks stay.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    let control = |c: char| c.is_control() && c != '\n';
-    if !text.contains(control) {
-        return text.into();
-    }
-    text.chars()
-        .map(|c| if control(c) { c.escape_unicode().to_string() } else { c.to_string() })
-        .collect::<String>()
-        .into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_are_escaped_and_lines_stay() {
-        assert_eq!(printable("a\u{1b}[31m\rb\nc\u{9b}d"), "a\\u{1b}[31m\\u{d}b\nc\\u{9b}d");
-        assert!(matches!(printable("é, 中\n"), Cow::Borrowed("é, 中\n")));
-    }
 }

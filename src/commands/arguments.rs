@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::base::usage::usage;
+use crate::config::flags::escaped_text;
 use crate::data::images::{Images, Source};
 use crate::run::checkpoint::Selection;
 use crate::run::trained::{Trained, default_place};
@@ -66,7 +67,7 @@ impl TrainedModel {
 #[derive(Debug, Args)]
 pub struct RealImages {
     /// Images as `train --data` names them; pictures of a folder are brought to the model's size [default: the run's]
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
     pub data: Option<String>,
     /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR")]

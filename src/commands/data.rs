@@ -7,14 +7,16 @@ use clap::Args;
 use toml::Value;
 
 use super::print;
+use crate::base::names::printable;
 use crate::base::setting::{AnySetting, Settings};
 use crate::base::usage::usage;
+use crate::config::flags::escaped_text;
 use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE, describe};
 
 #[derive(Debug, Args)]
 pub(super) struct Data {
     /// digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries
-    #[arg(value_name = "SPEC")]
+    #[arg(value_name = "SPEC", value_parser = escaped_text())]
     spec: String,
     /// Where the preview goes
     #[arg(long, value_name = "FILE.png")]
@@ -48,7 +50,7 @@ impl Data {
         let mut text = describe::describe(&source);
         if let Some(out) = &self.out {
             describe::preview(&source, out)?;
-            text.push_str(&format!("preview   {}\n", out.display()));
+            text.push_str(&format!("preview   {}\n", printable(out)));
         }
         print(&text)
     }

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::arguments::{RealImages, TrainedModel};
 use super::print;
+use crate::base::names::printable;
 use crate::base::progress::Tally;
 use crate::base::usage::usage;
 use crate::data::dataset::Dataset;
@@ -59,7 +60,7 @@ impl Encode {
             ignore_missing(std::fs::remove_file(&labels_file))
                 .with_context(|| format!("{}, of other images, could not be removed", labels_file.display()))?;
         }
-        print(&files.iter().map(|f| format!("{}\n", f.display())).collect::<String>())
+        print(&files.iter().map(|f| format!("{}\n", printable(f))).collect::<String>())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Errors as users see them: one sentence and an exit code.
 
+use tch::TchError;
+
 use crate::base::process::LESS_MEMORY;
 use crate::base::usage::{Usage, one_line};
 
@@ -9,6 +11,8 @@ pub fn explain(error: &anyhow::Error) -> (u8, String) {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let part = plain(&cause.to_string());
+        // Not of a text of ours: there a line break is in the name of a file.
+        let part = if cause.is::<TchError>() { one_line(&part) } else { part };
         // Some errors repeat their cause in their own text.
         if !parts.iter().any(|p| p.contains(&part)) {
             parts.push(part);
@@ -26,7 +30,7 @@ pub fn panicked(info: &std::panic::PanicHookInfo) -> String {
         return format!("error: {sentence}");
     }
     let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
-    format!("error: ganvae failed{place}: {}", plain(text))
+    format!("error: ganvae failed{place}: {}", one_line(&plain(text)))
 }
 
 /// Where libtorch says that memory ran out: this in one sentence, and what to do.
@@ -37,11 +41,11 @@ fn out_of_memory(text: &str) -> Option<String> {
     Some(format!("{whose}memory ran out, when {amount} more were wanted: {LESS_MEMORY}"))
 }
 
-/// An error message of libtorch in one line, without its stack trace.
+/// An error message without libtorch's stack trace.
 fn plain(text: &str) -> String {
     let ends = ["Exception raised from", "frame #0:"];
     let first = ends.iter().fold(text, |text, end| text.split(end).next().unwrap_or_default());
-    out_of_memory(text).unwrap_or_else(|| one_line(first))
+    out_of_memory(text).unwrap_or_else(|| first.trim_end().to_owned())
 }
 
 #[cfg(test)]
@@ -74,6 +78,6 @@ mod tests {
             said.contains("shape '[2, 2]' is invalid") && !said.contains("frame") && !said.contains("Exception"),
             "{said}"
         );
-        assert_eq!(plain("a\n b frame #0: c10::x (0x1 in y)"), "a b");
+        assert_eq!(plain("a b\nframe #0: c10::x (0x1 in y)"), "a b");
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::arguments::CheckpointChoice;
 use super::print;
+use crate::base::names::printable;
 use crate::base::usage::usage;
 use crate::export::{self, Format, Verified};
 use crate::run::trained::Trained;
@@ -52,7 +53,7 @@ impl Export {
                 Verified::Bits => "exact".to_owned(),
                 Verified::Tests => "written from the same graph (not run here: ganvae has no ONNX runtime)".to_owned(),
             };
-            print(&format!("{}  {verified}\n", written.path.display()))?;
+            print(&format!("{}  {verified}\n", printable(&written.path)))?;
         }
         Ok(0)
     }

@@ -10,6 +10,7 @@ use super::arguments::{TrainedModel, check_range};
 use super::latent_paths::{LatentPaths, PathOutput, vectors};
 use super::print_path;
 use crate::base::seed::{Rng, Stream, seed_for};
+use crate::config::flags::escaped_text;
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 
@@ -37,7 +38,7 @@ pub(super) struct Interpolate {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// VAE: from one held-out image of this set to another of a different class; --seed chooses which
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
     data: Option<String>,
     /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "data")]

@@ -17,13 +17,14 @@ mod self_check;
 mod train;
 mod traverse;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::base::usage::printable;
+use crate::base::names::printable;
 
 pub use error::{explain, panicked};
 
@@ -82,22 +83,22 @@ pub fn run(cli: Cli) -> Result<u8> {
 }
 
 /// The page of help that covers `command`, the first word of a command line.
-pub fn help_of(command: Option<String>) -> String {
-    let known = command.filter(|name| Cli::command().find_subcommand(name).is_some());
+pub fn help_of(command: Option<OsString>) -> String {
+    let known =
+        command.and_then(|name| name.into_string().ok()).filter(|name| Cli::command().find_subcommand(name).is_some());
     known.map_or_else(|| "ganvae --help".into(), |name| format!("ganvae {name} --help"))
 }
 
-/// Prints a result and gives the exit code 0. A closed pipe (`ganvae data digits | head -1`) is no error.
+/// Prints the lines of a result, in which a name with line breaks must be [`printable`], and gives the exit code 0. A closed pipe
+/// (`ganvae data digits | head -1`) is no error.
 fn print(text: &str) -> Result<u8> {
-    let mut stdout = std::io::stdout();
-    // A pipe gets names as they are, for other programs.
-    let shown = if stdout.is_terminal() { printable(text) } else { text.into() };
-    match stdout.write_all(shown.as_bytes()) {
+    let lines: Vec<_> = text.split('\n').map(printable).collect();
+    match std::io::stdout().write_all(lines.join("\n").as_bytes()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(0),
     }
 }
 
 fn print_path(path: &Path) -> Result<u8> {
-    print(&format!("{}\n", path.display()))
+    print(&format!("{}\n", printable(path)))
 }

@@ -8,8 +8,9 @@ use clap::Args;
 use super::arguments::{CheckpointChoice, TrainedModel};
 use super::latent_plane::{self, Projection};
 use super::print_path;
+use crate::base::names::printable;
 use crate::base::usage::usage;
-use crate::config;
+use crate::config::{self, flags::escaped_text};
 use crate::pictures::animation;
 use crate::pictures::curves::{self, Metrics};
 use crate::run::checkpoint::Selection;
@@ -33,7 +34,7 @@ pub(super) struct PlotCommand {
     #[arg(long, value_enum, value_name = "HOW", requires = "latent")]
     projection: Option<Projection>,
     /// --latent: other images than the run's
-    #[arg(long, value_name = "SPEC", requires = "latent")]
+    #[arg(long, value_name = "SPEC", value_parser = escaped_text(), requires = "latent")]
     data: Option<String>,
     /// --latent: where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "latent")]
@@ -112,5 +113,5 @@ impl PlotCommand {
 /// A run's name: the last part of its path, also of `.` and `runs/x/`.
 fn name_of(root: &Path) -> String {
     let full = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    full.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned())
+    printable(full.file_name().unwrap_or(root.as_os_str()))
 }

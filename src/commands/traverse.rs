@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::arguments::{TrainedModel, check_range};
 use super::latent_paths::{LatentPaths, PathOutput, vectors};
 use super::print;
+use crate::base::names::printable;
 use crate::base::usage::usage;
 use crate::run::trained::Trained;
 
@@ -55,7 +56,7 @@ impl Traverse {
         LatentPaths { trained: &trained, rows: dims.len(), steps: steps as usize, latent: &latent }
             .draw(&out, format)?;
         let dims: Vec<_> = dims.iter().map(usize::to_string).collect();
-        print(&format!("{}\ndimensions {}\n", out.display(), dims.join(" ")))
+        print(&format!("{}\ndimensions {}\n", printable(&out), dims.join(" ")))
     }
 }
 

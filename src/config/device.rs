@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::base::progress::say;
 use crate::base::setting::{Group, Setting, Settings, choice_name};
-use crate::base::usage::usage;
+use crate::base::usage::{one_line, usage};
 use crate::models::tuning::DETERMINISTIC;
 use crate::native;
 use crate::nets::Precision;
@@ -72,7 +72,10 @@ fn auto(s: &Settings) -> Device {
         return Device::Cpu;
     }
     cuda(0, s).unwrap_or_else(|why| {
-        say(&format!("warning: there is an NVIDIA driver, but CUDA cannot be used, so this runs on the CPU: {why:#}"));
+        say(&format!(
+            "warning: there is an NVIDIA driver, but CUDA cannot be used, so this runs on the CPU: {}",
+            one_line(&format!("{why:#}"))
+        ));
         Device::Cpu
     })
 }

@@ -1,16 +1,22 @@
 //! Settings as command-line flags: generates clap's arguments from the declarations.
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
 use toml::Value;
 
 use super::all_settings;
+use crate::base::names::escaped;
 use crate::base::setting::{AnySetting, Settings};
 
 /// Settings given as flags; `OF_A_RUN`: whether settings of a run's folder and length are accepted.
 #[derive(Clone, Debug)]
 pub struct Flags<const OF_A_RUN: bool>(pub Settings);
+
+/// Reads any argument as [`escaped`] text, as the settings of paths are.
+pub fn escaped_text() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().map(escaped)
+}
 
 fn argument(heading: &'static str, setting: &'static dyn AnySetting) -> Arg {
     let info = setting.info();
@@ -27,7 +33,7 @@ fn argument(heading: &'static str, setting: &'static dyn AnySetting) -> Arg {
         arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
     }
     match setting.choices() {
-        choices if choices.is_empty() => arg,
+        choices if choices.is_empty() => arg.value_parser(escaped_text()),
         choices => arg.value_parser(PossibleValuesParser::new(choices)),
     }
 }

@@ -9,16 +9,17 @@ pub mod presets;
 pub mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use toml::Value;
 
+use crate::base::names::escaped;
 use crate::base::seed::{Stream, seed_for};
 use crate::base::setting::{AnySetting, Group, Settings};
 use crate::base::usage::usage;
-use crate::data::{DATA, DATA_DIR};
+use crate::data::{self, DATA, DATA_DIR};
 use crate::export::Origin;
 use crate::models::optimizer::LR;
 use crate::models::tuning::{Plan, TUNE};
@@ -139,18 +140,7 @@ impl Config {
 
     /// See [`Config::kept_toml`].
     fn kept(&self) -> Result<Config> {
-        let mut settings = self.settings.clone().without(&training::OUT);
-        let full =
-            |path: &Path| std::path::absolute(path).with_context(|| format!("{} has no full path", path.display()));
-        if let Some(data) = self.settings.given(&DATA).filter(|d| Path::new(d).is_dir()) {
-            settings = settings.with(&DATA, full(Path::new(&data))?.to_string_lossy().into_owned());
-        }
-        for setting in [&DATA_DIR, &training::INIT_FROM] {
-            if let Some(path) = self.settings.given(setting) {
-                settings = settings.with(setting, full(&path)?);
-            }
-        }
-        Ok(Config { settings, ..self.clone() })
+        Ok(Config { settings: with_full_paths(self.settings.clone().without(&training::OUT))?, ..self.clone() })
     }
 
     /// Every setting with a value, explicit or default, in the order of the help.
@@ -193,6 +183,21 @@ impl Config {
     }
 }
 
+/// Settings with absolute paths.
+fn with_full_paths(mut settings: Settings) -> Result<Settings> {
+    let full =
+        |path: PathBuf| std::path::absolute(&path).with_context(|| format!("{} has no full path", path.display()));
+    if let Some(path) = settings.given(&DATA).and_then(|spec| data::path_of(&spec)) {
+        settings = settings.with(&DATA, escaped(full(path)?));
+    }
+    for setting in [&DATA_DIR, &training::INIT_FROM] {
+        if let Some(path) = settings.given(setting) {
+            settings = settings.with(setting, full(path)?);
+        }
+    }
+    Ok(settings)
+}
+
 /// `a in X, b in Y` for each key whose value differs; none where both are alike.
 pub(crate) fn differences(
     before: &BTreeMap<String, String>,
@@ -215,7 +220,7 @@ pub(crate) fn differences(
 /// # Errors
 /// [`crate::base::usage::Usage`] with a list of the differences.
 pub fn refuse_changes(run: &Config, given: &Settings) -> Result<()> {
-    let asked: BTreeMap<_, _> = given
+    let asked: BTreeMap<_, _> = with_full_paths(given.clone())?
         .iter()
         .filter(|(info, _)| !info.may_change)
         .map(|(info, value)| (info.name.to_owned(), value.to_string()))

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::images::{Images, Source};
+use crate::base::names::escaped;
 use crate::base::small_file;
 
 /// Bytes of a record: a label, then an image [3,32,32].
@@ -48,7 +49,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
     );
     let classes = class_names(&root)?;
     let paths = TRAIN.map(|name| root.join(name));
-    Ok(Source { name: dir.display().to_string(), train: read(&paths)?, test: read(&[root.join(TEST)])?, classes })
+    Ok(Source { name: escaped(dir), train: read(&paths)?, test: read(&[root.join(TEST)])?, classes })
 }
 
 fn root(dir: &Path) -> PathBuf {
@@ -62,7 +63,7 @@ fn class_names(root: &Path) -> Result<Vec<String>> {
         return Ok(CLASSES.map(String::from).to_vec());
     }
     let text = small_file::read_text(&path)?;
-    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
+    let names: Vec<String> = text.lines().map(|line| escaped(line.trim())).filter(|line| !line.is_empty()).collect();
     ensure!(
         names.len() == CLASSES.len(),
         "{} holds {} names, wanted 10 (one class on each line): delete it to use the standard names",

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use super::idx::reserve;
 use super::images::{self, Images, Source};
+use crate::base::names::escaped;
 use crate::base::small_file;
 
 /// Extensions of picture files; others are ignored. The format is detected from the content.
@@ -81,7 +82,7 @@ pub fn load_folder(
     let (train, test) = (train.take(limits.0), test.take(limits.1));
     let (c, h, w) = common_shape(&train, &test, size, channels)?;
     Ok(Source {
-        name: dir.display().to_string(),
+        name: escaped(dir),
         train: decode_all(train, size, (c, h, w))?,
         test: decode_all(test, size, (c, h, w))?,
         classes,
@@ -178,7 +179,7 @@ fn groups(dir: &Path) -> Result<Groups> {
         let (inside, _) = scan(folder)?;
         if !inside.is_empty() {
             let name = folder.file_name().unwrap_or_default();
-            classes.push((Some(name.to_string_lossy().into_owned()), inside));
+            classes.push((Some(escaped(name)), inside));
         }
     }
     if let (Some(picture), Some((_, inside))) = (pictures.first(), classes.first()) {

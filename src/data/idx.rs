@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::bufread::MultiGzDecoder;
 
 use super::images::{Images, Source};
+use crate::base::names::escaped;
 
 /// The four files of a set without `.gz`: training images and labels, test images and labels.
 pub const STEMS: [&str; 4] =
@@ -87,7 +88,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
     );
     let most = train.labels.iter().chain(&test.labels).max();
     let classes = most.map_or(0, |&label| usize::from(label) + 1);
-    Ok(Source { name: dir.display().to_string(), train, test, classes: (0..classes).map(|c| c.to_string()).collect() })
+    Ok(Source { name: escaped(dir), train, test, classes: (0..classes).map(|c| c.to_string()).collect() })
 }
 
 fn read_split(images: &Path, labels: &Path) -> Result<Images> {

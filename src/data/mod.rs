@@ -9,11 +9,12 @@ pub mod folder;
 pub mod idx;
 pub mod images;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::base::hash;
+use crate::base::names::{escaped, unescaped};
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
@@ -24,12 +25,17 @@ const DIGITS: (usize, usize) = (60_000, 10_000);
 /// The largest number of digits in a split: 7.8 GB of pixels.
 const MOST_DIGITS: usize = 10_000_000;
 
-/// The data set.
-pub static DATA: Setting<String> =
-    Setting::text("data", "digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries")
-        .default("digits", "drawn by ganvae, so that nothing is downloaded")
-        .value_name("SPEC")
-        .may_change_on_resume();
+/// The data set; a path as [`Setting::path`] writes it.
+pub static DATA: Setting<String> = Setting::new(
+    "data",
+    "digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries",
+    "text",
+    |text| Some(text.to_owned()),
+    |v| toml::Value::String(escaped(unescaped(v))),
+)
+.default("digits", "drawn by ganvae, so that nothing is downloaded")
+.value_name("SPEC")
+.may_change_on_resume();
 
 /// The folder of named sets.
 pub static DATA_DIR: Setting<PathBuf> =
@@ -78,7 +84,7 @@ pub fn open(s: &Settings) -> Result<Source> {
     let limits = [&TRAIN_LIMIT, &TEST_LIMIT].map(|limit| s.given(limit).map(|n| n as usize));
     let [train, test] = limits.map(|limit| limit.unwrap_or(usize::MAX));
     let (size, channels) = (s.given(&IMAGE_SIZE), s.given(&CHANNELS).map(|c| c as usize));
-    let path = Path::new(spec);
+    let path = &unescaped(spec);
     if !resizable(spec) && (size.is_some() || channels.is_some()) {
         usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
     }
@@ -124,8 +130,13 @@ pub fn open(s: &Settings) -> Result<Source> {
 
 /// Whether `--data SPEC` is a folder of pictures, which can be resized.
 pub fn resizable(spec: &str) -> bool {
-    let path = Path::new(spec);
-    path.is_dir() && !idx::is_idx_folder(path) && !cifar::is_cifar(path)
+    path_of(spec).is_some_and(|path| path.is_dir() && !idx::is_idx_folder(&path) && !cifar::is_cifar(&path))
+}
+
+/// The path that `--data SPEC` is; none for the name of a set, also where a folder has that name.
+pub fn path_of(spec: &str) -> Option<PathBuf> {
+    let named = fetch::find(spec).is_some() || !matches!(digits_seed(spec), Ok(None));
+    (!named).then(|| unescaped(spec))
 }
 
 /// The seed of `digits` (0) or `digits:SEED`; none for another SPEC.
@@ -177,6 +188,13 @@ mod tests {
         let b = open(&settings("digits:1")).unwrap();
         assert_ne!(checksum(&a), checksum(&b));
         assert_eq!(checksum(&a), checksum(&open(&settings("digits:0")).unwrap()));
+    }
+
+    #[test]
+    fn a_set_is_no_path_also_where_a_folder_has_its_name() {
+        for (spec, path) in [("digits", None), ("digits:3", None), ("mnist", None), ("./mnist", Some("./mnist"))] {
+            assert_eq!(path_of(spec), path.map(PathBuf::from), "{spec}");
+        }
     }
 
     #[test]

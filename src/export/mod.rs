@@ -6,6 +6,7 @@
 pub mod onnx;
 mod torchscript;
 
+use std::ffi::OsString;
 use std::fs::{self, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -143,8 +144,9 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
 
 /// A name beside the folder, on the same disk for most.
 fn beside(dir: &Path) -> PathBuf {
-    let name = dir.file_name().map_or_else(|| "export".into(), |name| name.to_string_lossy());
-    dir.with_file_name(format!(".{name}.part"))
+    let mut name = OsString::from(".");
+    name.extend([dir.file_name().unwrap_or("export".as_ref()), ".part".as_ref()]);
+    dir.with_file_name(name)
 }
 
 /// Every file that an export may write.
@@ -275,7 +277,7 @@ fn write_one(graph: &Graph, origin: &Origin, format: Format, dir: &Path) -> Resu
             about.insert("network".into(), json!(graph.name()));
             about.extend(port_list(graph));
             torchscript::write(graph, &Value::from(about).to_string(), &path).with_context(failed)?;
-            let module = CModule::load(&path).with_context(reread)?;
+            let module = native::load_script(&path, Device::Cpu).with_context(reread)?;
             compare(graph, &module).map(Verified::Run)
         }
         Format::Safetensors => {

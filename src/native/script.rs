@@ -1,9 +1,11 @@
 //! TorchScript modules on disk: written with real sub-modules, parameters and buffers, which tracing would freeze into constants.
 
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tch::Tensor;
+use tch::{CModule, Device, Tensor};
 
 use super::{Handle, List, ToShim, shim};
 use crate::base::{atomic_file, torch_file};
@@ -40,12 +42,25 @@ struct Entry {
 
 shim! {
     fn save(
-        file: &str, name: &str, described: &str, description: &str, methods: &str, parts: &[Part], entries: &[Entry],
+        file: &[u8], name: &str, described: &str, description: &str, methods: &str, parts: &[Part], entries: &[Entry],
     ) -> Result<()> = gv_script_save, "TorchScript";
 }
 
+/// Loads a TorchScript module.
+///
+/// # Errors
+/// libtorch's, when the file cannot be read or is no TorchScript module.
+pub fn load_script(path: &Path, device: Device) -> Result<CModule> {
+    match path.to_str() {
+        Some(path) => Ok(CModule::load_on_device(path, device)?),
+        // tch passes on file names in UTF-8 only.
+        None => Ok(CModule::load_data_on_device(&mut File::open(path)?, device)?),
+    }
+}
+
 /// Writes a TorchScript module of class `name` in evaluation mode: `parts` as sub-modules, `tensors` (key PART.NAME, value, whether
-/// it is a parameter) in them as dense float32 on the CPU, `methods` (with a `forward`) of the whole, and `description` as an extra file and as the attribute `ganvae`.
+/// it is a parameter) in them as dense float32 on the CPU, `methods` (with a `forward`) of the whole, and `description` as an extra file
+/// and as the attribute `ganvae`.
 ///
 /// # Errors
 /// libtorch's: source that does not compile, a file that cannot be written.
@@ -57,7 +72,6 @@ pub fn save_script(
     parts: &[Submodule],
     tensors: &[(String, Tensor, bool)],
 ) -> Result<()> {
-    let file = path.to_str().with_context(|| format!("{}: libtorch takes file names in UTF-8 only", path.display()))?;
     let part = |p: &Submodule| Part { name: p.name.to_shim(), kind: p.kind.to_shim(), methods: p.methods.to_shim() };
     let entry = |(key, t, parameter): &(String, Tensor, bool)| Entry {
         key: key.to_shim(),
@@ -65,7 +79,7 @@ pub fn save_script(
         parameter: *parameter,
     };
     let (parts, entries): (Vec<_>, Vec<_>) = (parts.iter().map(part).collect(), tensors.iter().map(entry).collect());
-    save(file, name, DESCRIPTION, description, methods, &parts, &entries)?;
+    save(path.as_os_str().as_bytes(), name, DESCRIPTION, description, methods, &parts, &entries)?;
     Ok(atomic_file::sync(path)?)
 }
 
@@ -80,7 +94,7 @@ pub fn script_description(path: &Path) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{CModule, Kind};
+    use tch::Kind;
 
     const LINEAR: &str = "def forward(self, x):\n  return torch.linear(x, self.weight, self.bias)\n";
 

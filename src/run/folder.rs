@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::base::atomic_file;
+use crate::base::names::shell_quoted;
 use crate::base::progress::say;
 use crate::base::setting::Settings;
 use crate::base::shape::Shape;
@@ -216,9 +217,7 @@ impl RunDir {
 
     /// The folder, quoted for a shell where necessary.
     pub fn shell_quoted(&self) -> String {
-        let text = self.root.display().to_string();
-        let plain = |c: char| c.is_alphanumeric() || "_./-+=:,@".contains(c);
-        if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+        shell_quoted(&self.root)
     }
 
     /// A file of the run.
@@ -239,16 +238,13 @@ impl RunDir {
 
 /// Refuses, as a usage error, an `out` that cannot be the folder of a new run.
 pub fn check_free(out: &Path) -> Result<()> {
-    if out.as_os_str().is_empty() {
-        usage!("--out is empty: name a folder, or leave it out for the next number under runs/");
-    }
     match fs::read_dir(out) {
         Ok(entries) => {
             // A process that was killed before its run began leaves these two.
             if entries.flatten().any(|entry| ![LOCK, CONFIG_PART].iter().any(|name| entry.file_name() == *name)) {
-                let out = out.display();
+                let (out, quoted) = (out.display(), shell_quoted(out));
                 usage!(
-                    "--out {out}: the folder is not empty; name another, or go on with `ganvae train --resume {out}`"
+                    "--out {out}: the folder is not empty; name another, or go on with `ganvae train --resume {quoted}`"
                 );
             }
             Ok(())

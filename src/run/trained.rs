@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
+use crate::base::names::{escaped, unescaped};
 use crate::base::seed::{Stream, seed_for};
 use crate::base::setting::Settings;
 use crate::base::shape::Shape;
@@ -349,7 +350,7 @@ impl Module {
         })?;
         let info: ModuleInfo = serde_json::from_str(&text)
             .with_context(|| format!("{file} has a description that cannot be read: export the run again"))?;
-        let module = CModule::load_on_device(path, device).with_context(unreadable)?;
+        let module = native::load_script(path, device).with_context(unreadable)?;
         Ok(Module { path: path.to_owned(), module, info })
     }
 
@@ -396,12 +397,12 @@ impl Module {
 
 /// The other half of an exported VAE: `encoder.pt` beside `decoder.pt`.
 fn partner(path: &Path) -> Option<PathBuf> {
-    let name = path.file_name()?.to_str()?;
+    let name = escaped(path.file_name()?);
     let other = match name.contains("decoder") {
         true => name.replace("decoder", "encoder"),
         false => name.replace("encoder", "decoder"),
     };
-    (other != name).then(|| path.with_file_name(other))
+    (other != name).then(|| path.with_file_name(unescaped(&other)))
 }
 
 fn is_run(path: &Path) -> bool {
