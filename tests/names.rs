@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Output;
 
-use common::{BIN, command, listing, text};
+use common::{BIN, command, listing, refused, sentence, text};
 
 /// An escape sequence, line breaks, C1 controls, DEL, two changes of direction, and a byte that is not UTF-8.
 const EVIL: &[u8] = b"\x1b[31m\nBROKEN\r\xc2\x9b\xc2\x85\x7f\xe2\x80\xae\xe2\x81\xa6\xff";
@@ -125,4 +125,24 @@ fn names_of_any_bytes_work_and_are_shown_escaped() {
             }
         }
     }
+}
+
+/// The system allows 4095 bytes in an absolute path: one more is refused before anything is read or written.
+#[test]
+fn a_path_that_is_too_long_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let longest = "/checkpoints/.step-0000000000000000.part/optimizer.safetensors";
+    let root = |bytes: usize| "d/".repeat(bytes / 2) + &"e".repeat(bytes % 2 + 2);
+    let small =
+        "train vae --train-limit 20 --test-limit 5 --encoder-hidden 4 --decoder-hidden 4 --device cpu --steps 1 --out";
+    let fits = root(4093 - longest.len() - d.as_os_str().len() - 1);
+    let too_long = format!("{fits}f");
+    let args: Vec<&str> = small.split(' ').chain([&*too_long]).collect();
+    refused(d, &args, 2, &["--out d/d/", "shorter path", "File name too long"]);
+    good(d, &format!("{small} {fits}"));
+    fs::rename(d.join("d"), d.join("dd")).unwrap();
+    let out = run(d, &format!("train --resume d{fits} --steps 2"));
+    sentence(&text(&out.stderr), &["--resume dd/d/", "shorter path"]);
+    assert_eq!(out.status.code(), Some(2));
 }

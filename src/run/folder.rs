@@ -50,6 +50,9 @@ const CONFIG: &str = "config.toml";
 /// The temporary name of config.toml while it is written.
 const CONFIG_PART: &str = "config.toml.part";
 
+/// The longest path of a run below its folder, of a step with the most digits.
+const LONGEST: &str = "checkpoints/.step-0000000000000000.part/optimizer.safetensors";
+
 /// The `[run]` table of config.toml: what a run was made with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -238,6 +241,7 @@ impl RunDir {
 
 /// Refuses, as a usage error, an `out` that cannot be the folder of a new run.
 pub fn check_free(out: &Path) -> Result<()> {
+    check_length("--out", out)?;
     match fs::read_dir(out) {
         Ok(entries) => {
             // A process that was killed before its run began leaves these two.
@@ -251,6 +255,21 @@ pub fn check_free(out: &Path) -> Result<()> {
         }
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => usage!("--out {}: cannot be a run's folder ({e})", out.display()),
+    }
+}
+
+/// Refuses, as a usage error, a folder of `flag` below which the system does not allow the longest path of a run.
+pub fn check_length(flag: &str, root: &Path) -> Result<()> {
+    // Absolute, because the library that writes weights makes its paths so.
+    let longest = std::path::absolute(root).map(|root| root.join(LONGEST));
+    match longest.and_then(fs::symlink_metadata) {
+        Err(e) if e.kind() == ErrorKind::InvalidFilename => usage!(
+            "{flag} {}: paths in a run's folder are up to {} bytes longer than its own, and that is too long ({e}): name a folder \
+             with a shorter path",
+            root.display(),
+            LONGEST.len() + 1
+        ),
+        _ => Ok(()),
     }
 }
 

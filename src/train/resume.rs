@@ -14,7 +14,7 @@ use crate::config::training::OUT;
 use crate::models::ModelKind;
 use crate::models::tuning::{THREADS, TUNE};
 use crate::run::checkpoint;
-use crate::run::folder::{RunDir, RunInfo};
+use crate::run::folder::{self, RunDir, RunInfo};
 
 /// Resumes a run from its newest intact checkpoint, or from the beginning where there is none yet. `given` holds the flags, `asked` the
 /// kind of model on the command line.
@@ -28,6 +28,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
         usage!("--out is for a new run: --resume goes on in {}", root.display());
     }
     let run = RunDir::open(root)?;
+    folder::check_length("--resume", root)?;
     let shown = root.display();
     let lock = run.lock()?;
     let (model, stored, info) = run.config()?;
