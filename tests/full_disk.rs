@@ -81,6 +81,39 @@ fn a_full_disk_stops_a_run_with_one_sentence_and_a_whole_checkpoint() {
     assert!(resumed >= 2, "{resumed} of the runs had a checkpoint");
 }
 
+/// Every output of the commands that a full disk cuts off is named, once, with the reason.
+#[test]
+fn a_full_disk_is_named_by_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    let commands = [
+        ("interpolate r --out", "m/a.gif"),
+        ("traverse r --out", "m/a.gif"),
+        ("plot r --progress --out", "m/a.gif"),
+        ("plot r --latent --out", "m/a.svg"),
+        ("plot r --out", "m/a.png"),
+        ("sample r --out", "m/a.png"),
+        ("sample r --out", "m/a.npy"),
+        ("sample r --out", "m/a"),
+        ("encode r --out", "m/a.npy"),
+        ("export r --out", "m/a"),
+        ("data digits --out", "m/a.png"),
+    ];
+    let lines: Vec<_> =
+        commands.iter().map(|(command, out)| format!("\"$BIN\" {command} {out} 2>&1 || rm -rf m/*")).collect();
+    let script = format!("mkdir m; mount -t tmpfs -o size=4k tmpfs m\n{}", lines.join("\n"));
+    let Some(out) = with_own_mounts("a full disk for every command", d, &script) else { return };
+    let said = text(&out.stdout);
+    assert_eq!(said.lines().count(), commands.len(), "{said}");
+    for (line, (command, out)) in said.lines().zip(commands) {
+        let once =
+            line.matches("could not be written").count() == 1 && line.matches("No space left on device").count() == 1;
+        let named = line.starts_with("error: m/") && (line.contains(out) || out == "m/a" || out == "m/a.npy");
+        assert!(once && named, "{command}: {line}");
+    }
+}
+
 #[test]
 fn a_run_whose_folder_is_removed_stops_with_one_sentence() {
     for (name, more) in [

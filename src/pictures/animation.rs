@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use gif::EncodingError;
 
 use crate::base::atomic_file::AtomicFile;
 use crate::pictures::grid::Picture;
@@ -31,21 +32,28 @@ pub fn is_gif(path: &Path) -> bool {
 /// # Errors
 /// A frame that is an error, differs in size from the first, or has a side above 65535 pixels; no frames; a failed write.
 pub fn write_gif(out: &Path, frames: impl IntoIterator<Item = Result<(Picture, u16)>>) -> Result<()> {
-    let unwritten = || format!("the animation {} could not be written", out.display());
-    let file = AtomicFile::create(out).with_context(unwritten)?;
+    // Errors of the file name it.
+    let unwritten = |e| match e {
+        EncodingError::Io(e) => anyhow::Error::from(e),
+        e => anyhow!("the animation {} could not be written: {e}", out.display()),
+    };
+    let file = AtomicFile::create(out)?;
     let mut frames = frames.into_iter();
     let first = frames.next().with_context(|| format!("{} has no frames", out.display()))??;
     let (w, h) = first.0.0.dimensions();
-    let too_large = || format!("{}: {w}x{h} pixels, and a GIF has at most {} a side", unwritten(), u16::MAX);
+    let too_large = || {
+        let (out, most) = (out.display(), u16::MAX);
+        format!("the animation {out} could not be written: {w}x{h} pixels, and a GIF has at most {most} a side")
+    };
     let [gif_w, gif_h] = [w, h].map(|side| u16::try_from(side).with_context(too_large));
-    let mut encoder = gif::Encoder::new(file, gif_w?, gif_h?, &[]).with_context(unwritten)?;
-    encoder.set_repeat(gif::Repeat::Infinite).with_context(unwritten)?;
+    let mut encoder = gif::Encoder::new(file, gif_w?, gif_h?, &[]).map_err(unwritten)?;
+    encoder.set_repeat(gif::Repeat::Infinite).map_err(unwritten)?;
     for (i, frame) in std::iter::once(Ok(first)).chain(frames).enumerate() {
         let (picture, delay) = frame?;
         check_size(&picture, (w, h), || format!("frame {} of {}", i + 1, out.display()))?;
-        encoder.write_frame(&gif::Frame { delay, ..frame_of(picture) }).with_context(unwritten)?;
+        encoder.write_frame(&gif::Frame { delay, ..frame_of(picture) }).map_err(unwritten)?;
     }
-    Ok(encoder.into_inner().with_context(unwritten)?.commit_unsynced()?)
+    Ok(encoder.into_inner()?.commit_unsynced()?)
 }
 
 /// Checks that a picture, called `name` in the error, has as many pixels across and down as those before it.
