@@ -1,5 +1,6 @@
 //! Progress on stderr: a bar in a terminal, a line of text per log interval elsewhere.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::names::printable;
 use console::Term;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// Milliseconds that a full stderr is waited for.
 const PATIENCE_MS: i32 = 1000;
@@ -47,20 +48,61 @@ pub fn say(text: &str) {
     let _ = Stderr.write_all(format!("{}\n", printable(text)).as_bytes());
 }
 
+/// Columns of a line of text.
+pub const COLUMNS: usize = 80;
+/// Seconds of training before the first line of a run without a terminal, when no log interval has ended.
+const FIRST_LINE_S: f64 = 3.0;
+
 /// The progress of one run.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
-    total: u64,
+    pace: Pace,
+    /// The moving averages of the logged values.
     smoothed: Vec<(String, f64)>,
     logged: u64,
+    /// Whether a line with an ETA was printed.
+    timed: bool,
+}
+
+/// Steps since a time, of which epoch and ETA follow.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    started: Instant,
+    first: u64,
+    total: u64,
+    per_epoch: u64,
+}
+
+impl Pace {
+    fn epoch(&self, step: u64) -> String {
+        format!("epoch {:.2}", step as f64 / self.per_epoch as f64)
+    }
+
+    fn eta(&self, step: u64) -> String {
+        if step <= self.first {
+            return "ETA -:--".into();
+        }
+        let each_s = self.started.elapsed().as_secs_f64() / (step - self.first) as f64;
+        format!("ETA {}", clock(each_s * self.total.saturating_sub(step) as f64))
+    }
 }
 
 impl Progress {
-    /// A run of `total` steps, `done` of them complete.
-    pub fn start(done: u64, total: u64) -> Self {
-        let bar = bar(total, "{prefix} {bar:20.cyan/white.dim} {percent:>3}% {wide_msg}").with_position(done);
-        Progress { bar, total, smoothed: Vec::new(), logged: 0 }
+    /// A run of `total` steps, `per_epoch` an epoch, `done` of them complete.
+    pub fn start(done: u64, total: u64, per_epoch: u64) -> Self {
+        let pace = Pace { started: Instant::now(), first: done, total, per_epoch };
+        let bar = bar(total, "{epoch} {bar:20.cyan/white.dim} {percent:>3}% {eta} {wide_msg}", |style| {
+            // Computed at each drawing: live between log intervals.
+            style
+                .with_key("epoch", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+                    let _ = out.write_str(&pace.epoch(state.pos()));
+                })
+                .with_key("eta", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+                    let _ = out.write_str(&pace.eta(state.pos()));
+                })
+        });
+        Progress { bar: bar.with_position(done), pace, smoothed: Vec::new(), logged: 0, timed: false }
     }
 
     /// Prints a line, in a terminal above the bar.
@@ -69,20 +111,20 @@ impl Progress {
     }
 
     /// Moves the bar after a step. Values are shown by [`Progress::update`] only, because reading them waits for the device.
-    pub fn advance(&self, step: u64) {
+    pub fn advance(&mut self, step: u64) {
         self.bar.set_position(step);
+        if !self.timed && self.bar.is_hidden() && self.pace.started.elapsed().as_secs_f64() > FIRST_LINE_S {
+            self.line(step, &[]);
+        }
     }
 
     /// Shows step, speed, and the values of a log interval.
-    pub fn update(&mut self, step: u64, epoch: f64, images_per_s: f64, eta_s: f64, values: &[(String, f64)]) {
+    pub fn update(&mut self, step: u64, images_per_s: f64, values: &[(String, f64)]) {
+        let speed = format!("{images_per_s:.0} img/s");
+        let fact = |(name, v): &(String, f64)| format!("{name} {}", short(*v));
         if self.bar.is_hidden() {
-            let values: Vec<_> = values.iter().map(|(name, v)| format!("{name} {}", short(*v))).collect();
-            say(&format!(
-                "step {step}/{}  epoch {epoch:.2}  {}  {images_per_s:.0} img/s  ETA {}",
-                self.total,
-                values.join("  "),
-                clock(eta_s)
-            ));
+            let values: Vec<_> = [speed].into_iter().chain(values.iter().map(fact)).collect();
+            self.line(step, &values);
             return;
         }
         self.logged += 1;
@@ -94,12 +136,18 @@ impl Progress {
                 None => self.smoothed.push((name.clone(), *v)),
             }
         }
-        let shown = self.smoothed.iter().map(|(name, v)| format!("{name} {}", short(*v)));
-        let facts = [format!("ETA {}", clock(eta_s)), format!("{images_per_s:.0} img/s")].into_iter().chain(shown);
-        let prefix = format!("epoch {epoch:.1}");
-        let room = usize::from(Term::stderr().size().1).saturating_sub(prefix.len() + BAR);
-        self.bar.set_message(as_fit(facts, room));
-        self.bar.set_prefix(prefix);
+        let facts = [speed].into_iter().chain(self.smoothed.iter().map(fact));
+        let columns = usize::from(Term::stderr().size().1).min(COLUMNS);
+        let room = columns.saturating_sub(self.pace.epoch(step).len() + self.pace.eta(step).len() + BAR);
+        self.bar.set_message(as_fit(facts, " · ", room));
+    }
+
+    /// One line of text for this step.
+    fn line(&mut self, step: u64, values: &[String]) {
+        self.timed = true;
+        let pace = &self.pace;
+        let head = [format!("step {step}/{}", pace.total), pace.epoch(step), pace.eta(step)];
+        say(&as_fit(head.into_iter().chain(values.iter().cloned()), "  ", COLUMNS));
     }
 
     /// Shows the current activity until the next [`Progress::update`].
@@ -113,28 +161,28 @@ impl Progress {
     }
 }
 
-/// A bar with this template in a terminal, a hidden one elsewhere.
-pub fn bar(total: u64, template: &str) -> ProgressBar {
+/// A bar with this template in a terminal, a hidden one elsewhere; `keys` adds keys of the template.
+pub fn bar(total: u64, template: &str, keys: impl FnOnce(ProgressStyle) -> ProgressStyle) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let term = Term::read_write_pair(io::stdin(), Stderr);
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::term(term, 20));
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("━━─"));
+        bar.set_style(keys(style.progress_chars("━━─")));
     }
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
 }
 
 /// Columns of the bar, the percentage, and the spaces around them.
-const BAR: usize = 27;
+const BAR: usize = 28;
 
-/// The first of `facts` that fit completely into this many columns.
-fn as_fit(facts: impl Iterator<Item = String>, columns: usize) -> String {
+/// The first of `facts` that fit completely into this many columns, with `separator` between them.
+pub fn as_fit(facts: impl Iterator<Item = String>, separator: &str, columns: usize) -> String {
     let mut text = String::new();
     for fact in facts {
-        let between = if text.is_empty() { "" } else { " · " };
+        let between = if text.is_empty() { "" } else { separator };
         if (text.chars().count() + between.chars().count() + fact.chars().count()) > columns {
             break;
         }
@@ -161,7 +209,10 @@ pub struct Tally {
 impl Tally {
     /// A count to `total`; `what` names the items (`images encoded`).
     pub fn start(what: &'static str, total: u64) -> Self {
-        let bar = bar(total, "{bar:20.cyan/white.dim} {percent:>3}% {human_pos} of {human_len} {msg}, ETA {eta}");
+        let bar =
+            bar(total, "{bar:20.cyan/white.dim} {percent:>3}% {human_pos} of {human_len} {msg}, ETA {eta}", |style| {
+                style
+            });
         Tally { bar: bar.with_message(what), what, done: 0, total, started: Instant::now(), said: Instant::now() }
     }
 
@@ -224,9 +275,9 @@ mod tests {
     #[test]
     fn facts_that_do_not_fit_are_omitted() {
         let facts = || ["ETA 0:10", "6000 img/s", "loss 105.4"].map(str::to_owned).into_iter();
-        assert_eq!(as_fit(facts(), 34), "ETA 0:10 · 6000 img/s · loss 105.4");
-        assert_eq!(as_fit(facts(), 33), "ETA 0:10 · 6000 img/s");
-        assert_eq!(as_fit(facts(), 7), "");
+        assert_eq!(as_fit(facts(), " · ", 34), "ETA 0:10 · 6000 img/s · loss 105.4");
+        assert_eq!(as_fit(facts(), " · ", 33), "ETA 0:10 · 6000 img/s");
+        assert_eq!(as_fit(facts(), " · ", 7), "");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::arguments::{TrainedModel, check_range};
 use super::print;
+use crate::base::names::printable;
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
 use crate::run::trained::BATCH;
 
@@ -26,7 +27,7 @@ pub(super) struct Sample {
     /// Seed of the noise [default: a new one each time, which is printed]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Keep each number of z within -T and T: less varied, cleaner images the smaller T is (0.01 to 10)
+    /// Draw z from a normal distribution cut off at -T and T: the smaller T is, the less the images vary (0.01 to 10)
     #[arg(long, value_name = "T")]
     truncation: Option<f64>,
     /// A .png for one grid, a .npy for the numbers, or a folder for a picture each [default: in the run's samples/]
@@ -53,7 +54,7 @@ impl Sample {
             sink.push(&trained.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?)?;
         }
         sink.finish()?;
-        print(&format!("{}\nseed {seed}\n", out.display()))
+        print(&format!("{}\nseed {seed}\n", printable(&out)))
     }
 }
 

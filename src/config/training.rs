@@ -26,7 +26,7 @@ pub static PRESET: Setting<String> = Setting::text(
 /// Weights to start from.
 pub static INIT_FROM: Setting<PathBuf> = Setting::path(
     "init-from",
-    "Start from these weights, by key: a .safetensors file, a .pt or .pth file of PyTorch (read as data: nothing in it is executed), a folder of exports, or a run (its networks and loss too, unless --preset or --arch is given)",
+    "Start from trained weights instead of random ones; each is found by its name: a .safetensors file, a .pt or .pth file of PyTorch (read as data: nothing in it is executed), a folder of exports, or a run (its networks and loss too, unless --preset or --arch is given)",
 )
 .of_a_run();
 

@@ -234,7 +234,7 @@ fn fetch(url: &str, file: &KnownFile, agent: &Agent) -> Result<Vec<u8>, String> 
 
 /// A progress bar in a terminal; elsewhere a line of text.
 fn progress(file: &KnownFile, url: &str) -> ProgressBar {
-    let bar = bar(file.bytes, "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = bar(file.bytes, "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}", |style| style);
     if bar.is_hidden() {
         say(&format!("downloading {} ({:.1} MB) from {}", file.name, file.bytes as f64 / 1e6, host(url)));
     }

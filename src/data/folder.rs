@@ -233,6 +233,11 @@ fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((pictures, folders))
 }
 
+/// A size to train on for pictures of these sides: the largest power of two that fits, at most 64, where training takes minutes.
+fn suggested_size(sides: [usize; 4]) -> usize {
+    [64, 32, 16, 8].into_iter().find(|size| sides.iter().all(|side| size <= side)).unwrap_or(8)
+}
+
 /// (C,H,W) of all images: from the arguments, or else from the headers of all pictures.
 fn common_shape(
     train: &PictureList,
@@ -253,9 +258,10 @@ fn common_shape(
         ensure!(
             size.is_some() || (h, w) == (height, width),
             "{} is {height}x{width} pixels (height x width), but the first picture, {}, is {h}x{w}: \
-             all must have one size, so pass --image-size HxW (such as --image-size {h}x{w}) to scale and crop them",
+             all must have one size, so pass --image-size N to scale and crop them to N x N (such as --image-size {})",
             path.display(),
-            all[0].display()
+            all[0].display(),
+            suggested_size([h, w, height, width])
         );
     }
     let (h, w) = size.or(first).unwrap_or_default();

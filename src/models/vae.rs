@@ -238,7 +238,7 @@ impl Model for Vae {
     fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
         match measured {
             [_, _, kl] if *kl < 0.05 => vec![
-                "the latents carry nothing (KL below 0.05 nats): the decoder ignores them; try --kl-warmup, a lower --beta or a \
+                "the latents hold no information about the images (KL below 0.05 nats), and the decoder ignores them; try --kl-warmup, a lower --beta or a \
                  higher --lr",
             ],
             _ => Vec::new(),
@@ -311,7 +311,7 @@ mod tests {
     fn warns_of_unused_latents_and_limits_the_loss() {
         let vae = small(1.0, 0);
         assert!(vae.warnings(&[100.0, 99.0, 1.0]).is_empty());
-        assert!(vae.warnings(&[100.0, 100.0, 0.01])[0].contains("carry nothing"));
+        assert!(vae.warnings(&[100.0, 100.0, 0.01])[0].contains("hold no information"));
         let chance = 6.0 * std::f64::consts::LN_2;
         let limit = vae.scalars()[1].limit.unwrap();
         assert!(limit > 50.0 * chance && limit < 1000.0 * chance);

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
 
 use crate::base::progress::say;
@@ -24,6 +24,7 @@ impl MetricsLog {
     /// file has lost rows: this gives a warning.
     pub fn open(path: PathBuf, bytes: u64) -> Result<Self> {
         let open = || -> Result<(fs::File, u64)> {
+            ensure!(path.is_file() || !path.exists(), "it is a pipe or a device: wanted a file");
             let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
             let mut kept = bytes;
             if file.metadata()?.len() < bytes {

@@ -2,7 +2,12 @@
 
 use anyhow::Result;
 
-use super::{Session, divergence, log::Recorder, stepper::AverageMeter};
+use super::{
+    Session, divergence,
+    log::{Recorder, distinct},
+    stepper::AverageMeter,
+};
+use crate::base::progress::{self, as_fit};
 use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
 use crate::models::noise::Noise;
@@ -31,9 +36,10 @@ impl Session<'_> {
             let mut row = self.row_head(rec);
             row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
             rec.log.append(&row)?;
-            let text: Vec<_> = values.iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect();
-            rec.scores = text.join("  ");
-            rec.progress.say(&format!("epoch {:.2}  {}", self.step as f64 / self.setup.per_epoch as f64, rec.scores));
+            let values = distinct(values).into_iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect::<Vec<_>>();
+            rec.scores = values.join("  ");
+            let epoch = format!("epoch {:.2}", self.step as f64 / self.setup.per_epoch as f64);
+            rec.progress.say(&as_fit([epoch].into_iter().chain(values), "  ", progress::COLUMNS));
         }
         if due(self.config.sample_every) {
             rec.progress.doing("drawing");

@@ -81,11 +81,11 @@ impl Session<'_> {
     fn best_line(&self, root: &str) -> String {
         let (Some(best), Some(index)) = (self.best, self.setup.model.criterion()) else { return String::new() };
         let (key, epoch) = (&self.setup.model.scalars()[index].key, best.step as f64 / self.setup.per_epoch as f64);
-        let which = match best.step == self.step {
-            true => ", the last".to_owned(),
-            false => format!(" (ganvae sample {root} --checkpoint best)"),
-        };
-        format!("best     epoch {epoch:.2}: test_{key} {:.3}{which}\n", best.value)
+        let score = format!("test_{key} {:.3}", best.value);
+        match best.step == self.step {
+            true => format!("best     epoch {epoch:.2}, the last: {score}\n"),
+            false => format!("best     epoch {epoch:.2}: {score} (ganvae sample {root} --checkpoint best)\n"),
+        }
     }
 
     /// Draws the training animation; gives its line of the summary, for a run with more than one picture.

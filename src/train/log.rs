@@ -25,7 +25,6 @@ pub(super) struct Recorder {
     pub(super) progress: Progress,
     pub(super) started: Instant,
     pub(super) wall_before: f64,
-    pub(super) first_step: u64,
     pub(super) interval: Instant,
     pub(super) interval_images: i64,
     pub(super) curves: Metrics,
@@ -46,6 +45,13 @@ impl Recorder {
         self.interval = Instant::now();
         self.interval_images = 0;
     }
+}
+
+/// Without values that are the first one negated, as a VAE's ELBO at β = 1.
+pub(super) fn distinct(mut values: Vec<(String, f64)>) -> Vec<(String, f64)> {
+    let first = values.first().map_or(0.0, |(_, v)| *v);
+    values.retain(|(_, v)| *v == first || (v + first).abs() > 1e-5 * first.abs());
+    values
 }
 
 impl Session<'_> {
@@ -69,10 +75,7 @@ impl Session<'_> {
         row.extend([("images_per_s".into(), images_per_s.round()), ("lr".into(), self.lr())]);
         row.extend(values.iter().cloned());
         rec.log.append(&row)?;
-        let done = (self.step - rec.first_step) as f64;
-        let eta_s = rec.started.elapsed().as_secs_f64() / done * (self.setup.total - self.step) as f64;
-        let epoch = self.step as f64 / self.setup.per_epoch as f64;
-        rec.progress.update(self.step, epoch, images_per_s, eta_s, &values);
+        rec.progress.update(self.step, images_per_s, &distinct(values));
         let from = self.step.saturating_sub(self.meter.images.div_ceil(self.config.batch_size as u64));
         for warning in self.warnings.filter(&self.setup.model.warnings(&means), from, self.step) {
             rec.progress.say(&format!("warning: {warning}"));
@@ -107,6 +110,19 @@ impl Session<'_> {
         format!(
             "{root}: {model} on {data} ({training} training, {held_out} held-out images of {shape}), {total} steps, {device}"
         )
+    }
+
+    /// The warning for a set of few images, whatever else is set.
+    pub(super) fn few_images_warning(&self) -> Option<String> {
+        let (images, enough, happens) = match self.config.model {
+            ModelKind::Vae => (self.setup.train.len(), 500, "a VAE soon knows by heart, and draws new ones badly"),
+            ModelKind::Gan => {
+                (self.setup.train.len(), 1000, "a GAN's discriminator soon knows by heart, and the images stay poor")
+            }
+        };
+        (self.step == 0 && images < enough).then(|| {
+            format!("warning: this run has {images} training images, which {happens}: {enough} or more are wanted, some thousand are good")
+        })
     }
 
     /// The warning for a run with too few updates to learn anything, unless --steps asks for them.

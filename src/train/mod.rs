@@ -138,12 +138,11 @@ impl<'a> Session<'a> {
         let stop = StopFlag::listen()?;
         let mut rec = Recorder {
             log: MetricsLog::open(run.path("metrics.jsonl"), state.metrics_bytes)?,
-            progress: Progress::start(self.step, self.setup.total),
+            progress: Progress::start(self.step, self.setup.total, self.setup.per_epoch),
             run,
             lock,
             started: Instant::now(),
             wall_before: state.wall_s,
-            first_step: self.step,
             interval: Instant::now(),
             interval_images: 0,
             curves: Metrics::default(),
@@ -155,7 +154,7 @@ impl<'a> Session<'a> {
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
-        if let Some(warning) = self.short_run_warning() {
+        for warning in [self.few_images_warning(), self.short_run_warning()].into_iter().flatten() {
             rec.progress.say(&warning);
         }
         if self.step == self.setup.total && !self.epoch_due {

@@ -58,7 +58,6 @@ impl Session<'_> {
         self.rollbacks += 1;
         self.restore(&dir, &state)?;
         self.warnings.restart();
-        rec.first_step = rec.first_step.min(self.step);
         rec.log.cut(state.metrics_bytes)?;
         rec.curves = Metrics::default();
         let mut row = self.row_head(rec);

@@ -152,7 +152,7 @@ fn an_odd_size_is_named_and_image_size_mends_it() {
     put(&dir, "a.png", (4, 6), 0);
     put(&dir, "b.png", (8, 6), 0);
     put(&dir, "c.png", (4, 12), 200);
-    fails(&dir, &["b.png is 8x6 pixels", "a.png, is 4x6", "--image-size HxW"]);
+    fails(&dir, &["b.png is 8x6 pixels", "a.png, is 4x6", "such as --image-size 8)"]);
     let set = load_folder(dir.path(), Some((4, 6)), Some(3), ALL).unwrap();
     assert_eq!((set.train.count, set.train.height, set.train.width), (2, 4, 6));
     // c: 4x12 already covers 4x6, so columns 3 to 8 are kept as they are.
