@@ -39,13 +39,16 @@ pub struct Scalar {
     /// Value at the equilibrium of a GAN: a dashed line in the chart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equilibrium: Option<f64>,
+    /// The key that runs are compared by in its place, as it depends on a run's weights of the terms of the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared_by: Option<String>,
 }
 
 impl Scalar {
-    /// A scalar with no better direction, no limit and no equilibrium.
+    /// A scalar with no better direction, no limit and no equilibrium, by which runs can be compared.
     pub fn new(key: &str, name: &str, unit: &str, panel: &str) -> Self {
         let [key, name, unit, panel] = [key, name, unit, panel].map(str::to_owned);
-        Scalar { key, name, unit, panel, better: None, limit: None, equilibrium: None }
+        Scalar { key, name, unit, panel, better: None, limit: None, equilibrium: None, compared_by: None }
     }
 
     /// Less is better.
@@ -64,6 +67,12 @@ impl Scalar {
     #[must_use]
     pub fn limit(self, limit: f64) -> Self {
         Scalar { limit: Some(limit), ..self }
+    }
+
+    /// Runs are compared by the scalar of this key instead.
+    #[must_use]
+    pub fn compared_by(self, key: &str) -> Self {
+        Scalar { compared_by: Some(key.to_owned()), ..self }
     }
 
     /// Value at the equilibrium of a GAN; none draws no line.

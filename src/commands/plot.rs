@@ -1,5 +1,6 @@
 //! `ganvae plot`: draws loss curves, a scatter plot of the latents, or the training animation.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -15,6 +16,9 @@ use crate::pictures::animation;
 use crate::pictures::curves::{self, Metrics};
 use crate::run::checkpoint::Selection;
 use crate::run::folder::RunDir;
+
+/// Settings named in the legend of several runs.
+const SHOWN_DIFFERENCES: usize = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct PlotCommand {
@@ -57,9 +61,9 @@ impl PlotCommand {
             return if self.latent { self.latents(root) } else { self.animation(root) };
         }
         let mut all = Vec::new();
-        for root in &self.runs {
+        for (root, differs) in self.runs.iter().zip(differences(&self.runs)?) {
             let run = RunDir::open(root)?;
-            all.push((name_of(root), Metrics::read(run.root())?));
+            all.push((format!("{}{differs}", name_of(root)), Metrics::read(run.root())?));
         }
         let out = match (&self.out, self.runs.as_slice()) {
             (Some(out), _) => out.clone(),
@@ -108,6 +112,33 @@ impl PlotCommand {
         }
         print_path(&out)
     }
+}
+
+/// What differs between the settings of these runs, for each run: `: beta 4, lr 0.001`; nothing for runs that are alike.
+fn differences(roots: &[PathBuf]) -> Result<Vec<String>> {
+    let settings = |root: &PathBuf| -> Result<BTreeMap<String, String>> {
+        let (model, settings, info) = RunDir::open(root)?.config()?;
+        let mut all = config::resolve(model, &settings)?.fixed()?;
+        all.insert("data checksum".into(), format!("{:.8}", info.data_sha256));
+        Ok(all)
+    };
+    let each: Vec<_> = roots.iter().map(settings).collect::<Result<_>>()?;
+    let value = |run: &BTreeMap<String, String>, key: &str| run.get(key).map_or("none".into(), |v| v.replace('"', ""));
+    let differ = |key: &&String| each.iter().any(|run| value(run, key) != value(&each[0], key));
+    let mut keys: Vec<&String> =
+        each.iter().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().into_iter().filter(differ).collect();
+    // A preset decides most of the others; other data have another checksum.
+    keys.sort_by_key(|key| ["preset", "data"].iter().position(|first| first == key).unwrap_or(2));
+    let other_data = keys.iter().any(|key| *key == "data");
+    keys.retain(|key| !other_data || *key != "data checksum");
+    let more = keys.len().saturating_sub(SHOWN_DIFFERENCES);
+    keys.truncate(SHOWN_DIFFERENCES);
+    let text = |run| {
+        let list: Vec<String> = keys.iter().map(|key| format!("{key} {}", value(run, key))).collect();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        if list.is_empty() { String::new() } else { format!(": {}{more}", list.join(", ")) }
+    };
+    Ok(each.iter().map(text).collect())
 }
 
 /// A run's name: the last part of its path, also of `.` and `runs/x/`.

@@ -114,7 +114,7 @@ fn scalars(spec: &VaeSpec) -> Vec<Scalar> {
     let limit = 100.0 * (spec.likelihood.uniform_nll(spec.shape) + spec.latent as f64);
     let nats = |key, name, panel| Scalar::new(key, name, "nats per image", panel);
     vec![
-        nats("loss", "loss", "loss").lower(),
+        nats("loss", "loss", "loss").lower().compared_by("elbo"),
         nats("recon", "reconstruction", "reconstruction").lower().limit(limit),
         nats("kl", "KL", "KL").limit(limit),
         nats("elbo", "ELBO", "").higher(),

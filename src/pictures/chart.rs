@@ -350,8 +350,9 @@ fn within(line: &[Pt], (low, high): Pt) -> Vec<Vec<Pt>> {
     parts
 }
 
-/// The range of values that a panel shows. A line counts from the 2nd to the 98th percentile of the values after the first 5 %
-/// of the steps, because first values and outliers would flatten the rest. Last values and all dots are always inside.
+/// The range of values that a panel shows: of each curve those from the 2nd to the 98th percentile after the first 5 % of the steps,
+/// and not far from its quartiles (Tukey 1977: outer fences, 3 interquartile ranges beyond), because first values and outliers, of few
+/// dots too, would flatten the rest.
 fn y_range(panel: &Panel) -> Pt {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     // Clamped, so that the difference of any two values is finite.
@@ -362,13 +363,6 @@ fn y_range(panel: &Panel) -> Pt {
     let (levels, curves): (Vec<_>, Vec<_>) = panel.curves.iter().partition(|c| c.style == Style::Level);
     for curve in curves {
         let Some((last_step, last)) = curve.points.last().copied() else { continue };
-        if curve.style.has_dots() {
-            curve.points.iter().for_each(|p| hold(p.1));
-            continue;
-        }
-        if curve.style != Style::Raw {
-            hold(last);
-        }
         let skip = curve.points.partition_point(|p| p.0 < 0.05 * last_step);
         let start = if curve.points.len() - skip < 5 { 0 } else { skip };
         let mut values: Vec<f64> = curve.points[start..].iter().map(|p| p.1).collect();
@@ -378,8 +372,15 @@ fn y_range(panel: &Panel) -> Pt {
         let (from, to) = (ranked(end * 2 / 100), ranked((end * 98).div_ceil(100)));
         // Values just outside the percentiles are shown.
         let near = 0.2 * (to - from);
-        hold(ranked(0).max(from - near));
-        hold(ranked(end).min(to + near));
+        let (first, third) = (ranked(end / 4), ranked(end - end / 4));
+        let far = 3.0 * (third - first).max(0.05 * third.abs().max(first.abs()));
+        let fences = first - far..=third + far;
+        let inside = (from - near).max(first - far)..=(to + near).min(third + far);
+        values.iter().filter(|v| inside.contains(v)).for_each(|v| hold(*v));
+        // The last value of a line, unless it is an outlier.
+        if curve.style != Style::Raw && fences.contains(&last) {
+            hold(last);
+        }
     }
     if low > high {
         return (0.0, 1.0);
@@ -456,13 +457,22 @@ mod tests {
         let (low, high) = y_range(&panel(vec![line()]));
         assert!(low > 95.0 && low < 100.0 && high > 109.0 && high < 114.0, "{low} {high}");
 
-        let dots = curve(Style::Dots, vec![(1.0, 300.0), (999.0, 90.0)]);
-        let (low, high) = y_range(&panel(vec![line(), dots]));
-        assert!(low < 90.0 && high > 300.0, "{low} {high}");
-
-        points[999].1 = 400.0;
+        let dots = |values: &[f64]| {
+            let at = |(i, v): (usize, &f64)| (100.0 * (i + 1) as f64, *v);
+            curve(Style::Dots, values.iter().enumerate().map(at).collect())
+        };
+        let (low, high) = y_range(&panel(vec![line(), dots(&[125.0, 90.0])]));
+        assert!(low < 90.0 && high > 125.0, "dots are shown: {low} {high}");
+        for wild in [&[9e4, 110.0, 106.0, 104.0, 103.0, 102.5][..], &[110.0, 106.0, -9e4, 104.0, 103.0, 102.5]] {
+            let (low, high) = y_range(&panel(vec![line(), dots(wild)]));
+            assert!(low > 90.0 && high < 130.0, "one of the dots is wild: {low} {high}");
+        }
+        points[999].1 = 118.0;
         let (_, high) = y_range(&panel(vec![curve(Style::Line, points.clone())]));
-        assert!(high > 400.0, "the last value of a line is always shown");
+        assert!(high > 118.0, "the last value of a line is shown");
+        points[999].1 = 4e4;
+        let (_, high) = y_range(&panel(vec![curve(Style::Line, points.clone())]));
+        assert!(high < 130.0, "but for an outlier: {high}");
     }
 
     #[test]

@@ -190,6 +190,12 @@ impl Metrics {
         self.scalars.iter().filter(move |s| !s.panel.is_empty() && known(&s.key))
     }
 
+    /// The scalars by which runs are compared.
+    fn compared(&self) -> impl Iterator<Item = &Scalar> {
+        let other = |s: &Scalar| self.scalars.iter().find(|other| Some(&other.key) == s.compared_by.as_ref());
+        self.drawn().map(move |s| other(s).unwrap_or(s))
+    }
+
     /// Steps per epoch, if the rows agree on it.
     fn steps_per_epoch(&self) -> Option<f64> {
         let epochs = self.series("epoch");
@@ -250,7 +256,7 @@ pub fn draw_runs(runs: &[(String, Metrics)], out: &Path) -> Result<()> {
     let mut scalars: Vec<&Scalar> = Vec::new();
     for (name, metrics) in runs {
         let same = |a: &Scalar, b: &Scalar| (&a.key, &a.unit) == (&b.key, &b.unit);
-        let (known, new): (Vec<_>, Vec<_>) = metrics.drawn().partition(|s| scalars.iter().any(|k| same(k, s)));
+        let (known, new): (Vec<_>, Vec<_>) = metrics.compared().partition(|s| scalars.iter().any(|k| same(k, s)));
         let keys = |list: &[&Scalar]| list.iter().map(|s| s.key.as_str()).collect::<Vec<_>>().join(", ");
         ensure!(
             scalars.is_empty() || new.is_empty() || !known.is_empty(),
@@ -319,6 +325,19 @@ fn curve(style: Style, color: RGBColor, points: &[Pt], label: String) -> Curve {
     Curve { style, color, points: points.to_vec(), label }
 }
 
+/// Without the points of intervals less than half as long as the longest tenth, as at the end of an epoch: means of so few updates
+/// scatter widely.
+fn without_partial(points: Vec<Pt>) -> Vec<Pt> {
+    let mut gaps: Vec<f64> = points.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    let rank = gaps.len() * 9 / 10;
+    let Some((_, usual, _)) = (!gaps.is_empty()).then(|| gaps.select_nth_unstable_by(rank, f64::total_cmp)) else {
+        return points;
+    };
+    let (least, mut last) = (*usual / 2.0, f64::NEG_INFINITY);
+    let long = |p: &Pt| p.0 - std::mem::replace(&mut last, p.0) >= least;
+    points.into_iter().filter(long).collect()
+}
+
 /// A two-sided exponential moving average: weights decrease with the distance in both directions, so a steep curve has no lag.
 /// The last value equals that of [`smooth`]. The time constant is 1/60 of the run.
 fn smoothed(points: &[Pt]) -> Vec<Pt> {
@@ -357,13 +376,13 @@ fn run_panel(metrics: &Metrics, scalars: &[&Scalar], colors: &mut impl Iterator<
     let mut curves = Vec::new();
     for scalar in scalars {
         let test = &metrics.series(&format!("test_{}", scalar.key));
-        let smooth = smoothed(&metrics.series(&scalar.key));
+        let smooth = smoothed(&without_partial(metrics.series(&scalar.key)));
         let last = last_value(&smooth);
         let (color, text) = match single {
             true => (BLUE, format!("train (smoothed{last})")),
             false => (colors.next().unwrap_or(BLACK), format!("{} ({}{last})", scalar.name, scalar.key)),
         };
-        curves.push(curve(Style::Raw, color, &metrics.extremes(&scalar.key), String::new()));
+        curves.push(curve(Style::Raw, color, &without_partial(metrics.extremes(&scalar.key)), String::new()));
         curves.push(curve(Style::Line, color, &smooth, text));
         if single && !test.is_empty() {
             curves.push(curve(Style::Dots, VERMILLION, test, format!("test{}", last_value(test))));
@@ -389,9 +408,9 @@ fn runs_panel(runs: &[(String, Metrics)], scalar: &Scalar) -> Panel {
     let of_each = |style, points: &dyn Fn(&Metrics) -> Vec<Pt>| -> Vec<Curve> {
         runs.iter().enumerate().map(|(i, (_, m))| curve(style, color(i), &points(m), String::new())).collect()
     };
-    let mut curves = of_each(Style::Thin, &|m| smoothed(&m.series(&scalar.key)));
+    let mut curves = of_each(Style::Thin, &|m| smoothed(&without_partial(m.series(&scalar.key))));
     curves.extend(of_each(Style::DashedDots, &|m| m.series(&format!("test_{}", scalar.key))));
-    let text = match scalar.panel.contains(&scalar.name) {
+    let text = match scalar.panel.is_empty() || scalar.panel.contains(&scalar.name) {
         true => scalar.name.clone(),
         false => format!("{}: {}", scalar.name, scalar.panel),
     };

@@ -72,9 +72,9 @@ impl LatentScatter {
 
     /// Ranges of x and y that contain all points, with the same scale on both axes.
     fn ranges(&self) -> (Pt, Pt) {
-        // Two standard deviations of the prior are always inside, so that collapsed latents look collapsed.
+        // Three standard deviations of the prior are always inside, so that collapsed latents look collapsed.
         let (x, y) = self.prior;
-        let points = || self.points.iter().copied().chain([(x - 2.0, y - 2.0), (x + 2.0, y + 2.0)]);
+        let points = || self.points.iter().copied().chain([(x - 3.0, y - 3.0), (x + 3.0, y + 3.0)]);
         let span = |of: fn(Pt) -> f64| {
             let (low, high) =
                 points().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |r, v| (r.0.min(v), r.1.max(v)));
@@ -164,7 +164,7 @@ mod tests {
         let points = vec![(-3.0, 1.0), (9.0, 1.5), (0.0, -2.0)];
         let scatter = LatentScatter { points: points.clone(), ..LatentScatter::default() };
         let (xs, ys) = scatter.ranges();
-        for (x, y) in points.into_iter().chain([(-2.0, -2.0), (2.0, 2.0)]) {
+        for (x, y) in points.into_iter().chain([(-3.0, -3.0), (3.0, 3.0)]) {
             assert!(x > xs.0 && x < xs.1 && y > ys.0 && y < ys.1, "{x}, {y}");
         }
         let unit = |frame: f64, range: Pt| frame / (range.1 - range.0);

@@ -382,3 +382,29 @@ fn wrong_uses_are_explained() {
     assert_eq!(left, 1, "a failure leaves nothing but the folder");
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[test]
+fn rows_of_a_part_of_an_interval_are_not_drawn() {
+    // Rows every 50 steps and at the end of epochs of 51: the mean of one update, of two, and so on.
+    let mut steps: Vec<f64> = (1..20).flat_map(|i| [50.0 * f64::from(i), 51.0 * f64::from(i)]).collect();
+    steps.sort_by(f64::total_cmp);
+    let points = steps.iter().map(|step| (*step, 1.0)).collect();
+    let kept: Vec<f64> = without_partial(points).iter().map(|p| p.0).collect();
+    assert!(kept.iter().all(|step| step % 50.0 == 0.0 || *step > 700.0), "{kept:?}");
+    assert!(kept.len() >= 17 && kept.contains(&50.0) && kept.contains(&500.0), "{kept:?}");
+    for few in [vec![], vec![(3.0, 1.0)], vec![(3.0, 1.0), (4.0, 2.0)]] {
+        assert_eq!(without_partial(few.clone()), few);
+    }
+}
+
+/// A loss that depends on a weight of the runs gives its place to the scalar that it names.
+#[test]
+fn runs_are_compared_by_what_does_not_depend_on_their_weights() {
+    let scalar = |key: &str, panel: &str| Scalar::new(key, key, "nats", panel);
+    let scalars = vec![scalar("loss", "loss").compared_by("elbo"), scalar("kl", "KL"), scalar("elbo", "")];
+    let mut metrics = Metrics { scalars, ..Metrics::default() };
+    let row = serde_json::json!({"step": 1, "loss": 2.0, "kl": 1.0, "elbo": -1.5});
+    metrics.push(row.as_object().unwrap().clone()).unwrap();
+    assert_eq!(metrics.compared().map(|s| s.key.as_str()).collect::<Vec<_>>(), ["elbo", "kl"]);
+    assert_eq!(metrics.drawn().map(|s| s.key.as_str()).collect::<Vec<_>>(), ["loss", "kl"]);
+}
