@@ -741,6 +741,7 @@ fn what_a_run_computes_with_is_said_stored_and_kept() {
 fn cuda_that_is_not_there_is_refused_and_doctor_says_what_is() {
     let dir = tempfile::tempdir().unwrap();
     let page = good(dir.path(), &["doctor"]);
+    assert!(page.starts_with("CPU: ready\n"), "{page}");
     for part in ["libtorch   2.11.0, /", "threads", "processor", "data", "driver"] {
         assert!(page.contains(part), "{part} is not in {page}");
     }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use tch::{Device, Kind, Tensor};
 
 use super::{print, self_check};
 use crate::base::setting::Settings;
@@ -73,17 +74,24 @@ impl DoctorReport {
 /// Examines everything; `asked` is the value of `--device`. An unknown device name is a usage error.
 pub fn examine(asked: Option<&str>) -> Result<DoctorReport> {
     let mut report = DoctorReport::default();
-    report.line("ganvae", env!("CARGO_PKG_VERSION"));
-    let folder = native::libtorch_folder();
-    report.line("libtorch", &format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    report.line("threads", &format!("{} of {cores} cores", tch::get_num_threads()));
-    let kernels = native::cpu_capability().unwrap_or_else(|_| "unknown".into());
-    report.line("processor", &format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
-    report.result("data", data_folder());
-    report.text.push('\n');
+    // A sum shows that libtorch computes.
+    let computes =
+        Tensor::f_ones([8], (Kind::Float, Device::Cpu)).and_then(|t| t.f_sum(Kind::Float)?.f_double_value(&[]));
+    report.text += &match computes {
+        Ok(8.0) => "CPU: ready\n".to_owned(),
+        Ok(_) => "CPU: libtorch computes wrongly\n".to_owned(),
+        Err(why) => format!("CPU: libtorch does not compute ({})\n", one_line(&why.to_string())),
+    };
+    if let (None, Err(why)) = (asked, device::open(&device::on("cuda"))) {
+        let why = one_line(&format!("{why:#}"));
+        let why = why.trim_start_matches("--device cuda: ");
+        report.text += &format!("GPU: none ({why}); all parts that one needs: ganvae doctor --device cuda\n");
+        return Ok(DoctorReport { works: true, ..about_the_machine(report) });
+    }
+    let mut report = about_the_machine(report);
     let name = asked.unwrap_or("cuda");
     if name != "cpu" {
+        report.text.push('\n');
         report.result("cuda", native::load_libtorch_cuda().map(|()| "libtorch's CUDA half loads".into()));
         report.result("driver", driver());
         report.result("half", native::check_cuda_half().map(|()| "ganvae's own CUDA half is built in".into()));
@@ -111,6 +119,19 @@ pub fn examine(asked: Option<&str>) -> Result<DoctorReport> {
         report.text += &format!("  - {todo}\n");
     }
     Ok(report)
+}
+
+/// The lines about the program and the processor.
+fn about_the_machine(mut report: DoctorReport) -> DoctorReport {
+    report.line("ganvae", env!("CARGO_PKG_VERSION"));
+    let folder = native::libtorch_folder();
+    report.line("libtorch", &format!("{}, {}", env!("GANVAE_LIBTORCH_VERSION"), folder.display()));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    report.line("threads", &format!("{} of {cores} cores", tch::get_num_threads()));
+    let kernels = native::cpu_capability().unwrap_or_else(|_| "unknown".into());
+    report.line("processor", &format!("libtorch's kernels for {kernels}; it has {}", instruction_sets()));
+    report.result("data", data_folder());
+    report
 }
 
 /// The instruction sets that matter for training.
