@@ -496,7 +496,9 @@ fn a_run_of_too_few_updates_is_warned_of_unless_they_were_asked_for() {
             "b",
         ],
     );
-    assert!(out.status.success() && !text(&out.stderr).contains("warning"), "{}", text(&out.stderr));
+    let said = text(&out.stderr);
+    assert!(out.status.success() && !said.contains("warning: this run has 2 updates"), "{said}");
+    assert!(said.contains("warning: this run has 64 training images"), "few are few however it is trained: {said}");
 }
 
 #[test]

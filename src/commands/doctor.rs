@@ -74,7 +74,7 @@ impl DoctorReport {
 /// Examines everything; `asked` is the value of `--device`. An unknown device name is a usage error.
 pub fn examine(asked: Option<&str>) -> Result<DoctorReport> {
     let mut report = DoctorReport::default();
-    // A sum shows that libtorch computes.
+    // sync: a sum on the CPU shows that libtorch computes.
     let computes =
         Tensor::f_ones([8], (Kind::Float, Device::Cpu)).and_then(|t| t.f_sum(Kind::Float)?.f_double_value(&[]));
     report.text += &match computes {

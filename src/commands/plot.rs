@@ -61,7 +61,7 @@ impl PlotCommand {
             return if self.latent { self.latents(root) } else { self.animation(root) };
         }
         let mut all = Vec::new();
-        for (root, differs) in self.runs.iter().zip(differences(&self.runs)?) {
+        for (root, differs) in self.runs.iter().zip(differences(&self.runs)) {
             let run = RunDir::open(root)?;
             all.push((format!("{}{differs}", name_of(root)), Metrics::read(run.root())?));
         }
@@ -115,14 +115,18 @@ impl PlotCommand {
 }
 
 /// What differs between the settings of these runs, for each run: `: beta 4, lr 0.001`; nothing for runs that are alike.
-fn differences(roots: &[PathBuf]) -> Result<Vec<String>> {
+fn differences(roots: &[PathBuf]) -> Vec<String> {
     let settings = |root: &PathBuf| -> Result<BTreeMap<String, String>> {
         let (model, settings, info) = RunDir::open(root)?.config()?;
         let mut all = config::resolve(model, &settings)?.fixed()?;
         all.insert("data checksum".into(), format!("{:.8}", info.data_sha256));
         Ok(all)
     };
-    let each: Vec<_> = roots.iter().map(settings).collect::<Result<_>>()?;
+    // Runs of other versions can be drawn, but their settings are not known here: the legend has their names alone.
+    let each: Vec<_> = match roots.iter().map(settings).collect::<Result<_>>() {
+        Ok(all) if roots.len() > 1 => all,
+        _ => return vec![String::new(); roots.len()],
+    };
     let value = |run: &BTreeMap<String, String>, key: &str| run.get(key).map_or("none".into(), |v| v.replace('"', ""));
     let differ = |key: &&String| each.iter().any(|run| value(run, key) != value(&each[0], key));
     let mut keys: Vec<&String> =
@@ -138,7 +142,7 @@ fn differences(roots: &[PathBuf]) -> Result<Vec<String>> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         if list.is_empty() { String::new() } else { format!(": {}{more}", list.join(", ")) }
     };
-    Ok(each.iter().map(text).collect())
+    each.iter().map(text).collect()
 }
 
 /// A run's name: the last part of its path, also of `.` and `runs/x/`.

@@ -9,8 +9,9 @@ use super::{Session, setup::Setup};
 use crate::base::progress::Progress;
 use crate::config::device;
 use crate::config::training::STEPS;
-use crate::models::ModelKind;
+use crate::models::{ModelKind, Part};
 use crate::pictures::curves::{self, Metrics};
+use crate::run::checkpoint;
 use crate::run::folder::{Lock, RunDir};
 use crate::run::metrics_log::MetricsLog;
 
@@ -110,6 +111,30 @@ impl Session<'_> {
         format!(
             "{root}: {model} on {data} ({training} training, {held_out} held-out images of {shape}), {total} steps, {device}"
         )
+    }
+
+    /// What the run takes on disk and in memory, where it is over a gigabyte.
+    pub(super) fn size_note(&mut self) -> Result<Option<String>> {
+        let mut sizes = [0; 2];
+        for (size, part) in sizes.iter_mut().zip([Part::Model, Part::Optimizer]) {
+            let state = checkpoint::gather(part, &mut |v| self.visit(v))?;
+            *size = state.values().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum::<usize>();
+        }
+        let [weights, optimizer] = sizes;
+        let images = (self.setup.train.len() + self.setup.test.len()) * self.setup.train.shape().numel() as usize;
+        // The newest, the best, and the one that is being written.
+        let (each, kept) = (weights + optimizer, self.config.keep + 2);
+        let (disk, memory) = (each * kept, 2 * weights + optimizer + images);
+        let gb = |bytes: usize| format!("{:.1} GB", bytes as f64 / 1e9);
+        Ok((disk.max(memory) > 1_000_000_000).then(|| {
+            format!(
+                "takes up to {} on disk ({kept} checkpoints of {}, see --keep) and over {} of memory (weights, their gradients and \
+                 moments, images)",
+                gb(disk),
+                gb(each),
+                gb(memory)
+            )
+        }))
     }
 
     /// The warning for a set of few images, whatever else is set.

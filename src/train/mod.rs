@@ -154,8 +154,9 @@ impl<'a> Session<'a> {
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
-        for warning in [self.few_images_warning(), self.short_run_warning()].into_iter().flatten() {
-            rec.progress.say(&warning);
+        let notes = [self.size_note()?, self.few_images_warning(), self.short_run_warning()];
+        for note in notes.into_iter().flatten() {
+            rec.progress.say(&note);
         }
         if self.step == self.setup.total && !self.epoch_due {
             self.draw_curves(&mut rec);
