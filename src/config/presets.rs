@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use super::file;
 use super::training::{INIT_FROM, PRESET};
 use crate::base::setting::{Settings, choice_name};
+use crate::base::small_file;
 use crate::base::usage::{nearest, usage};
 use crate::data::{self, DATA};
 use crate::models::ModelKind;
@@ -43,7 +44,13 @@ pub fn below(model: ModelKind, given: &Settings) -> Result<Settings> {
     let source = given.given(&INIT_FROM).map(|run| run.join("config.toml")).filter(|file| file.is_file());
     let asked = given.given(&PRESET).is_some() || given.given(&ARCH).is_some();
     if let (Some(file), false) = (source, asked)
-        && let (Some(of), run) = file::read(&file)?
+        && let (Some(of), run) =
+            small_file::read_text(&file).and_then(|text| file::parse(&text, &file)).with_context(|| {
+                format!(
+                    "--init-from {}: the networks of that run are not known (--preset or --arch names some)",
+                    file.display()
+                )
+            })?
         && of == model
     {
         let [network, own, _] = model.settings();

@@ -148,15 +148,12 @@ impl Metrics {
     /// The (step, value) pairs of a key such as `loss` or `test_kl`: finite values, increasing steps; of a long run, means of equally
     /// many neighbours. Empty if the key was never logged.
     pub fn series(&self, key: &str) -> Vec<Pt> {
-        self.points(key).iter().map(|p| p.mean).collect()
+        means(self.points(key))
     }
 
-    /// As [`Metrics::series`]; of a long run, the lowest and the highest of the neighbours.
-    fn extremes(&self, key: &str) -> Vec<Pt> {
-        let both = |p: &Point| if p.low.0 <= p.high.0 { [p.low, p.high] } else { [p.high, p.low] };
-        let mut all: Vec<Pt> = self.points(key).iter().flat_map(both).collect();
-        all.dedup();
-        all
+    /// The points of a key without those of partial intervals.
+    fn whole(&self, key: &str) -> Vec<Point> {
+        without_partial(self.points(key).to_vec(), |p| p.mean.0)
     }
 
     /// The step of the last row; none without rows.
@@ -237,7 +234,7 @@ pub fn draw_run(metrics: &Metrics, title: &str, out: &Path) -> Result<()> {
     }
     let step = metrics.last_step.map(|step| format!("step {}", grouped(step, 0)));
     let rounded = |epoch: f64| (epoch * 100.0).round_ties_even() / 100.0;
-    let epoch = metrics.extremes("epoch").last().map(|p| format!(", epoch {}", rounded(p.1)));
+    let epoch = extremes(metrics.points("epoch")).last().map(|p| format!(", epoch {}", rounded(p.1)));
     let note = step.into_iter().chain(epoch).collect();
     let figure = Figure { title: title.to_owned(), note, rows: in_rows(panels, 1), ..Figure::default() };
     draw(figure, &[metrics], out)
@@ -325,16 +322,29 @@ fn curve(style: Style, color: RGBColor, points: &[Pt], label: String) -> Curve {
     Curve { style, color, points: points.to_vec(), label }
 }
 
+/// The means of points.
+fn means(points: &[Point]) -> Vec<Pt> {
+    points.iter().map(|p| p.mean).collect()
+}
+
+/// The lowest and the highest values of points, in the order of their steps.
+fn extremes(points: &[Point]) -> Vec<Pt> {
+    let both = |p: &Point| if p.low.0 <= p.high.0 { [p.low, p.high] } else { [p.high, p.low] };
+    let mut all: Vec<Pt> = points.iter().flat_map(both).collect();
+    all.dedup();
+    all
+}
+
 /// Without the points of intervals less than half as long as the longest tenth, as at the end of an epoch: means of so few updates
-/// scatter widely.
-fn without_partial(points: Vec<Pt>) -> Vec<Pt> {
-    let mut gaps: Vec<f64> = points.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+/// scatter widely. `step` is the step of a point.
+fn without_partial<P>(points: Vec<P>, step: fn(&P) -> f64) -> Vec<P> {
+    let mut gaps: Vec<f64> = points.windows(2).map(|pair| step(&pair[1]) - step(&pair[0])).collect();
     let rank = gaps.len() * 9 / 10;
     let Some((_, usual, _)) = (!gaps.is_empty()).then(|| gaps.select_nth_unstable_by(rank, f64::total_cmp)) else {
         return points;
     };
     let (least, mut last) = (*usual / 2.0, f64::NEG_INFINITY);
-    let long = |p: &Pt| p.0 - std::mem::replace(&mut last, p.0) >= least;
+    let long = |p: &P| step(p) - std::mem::replace(&mut last, step(p)) >= least;
     points.into_iter().filter(long).collect()
 }
 
@@ -376,13 +386,14 @@ fn run_panel(metrics: &Metrics, scalars: &[&Scalar], colors: &mut impl Iterator<
     let mut curves = Vec::new();
     for scalar in scalars {
         let test = &metrics.series(&format!("test_{}", scalar.key));
-        let smooth = smoothed(&without_partial(metrics.series(&scalar.key)));
+        let whole = metrics.whole(&scalar.key);
+        let smooth = smoothed(&means(&whole));
         let last = last_value(&smooth);
         let (color, text) = match single {
             true => (BLUE, format!("train (smoothed{last})")),
             false => (colors.next().unwrap_or(BLACK), format!("{} ({}{last})", scalar.name, scalar.key)),
         };
-        curves.push(curve(Style::Raw, color, &without_partial(metrics.extremes(&scalar.key)), String::new()));
+        curves.push(curve(Style::Raw, color, &extremes(&whole), String::new()));
         curves.push(curve(Style::Line, color, &smooth, text));
         if single && !test.is_empty() {
             curves.push(curve(Style::Dots, VERMILLION, test, format!("test{}", last_value(test))));
@@ -408,7 +419,7 @@ fn runs_panel(runs: &[(String, Metrics)], scalar: &Scalar) -> Panel {
     let of_each = |style, points: &dyn Fn(&Metrics) -> Vec<Pt>| -> Vec<Curve> {
         runs.iter().enumerate().map(|(i, (_, m))| curve(style, color(i), &points(m), String::new())).collect()
     };
-    let mut curves = of_each(Style::Thin, &|m| smoothed(&without_partial(m.series(&scalar.key))));
+    let mut curves = of_each(Style::Thin, &|m| smoothed(&means(&m.whole(&scalar.key))));
     curves.extend(of_each(Style::DashedDots, &|m| m.series(&format!("test_{}", scalar.key))));
     let text = match scalar.panel.is_empty() || scalar.panel.contains(&scalar.name) {
         true => scalar.name.clone(),

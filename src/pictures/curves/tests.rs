@@ -155,20 +155,20 @@ fn a_long_run_is_bounded_and_keeps_means_extremes_and_the_end() {
     let value = |i: usize| if i == 77_777 { 500.0 } else { (i * 7919 % 101) as f64 };
     let points: Vec<Pt> = (1..=200_000).map(|i| (i as f64, value(i))).collect();
     let m = metrics(vae_scalars(), &[("loss", points.clone())]);
-    let (means, extremes) = (m.series("loss"), m.extremes("loss"));
-    assert!(means.len() > MOST / 2 && means.len() <= MOST && extremes.len() <= 2 * MOST, "{}", means.len());
+    let (means, extreme) = (m.series("loss"), extremes(m.points("loss")));
+    assert!(means.len() > MOST / 2 && means.len() <= MOST && extreme.len() <= 2 * MOST, "{}", means.len());
     let merged = points.len().div_ceil(means.len()).next_power_of_two();
     for (mean, all) in means.iter().zip(points.chunks(merged)) {
         let want = all.iter().map(|p| p.1).sum::<f64>() / all.len() as f64;
         assert!((mean.1 - want).abs() < 1e-9 && mean.0 > all[0].0 && mean.0 < all[all.len() - 1].0 + 1.0);
     }
-    assert!(extremes.contains(&(77_777.0, 500.0)) && extremes.is_sorted_by(|a, b| a.0 < b.0));
+    assert!(extreme.contains(&(77_777.0, 500.0)) && extreme.is_sorted_by(|a, b| a.0 < b.0));
     let mut cut = m.columns["loss"].clone();
     cut.cut(100_000.0);
     assert!(cut.points.iter().all(|p| p.high.0 < 100_000.0) && cut.points.len() >= means.len() / 2 - 1);
     // Fewer points are kept as they are.
     let few = metrics(vae_scalars(), &[("loss", points[..MOST].to_vec())]);
-    assert_eq!((few.series("loss"), few.extremes("loss")), (points[..MOST].to_vec(), points[..MOST].to_vec()));
+    assert_eq!((few.series("loss"), extremes(few.points("loss"))), (points[..MOST].to_vec(), points[..MOST].to_vec()));
 }
 
 #[test]
@@ -389,11 +389,11 @@ fn rows_of_a_part_of_an_interval_are_not_drawn() {
     let mut steps: Vec<f64> = (1..20).flat_map(|i| [50.0 * f64::from(i), 51.0 * f64::from(i)]).collect();
     steps.sort_by(f64::total_cmp);
     let points = steps.iter().map(|step| (*step, 1.0)).collect();
-    let kept: Vec<f64> = without_partial(points).iter().map(|p| p.0).collect();
+    let kept: Vec<f64> = without_partial(points, |p: &Pt| p.0).iter().map(|p| p.0).collect();
     assert!(kept.iter().all(|step| step % 50.0 == 0.0 || *step > 700.0), "{kept:?}");
     assert!(kept.len() >= 17 && kept.contains(&50.0) && kept.contains(&500.0), "{kept:?}");
     for few in [vec![], vec![(3.0, 1.0)], vec![(3.0, 1.0), (4.0, 2.0)]] {
-        assert_eq!(without_partial(few.clone()), few);
+        assert_eq!(without_partial(few.clone(), |p: &Pt| p.0), few);
     }
 }
 
@@ -407,4 +407,18 @@ fn runs_are_compared_by_what_does_not_depend_on_their_weights() {
     metrics.push(row.as_object().unwrap().clone()).unwrap();
     assert_eq!(metrics.compared().map(|s| s.key.as_str()).collect::<Vec<_>>(), ["elbo", "kl"]);
     assert_eq!(metrics.drawn().map(|s| s.key.as_str()).collect::<Vec<_>>(), ["loss", "kl"]);
+}
+
+/// Merged points keep their lowest and highest values, however close in step the two are.
+#[test]
+fn the_extremes_of_a_long_run_are_all_drawn() {
+    let mut metrics = Metrics::default();
+    for i in 0..40_000u32 {
+        let value = if i % 997 == 0 { 50.0 } else { f64::from(i % 7) };
+        let row = serde_json::json!({"step": 50 * i, "loss": value});
+        metrics.push(row.as_object().unwrap().clone()).unwrap();
+    }
+    let drawn = extremes(&metrics.whole("loss"));
+    assert_eq!(drawn, extremes(metrics.points("loss")));
+    assert_eq!(drawn.iter().filter(|p| p.1 == 50.0).count(), 41);
 }
