@@ -24,6 +24,24 @@ GANVAE_VECTOR static void shift_rows(float* __restrict x, const float* __restric
   }
 }
 
+// The gradient g [R,C] before a (leaky) ReLU with output y: out = y <= 0 ? slope g : g; without y, out is g. Adds the sum over rows to
+// sums [C] (if given).
+GANVAE_VECTOR static void gate_rows(const float* __restrict g, const float* __restrict y, float slope, int64_t rows, int64_t c,
+                                    float* __restrict out, float* __restrict sums) {
+  for (int64_t r = 0; r < rows; ++r, g += c) {
+    const float* before = g;
+    if (y) {
+      for (int64_t k = 0; k < c; ++k) out[k] = y[k] <= 0 ? slope * g[k] : g[k];
+      before = out;
+      y += c;
+      out += c;
+    }
+    if (sums) {
+      for (int64_t k = 0; k < c; ++k) sums[k] += before[k];
+    }
+  }
+}
+
 // in [rows,cols], rows `stride` apart -> out [cols,rows], rows `out_stride` apart, in blocks that fit the L1 cache.
 GANVAE_VECTOR static void transpose(const float* __restrict in, int64_t rows, int64_t cols, int64_t stride,
                              float* __restrict out, int64_t out_stride) {
