@@ -25,7 +25,7 @@ fn whole(source: &Source) {
         assert!(i.count > 0 && (i.channels == 1 || i.channels == 3));
         assert_eq!(i.pixels.len(), i.count * i.image_len());
         assert!(i.labels.is_empty() || i.labels.len() == i.count);
-        assert!(i.labels.iter().all(|&l| usize::from(l) < source.classes.len()), "a label without a class");
+        assert!(i.labels.iter().all(|&l| (l as usize) < source.classes.len()), "a label without a class");
     };
     let (train, test) = (&source.train, &source.test);
     fits(train);

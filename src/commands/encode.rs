@@ -49,7 +49,7 @@ impl Encode {
         let labels_file = out.with_extension("labels.npy");
         if !images.labels.is_empty() {
             let mut labels = NpyWriter::create(&labels_file, &[n], Kind::Int64)?;
-            labels.push(&Tensor::f_from_slice(&images.labels)?)?;
+            labels.push(&images.label_tensor()?)?;
             labels.finish()?;
             files.push(labels_file.clone());
         }

@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn pairs_are_of_two_classes_and_follow_the_seed() {
-        let images = |labels: Vec<u8>| Images::new([10, 1, 1, 1], vec![0; 10], labels).unwrap();
-        let labels: Vec<u8> = vec![0, 0, 0, 0, 0, 0, 0, 0, 1, 2];
+        let images = |labels: Vec<u32>| Images::new([10, 1, 1, 1], vec![0; 10], labels).unwrap();
+        let labels: Vec<u32> = vec![0, 0, 0, 0, 0, 0, 0, 0, 1, 2];
         let all = pairs(&images(labels.clone()), 50, 3);
         assert_eq!(all.len(), 100);
         assert!(all.chunks(2).all(|p| labels[p[0] as usize] != labels[p[1] as usize]), "{all:?}");

@@ -41,7 +41,7 @@ pub fn draw(trained: &Trained, source: Source, projection: Projection, (title, o
         x_label: plane.labels.0,
         y_label: plane.labels.1,
         points: plane.points,
-        classes: shown.labels.iter().map(|l| usize::from(*l)).collect(),
+        classes: shown.labels.iter().map(|l| *l as usize).collect(),
         names: source.classes,
         prior: plane.prior,
     };

@@ -96,7 +96,7 @@ fn read(paths: &[PathBuf]) -> Result<Images> {
                 record[0],
                 i * RECORD
             );
-            labels.push(record[0]);
+            labels.push(record[0].into());
             pixels.extend_from_slice(&record[1..]);
         }
     }

@@ -5,22 +5,33 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::images::{self, Images};
+use super::images::{self, Images, Pixels};
 use crate::base::batch::Batch;
 use crate::base::shape::Shape;
+use crate::native;
 
 /// Images as bytes on the device.
 #[derive(Debug)]
 pub struct Dataset {
-    /// [N,C,H,W], bytes.
-    images: Tensor,
-    /// [N], int64; none for a set without labels.
+    images: Store,
+    /// N.
+    count: usize,
+    /// [N], int64, on the device; none for a set without labels.
     labels: Option<Tensor>,
     shape: Shape,
+    device: Device,
+}
+
+/// [N,C,H,W], bytes.
+#[derive(Debug)]
+enum Store {
+    /// Shared with whoever read them.
+    Host(Pixels),
+    Device(Tensor),
 }
 
 impl Dataset {
-    /// Moves a set to the device.
+    /// A set on the device. On the CPU, no byte is copied.
     ///
     /// # Errors
     /// libtorch's, when there is not enough memory.
@@ -29,17 +40,20 @@ impl Dataset {
             Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
         let dims = [images.count as i64, shape.channels, shape.height, shape.width];
         let load = || -> Result<Self> {
-            let labels: Vec<i64> = images.labels.iter().map(|&label| label.into()).collect();
-            let labels = Tensor::f_from_slice(&labels)?.f_to_device(device)?;
-            let pixels = Tensor::f_from_data_size(&images.pixels, &dims, Kind::Uint8)?.f_to_device(device)?;
-            Ok(Dataset { images: pixels, labels: (!images.labels.is_empty()).then_some(labels), shape })
+            let labels = images.label_tensor()?.f_to_device(device)?;
+            let store = match device {
+                Device::Cpu => Store::Host(images.pixels.clone()),
+                _ => Store::Device(Tensor::f_from_data_size(&images.pixels, &dims, Kind::Uint8)?.f_to_device(device)?),
+            };
+            let labels = (!images.labels.is_empty()).then_some(labels);
+            Ok(Dataset { images: store, count: images.count, labels, shape, device })
         };
         load().with_context(|| format!("moving {} images to the device", images.count))
     }
 
     /// N, the number of images.
     pub fn len(&self) -> usize {
-        self.images.size()[0] as usize
+        self.count
     }
 
     /// Whether N is 0.
@@ -58,7 +72,7 @@ impl Dataset {
     /// libtorch's.
     pub fn range(&self, from: usize, count: usize) -> Result<Batch> {
         let to = self.len().min(from.saturating_add(count)).max(from);
-        self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.images.device()))?)
+        self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.device))?)
     }
 
     /// At most `n` images, evenly spaced in the set: at most 2^24 pixels in all, but at least four images.
@@ -67,7 +81,7 @@ impl Dataset {
     /// libtorch's.
     pub fn spread(&self, n: usize) -> Result<Batch> {
         let index: Vec<i64> = images::spread(self.len(), self.showable(n)).into_iter().map(|i| i as i64).collect();
-        self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.images.device())?)
+        self.gather(&Tensor::f_from_slice(&index)?.f_to_device(self.device)?)
     }
 
     /// The number of images, up to `n`, that fit into a picture of 2^24 pixels; at least four.
@@ -81,8 +95,11 @@ impl Dataset {
     /// # Errors
     /// libtorch's.
     pub fn gather(&self, index: &Tensor) -> Result<Batch> {
-        // Division promotes bytes to floats: two kernels on a GPU.
-        let x = self.images.f_index_select(0, index)?.f_div_scalar(255.0)?;
+        let x = match &self.images {
+            Store::Host(pixels) => native::gather(pixels, self.shape, index)?,
+            // Division promotes bytes to floats.
+            Store::Device(images) => images.f_index_select(0, index)?.f_div_scalar(255.0)?,
+        };
         let labels = self.labels.as_ref().map(|labels| labels.f_index_select(0, index)).transpose()?;
         Ok(Batch { x, labels })
     }
@@ -113,9 +130,10 @@ mod tests {
     fn labels_follow_their_images_through_a_shuffled_gather() {
         // Image i is one pixel of value i, of class (7·i) mod 10.
         let of = |i: i64| 7 * i % 10;
-        let labels = (0..200).map(|i| of(i) as u8).collect();
+        let labels = (0..200).map(|i| of(i) as u32).collect();
         let data =
-            Dataset::new(&Images::new([200, 1, 1, 1], (0..200).collect(), labels).unwrap(), Device::Cpu).unwrap();
+            Dataset::new(&Images::new([200, 1, 1, 1], (0..200).collect::<Vec<_>>(), labels).unwrap(), Device::Cpu)
+                .unwrap();
         let pairs = |batch: Batch| -> Vec<(i64, i64)> {
             let numbers = (batch.x * 255.0).round().to_kind(Kind::Int64).flatten(0, -1);
             let [numbers, labels] = [numbers, batch.labels.unwrap()].map(|t| Vec::try_from(t).unwrap());

@@ -60,7 +60,7 @@ fn line(images: &Images) -> String {
 fn class_counts(images: &Images, classes: &[String]) -> String {
     let mut counts = vec![0usize; classes.len().max(256)];
     for &label in &images.labels {
-        counts[usize::from(label)] += 1;
+        counts[label as usize] += 1;
     }
     let named: Vec<_> = classes.iter().zip(&counts).map(|(name, n)| format!("{name}:{n}")).collect();
     named.join(" ")
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_text_says_what_is_there() {
-        let images = |n: usize| Images::new([n, 1, 1, 2], [0, 255].repeat(n), (0..n as u8).map(|i| i % 2).collect());
+        let images = |n: usize| Images::new([n, 1, 1, 2], [0, 255].repeat(n), (0..n as u32).map(|i| i % 2).collect());
         let source = Source {
             name: "two".into(),
             train: images(5).unwrap(),

@@ -134,15 +134,15 @@ pub fn factors(seed: u64, stream: Stream, index: u64) -> Factors {
 /// labels. Image i is `draw(&factors(seed, stream, i))`, so a smaller set is a prefix of a larger one.
 pub fn generate(seed: u64, stream: Stream, count: usize) -> Images {
     let mut pixels = vec![0u8; count * PIXELS];
-    let mut labels = vec![0u8; count];
+    let mut labels = vec![0u32; count];
     pixels.par_chunks_exact_mut(PIXELS).zip(&mut labels).with_min_len(64).enumerate().for_each(
         |(i, (image, label))| {
             let factors = factors(seed, stream, i as u64);
             draw(&factors, image);
-            *label = factors.class;
+            *label = factors.class.into();
         },
     );
-    Images { count, channels: 1, height: SIDE, width: SIDE, pixels, labels }
+    Images { count, channels: 1, height: SIDE, width: SIDE, pixels: pixels.into(), labels }
 }
 
 /// Draws one image to `out`, [28,28] row-major ([`PIXELS`] bytes).

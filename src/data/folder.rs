@@ -39,7 +39,7 @@ type Groups = Vec<(Option<String>, Vec<PathBuf>)>;
 #[derive(Default)]
 struct PictureList {
     paths: Vec<PathBuf>,
-    labels: Vec<u8>,
+    labels: Vec<u32>,
 }
 
 /// Reads the pictures of `dir` as images [N,C,H,W].
@@ -145,10 +145,10 @@ impl PictureList {
         }
     }
 
-    /// Adds a picture; `class` is below 256 and ignored without `classes`.
+    /// Adds a picture; `class` is ignored without `classes`.
     fn push(&mut self, path: &Path, class: usize, classes: &[String]) {
         self.paths.push(path.to_owned());
-        self.labels.extend((!classes.is_empty()).then_some(class as u8));
+        self.labels.extend((!classes.is_empty()).then_some(class as u32));
     }
 }
 

@@ -87,7 +87,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
         test.width
     );
     let most = train.labels.iter().chain(&test.labels).max();
-    let classes = most.map_or(0, |&label| usize::from(label) + 1);
+    let classes = most.map_or(0, |&label| label as usize + 1);
     Ok(Source { name: escaped(dir), train, test, classes: (0..classes).map(|c| c.to_string()).collect() })
 }
 
@@ -103,7 +103,7 @@ fn read_split(images: &Path, labels: &Path) -> Result<Images> {
         images.display(),
         shape[0]
     );
-    Images::new(shape, pixels, numbers)
+    Images::new(shape, pixels, numbers.into_iter().map(u32::from).collect())
 }
 
 /// Allocates memory for `len` bytes in all, or fails when there is not enough.
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!((set.train.height, set.train.width), (2, 3));
         assert_eq!(set.train.pixels, (0..12).collect::<Vec<u8>>());
         assert_eq!(set.train.labels, [0, 3]);
-        assert_eq!((set.test.pixels, set.test.labels), (vec![9; 6], vec![1]));
+        assert_eq!((set.test.pixels.to_vec(), set.test.labels), (vec![9; 6], vec![1]));
         assert_eq!(set.classes, ["0", "1", "2", "3"]);
     }
 

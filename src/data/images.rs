@@ -1,6 +1,45 @@
 //! A set of images in memory, as bytes.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
+use tch::Tensor;
+
+/// Bytes that several sets share; a clone copies none.
+#[derive(Clone, Debug)]
+pub enum Pixels {
+    /// In memory.
+    Memory(Arc<Vec<u8>>),
+}
+
+impl Deref for Pixels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Pixels::Memory(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Pixels {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<Vec<u8>> for Pixels {
+    fn from(bytes: Vec<u8>) -> Self {
+        Pixels::Memory(Arc::new(bytes))
+    }
+}
+
+impl<T: AsRef<[u8]>> PartialEq<T> for Pixels {
+    fn eq(&self, other: &T) -> bool {
+        self[..] == *other.as_ref()
+    }
+}
 
 /// Images as bytes, [N,C,H,W] row-major, with one class number each or none at all.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,9 +53,9 @@ pub struct Images {
     /// W in pixels.
     pub width: usize,
     /// N·C·H·W bytes, 0 = black.
-    pub pixels: Vec<u8>,
+    pub pixels: Pixels,
     /// N class numbers; empty without labels.
-    pub labels: Vec<u8>,
+    pub labels: Vec<u32>,
 }
 
 impl Images {
@@ -24,8 +63,8 @@ impl Images {
     ///
     /// # Errors
     /// When the number of bytes is not N·C·H·W or the number of labels is neither 0 nor N.
-    pub fn new(shape: [usize; 4], pixels: Vec<u8>, labels: Vec<u8>) -> Result<Self> {
-        let [count, channels, height, width] = shape;
+    pub fn new(shape: [usize; 4], pixels: impl Into<Pixels>, labels: Vec<u32>) -> Result<Self> {
+        let ([count, channels, height, width], pixels) = (shape, pixels.into());
         let want = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).unwrap_or(usize::MAX);
         ensure!(
             pixels.len() == want,
@@ -38,6 +77,14 @@ impl Images {
             labels.len()
         );
         Ok(Images { count, channels, height, width, pixels, labels })
+    }
+
+    /// The class numbers as a tensor: int64 [N], or [0] without labels.
+    ///
+    /// # Errors
+    /// libtorch's, when memory ends.
+    pub fn label_tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(&self.labels.iter().map(|&label| i64::from(label)).collect::<Vec<_>>())?)
     }
 
     /// Bytes of one image: C·H·W.
@@ -53,9 +100,9 @@ impl Images {
         }
         let len = self.image_len();
         let chosen = spread(self.count, n);
-        let pixels = chosen.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
+        let pixels: Vec<u8> = chosen.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
         let labels = chosen.iter().filter_map(|&i| self.labels.get(i)).copied().collect();
-        Images { count: n, pixels, labels, ..self }
+        Images { count: n, pixels: pixels.into(), labels, ..self }
     }
 }
 
@@ -84,9 +131,12 @@ mod tests {
 
     #[test]
     fn a_part_of_a_set_is_spread_over_its_classes() {
-        let set = Images::new([10, 1, 1, 2], (0..20).collect(), vec![0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).unwrap();
+        let set = Images::new([10, 1, 1, 2], (0..20).collect::<Vec<_>>(), vec![0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).unwrap();
         let part = set.clone().take(4);
-        assert_eq!((part.count, part.labels, part.pixels), (4, vec![0, 0, 1, 1], vec![0, 1, 4, 5, 10, 11, 14, 15]));
+        assert_eq!(
+            (part.count, part.labels, part.pixels.to_vec()),
+            (4, vec![0, 0, 1, 1], vec![0, 1, 4, 5, 10, 11, 14, 15])
+        );
         assert_eq!(set.clone().take(10), set);
         assert_eq!(set.clone().take(99), set);
         assert_eq!(spread(3, 3), [0, 1, 2]);

@@ -18,7 +18,7 @@ use crate::base::names::{escaped, unescaped};
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
-use images::Source;
+use images::{Images, Source};
 
 /// Default numbers of training and held-out images of `digits`: those of MNIST.
 const DIGITS: (usize, usize) = (60_000, 10_000);
@@ -168,10 +168,14 @@ pub fn data_dir(s: &Settings) -> Result<PathBuf> {
     dir.context("no folder for data is known, because HOME is not set: give --data-dir or GANVAE_DATA")
 }
 
-/// SHA-256 over a set's images and labels, training then held-out, in hexadecimal.
+/// SHA-256 over a set's images and labels, training then held-out, in hexadecimal. A label is one byte, or four (little-endian)
+/// from the 257th class on.
 pub fn checksum(source: &Source) -> String {
+    let bytes = if source.classes.len() <= 256 { 1 } else { 4 };
+    let labels = |images: &Images| images.labels.iter().flat_map(|l| l.to_le_bytes()[..bytes].to_vec()).collect();
     let [a, b] = [&source.train, &source.test];
-    hash::sha256([&a.pixels[..], &a.labels, &b.pixels, &b.labels])
+    let [a_labels, b_labels]: [Vec<u8>; 2] = [a, b].map(labels);
+    hash::sha256([&a.pixels[..], &a_labels, &b.pixels, &b_labels])
 }
 
 #[cfg(test)]

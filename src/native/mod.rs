@@ -5,6 +5,7 @@
 
 mod context;
 mod cuda;
+mod gather;
 mod layers;
 mod loss;
 mod optim;
@@ -22,6 +23,7 @@ pub use cuda::{
     Cuda, CudaGraph, Event, WARM_UP, check_cuda_half, cuda, cuda_half_built, libtorch_folder, load, load_driver,
     load_libtorch_cuda, resolve_cuda_half,
 };
+pub use gather::gather;
 pub use layers::{
     ConvSpec, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu_, linear, linear_gradient,
     norm_relu, strided,

@@ -1,6 +1,7 @@
 // The shim as one translation unit, so that libtorch's headers, which take most of the compile time, are read once.
 #include "context.cpp"
 #include "conv.cpp"
+#include "gather.cpp"
 #include "linear.cpp"
 #include "loss.cpp"
 #include "norm.cpp"

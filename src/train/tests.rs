@@ -74,7 +74,9 @@ fn an_epoch_shows_every_image_once_with_its_label_and_a_score_counts_each() {
     let config = config::resolve(ModelKind::Vae, &settings).unwrap();
     let mut session = Session::build(&config, None).unwrap();
     let numbered = |n: u8| {
-        let images = data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect(), (0..n).collect()).unwrap();
+        let images =
+            data::images::Images::new([n.into(), 1, 1, 1], (0..n).collect::<Vec<_>>(), (0..n.into()).collect())
+                .unwrap();
         Dataset::new(&images, Device::Cpu).unwrap()
     };
     (session.setup.train, session.setup.test) = (numbered(200), numbered(130));

@@ -176,7 +176,7 @@ fn grey_alpha_and_sixteen_bits() {
     let set = load(&dir).unwrap();
     assert_eq!((set.train.channels, set.train.pixels[0], set.test.pixels[0]), (1, 77, 5));
     let rgb = load_folder(dir.path(), None, Some(3), ALL).unwrap();
-    assert_eq!((rgb.train.channels, &rgb.train.pixels), (3, &vec![77; 12]));
+    assert_eq!((rgb.train.channels, rgb.train.pixels.to_vec()), (3, vec![77; 12]));
     let clear = RgbaImage::from_pixel(2, 2, Rgba([200, 100, 50, 128]));
     clear.save(at("c.png")).unwrap();
     let set = load(&dir).unwrap();
@@ -283,7 +283,7 @@ fn a_profile_of_any_size_changes_nothing_and_a_huge_file_is_not_read() {
         encoder.write_image(&[7; 12], 2, 2, image::ExtendedColorType::Rgb8).unwrap();
     }
     let set = load(&dir).unwrap();
-    assert_eq!((set.train.pixels, set.test.pixels), (vec![7; 24], vec![7; 12]));
+    assert_eq!((set.train.pixels.to_vec(), set.test.pixels.to_vec()), (vec![7; 24], vec![7; 12]));
     File::create(dir.path().join("d.png")).unwrap().set_len(MAX_BYTES + 1).unwrap();
     fails(&dir, &["d.png cannot be read as a picture (it has 268435457 bytes, more than 268435456)"]);
 }
