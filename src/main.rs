@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     };
     // A panic is a bug: report it in one sentence with its location.
     std::panic::set_hook(Box::new(|info| {
-        if data::folder::decoding() {
+        if data::picture::decoding() {
             return;
         }
         say(&commands::panicked(info));

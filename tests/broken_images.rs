@@ -13,6 +13,7 @@ use flate2::write::ZlibEncoder;
 use flate2::{Compression, Crc};
 use ganvae::base::seed::Rng;
 use ganvae::data::images::{Images, Source};
+use ganvae::data::picture::Fit;
 use ganvae::data::{cifar, folder, idx};
 use harm::*;
 use image::codecs::gif::GifEncoder;
@@ -371,7 +372,11 @@ impl Target for Pictures {
     }
 
     fn read(&mut self) -> Result<()> {
-        let source = folder::load_folder(&self.folders[self.at].dir, self.size, self.channels, ALL)?;
+        let source = folder::load_folder(
+            &self.folders[self.at].dir,
+            &Fit { size: self.size, channels: self.channels, ..Fit::default() },
+            ALL,
+        )?;
         whole(&source);
         let (height, width) = self.size.unwrap_or((8, 8));
         assert_eq!((source.train.height, source.train.width), (height, width));

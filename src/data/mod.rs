@@ -5,9 +5,11 @@ pub mod dataset;
 pub mod describe;
 pub mod digits;
 pub mod fetch;
+pub mod files;
 pub mod folder;
 pub mod idx;
 pub mod images;
+pub mod picture;
 
 use std::path::PathBuf;
 
@@ -19,6 +21,7 @@ use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
 use images::{Images, Source};
+use picture::Fit;
 
 /// Default numbers of training and held-out images of `digits`: those of MNIST.
 const DIGITS: (usize, usize) = (60_000, 10_000);
@@ -83,9 +86,9 @@ pub fn open(s: &Settings) -> Result<Source> {
     let spec = &s.get(&DATA)?;
     let limits = [&TRAIN_LIMIT, &TEST_LIMIT].map(|limit| s.given(limit).map(|n| n as usize));
     let [train, test] = limits.map(|limit| limit.unwrap_or(usize::MAX));
-    let (size, channels) = (s.given(&IMAGE_SIZE), s.given(&CHANNELS).map(|c| c as usize));
+    let fit = Fit::of(s)?;
     let path = &unescaped(spec);
-    if !resizable(spec) && (size.is_some() || channels.is_some()) {
+    if !resizable(spec) && fit != Fit::default() {
         usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
     }
     let mut source = if let Some(seed) = digits_seed(spec)? {
@@ -115,7 +118,7 @@ pub fn open(s: &Settings) -> Result<Source> {
     } else if cifar::is_cifar(path) {
         cifar::load_folder(path)?
     } else {
-        folder::load_folder(path, size, channels, (train, test))?
+        folder::load_folder(path, &fit, (train, test))?
     };
     source.train = source.train.take(train);
     source.test = source.test.take(test);

@@ -1,6 +1,9 @@
 //! Tests of folders of pictures.
 
 use super::*;
+use crate::data::picture::MAX_BYTES;
+use std::fs::File;
+
 use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use tempfile::{TempDir, tempdir};
 
@@ -12,11 +15,15 @@ fn put(dir: &TempDir, name: &str, (h, w): (u32, u32), value: u8) {
     picture.save(path).unwrap();
 }
 
+fn fit(size: Option<(usize, usize)>, channels: Option<usize>) -> Fit {
+    Fit { size, channels }
+}
+
 /// No limits.
 const ALL: (usize, usize) = (usize::MAX, usize::MAX);
 
 fn load(dir: &TempDir) -> Result<Source> {
-    load_folder(dir.path(), None, None, ALL)
+    load_folder(dir.path(), &fit(None, None), ALL)
 }
 
 #[track_caller]
@@ -36,14 +43,14 @@ fn pictures_without_pixels_and_long_thin_ones() {
         fs::write(dir.path().join(name), "P1 8 0\n").unwrap();
     }
     fails(&dir, &["a.pbm cannot be read as a picture (it is 0x8 pixels large)"]);
-    assert!(load_folder(dir.path(), Some((4, 4)), None, ALL).is_err());
+    assert!(load_folder(dir.path(), &fit(Some((4, 4)), None), ALL).is_err());
     let dir = tempdir().unwrap();
     // Scaled as a whole to 512 rows, it would be 16 million pixels wide.
     let thin: Vec<u8> = b"P5 32768 1 255\n".iter().copied().chain((0..32768).map(|x| (x / 256) as u8)).collect();
     for name in ["a.pgm", "b.pgm"] {
         fs::write(dir.path().join(name), &thin).unwrap();
     }
-    let set = load_folder(dir.path(), Some((512, 512)), None, ALL).unwrap();
+    let set = load_folder(dir.path(), &fit(Some((512, 512)), None), ALL).unwrap();
     assert!(set.train.pixels.iter().all(|&v| v == 64 || v == 63), "the middle, {:?}", &set.train.pixels[..4]);
 }
 
@@ -109,10 +116,8 @@ fn folders_without_usable_pictures_are_refused() {
     }
     fails(&dir, &["has 257 class folders, at most 256"]);
     let missing = dir.path().join("nowhere");
-    let text = format!("{:#}", load_folder(&missing, None, None, ALL).unwrap_err());
+    let text = format!("{:#}", load_folder(&missing, &fit(None, None), ALL).unwrap_err());
     assert!(text.contains("nowhere cannot be read"), "{text}");
-    assert!(load_folder(dir.path(), None, Some(2), ALL).is_err());
-    assert!(load_folder(dir.path(), Some((0, 4)), None, ALL).is_err());
 }
 
 #[test]
@@ -130,10 +135,10 @@ fn broken_pictures_are_named() {
     fs::remove_file(dir.path().join("d.jpg")).unwrap();
     fs::write(dir.path().join("c.png"), &jpeg[..jpeg.len() - 40]).unwrap();
     let size = Some((8, 8));
-    let text = load_folder(dir.path(), size, None, ALL).unwrap_err().to_string();
+    let text = load_folder(dir.path(), &fit(size, None), ALL).unwrap_err().to_string();
     assert!(text.contains("c.png cannot be read as a picture (it is cut off)"), "{text}");
     fs::write(dir.path().join("c.png"), &jpeg).unwrap();
-    assert!(load_folder(dir.path(), size, None, ALL).is_ok());
+    assert!(load_folder(dir.path(), &fit(size, None), ALL).is_ok());
     // A bomb: 30000 x 30000 pixels by its header.
     let bomb = b"P6 30000 30000 255\n";
     fs::write(dir.path().join("c.png"), bomb).unwrap();
@@ -153,7 +158,7 @@ fn an_odd_size_is_named_and_image_size_mends_it() {
     put(&dir, "b.png", (8, 6), 0);
     put(&dir, "c.png", (4, 12), 200);
     fails(&dir, &["b.png is 8x6 pixels", "a.png, is 4x6", "such as --image-size 8)"]);
-    let set = load_folder(dir.path(), Some((4, 6)), Some(3), ALL).unwrap();
+    let set = load_folder(dir.path(), &fit(Some((4, 6)), Some(3)), ALL).unwrap();
     assert_eq!((set.train.count, set.train.height, set.train.width), (2, 4, 6));
     // c: 4x12 already covers 4x6, so columns 3 to 8 are kept as they are.
     assert_eq!(set.test.pixels[..6], [3, 4, 5, 6, 7, 8]);
@@ -161,7 +166,7 @@ fn an_odd_size_is_named_and_image_size_mends_it() {
     let rows: Vec<u8> = (0..4).map(|y| set.train.pixels[72 + 24 + 6 * y]).collect();
     assert_eq!(rows, [2, 3, 4, 5]);
     // At half the size the third channel, the same everywhere, stays what it is.
-    let small = load_folder(dir.path(), Some((2, 3)), None, ALL).unwrap();
+    let small = load_folder(dir.path(), &fit(Some((2, 3)), None), ALL).unwrap();
     assert_eq!(small.test.pixels[12..], [200; 6]);
     assert_eq!(small.test.channels, 3);
 }
@@ -175,14 +180,14 @@ fn grey_alpha_and_sixteen_bits() {
     deep.save(at("b.png")).unwrap();
     let set = load(&dir).unwrap();
     assert_eq!((set.train.channels, set.train.pixels[0], set.test.pixels[0]), (1, 77, 5));
-    let rgb = load_folder(dir.path(), None, Some(3), ALL).unwrap();
+    let rgb = load_folder(dir.path(), &fit(None, Some(3)), ALL).unwrap();
     assert_eq!((rgb.train.channels, rgb.train.pixels.to_vec()), (3, vec![77; 12]));
     let clear = RgbaImage::from_pixel(2, 2, Rgba([200, 100, 50, 128]));
     clear.save(at("c.png")).unwrap();
     let set = load(&dir).unwrap();
     assert_eq!(set.train.channels, 3);
     assert_eq!(set.test.pixels, [100, 100, 100, 100, 50, 50, 50, 50, 25, 25, 25, 25]);
-    let grey = load_folder(dir.path(), None, Some(1), ALL).unwrap();
+    let grey = load_folder(dir.path(), &fit(None, Some(1)), ALL).unwrap();
     assert_eq!(grey.test.channels, 1);
 }
 
@@ -212,7 +217,7 @@ fn the_real_cifar_pictures_load() {
         return;
     }
     let start = std::time::Instant::now();
-    let set = load_folder(&dir, None, None, ALL).unwrap();
+    let set = load_folder(&dir, &fit(None, None), ALL).unwrap();
     eprintln!("4,000 pictures loaded in {:?}", start.elapsed());
     assert_eq!((set.train.count, set.test.count), (3600, 400));
     assert_eq!((set.train.channels, set.train.height, set.train.width), (3, 32, 32));
@@ -260,7 +265,7 @@ fn only_the_pictures_that_are_wanted_are_opened_and_those_once() {
     let wanted = ["00.png", "09.png", "13.png", "26.png", "29.png"];
     for (channels, times) in [(Some(3), 1), (None, 2)] {
         let mut set = None;
-        let opened = opened(dir.path(), || set = Some(load_folder(dir.path(), size, channels, (3, 2)).unwrap()));
+        let opened = opened(dir.path(), || set = Some(load_folder(dir.path(), &fit(size, channels), (3, 2)).unwrap()));
         let each: Vec<_> = wanted.iter().flat_map(|name| std::iter::repeat_n(*name, times)).collect();
         assert_eq!(opened, each, "{channels:?}");
         let set = set.unwrap();
@@ -269,8 +274,8 @@ fn only_the_pictures_that_are_wanted_are_opened_and_those_once() {
     // Others are not looked at, broken or of another size though they be.
     fs::write(dir.path().join("01.png"), "no picture").unwrap();
     put(&dir, "02.png", (9, 9), 0);
-    assert!(load_folder(dir.path(), None, None, (3, 2)).is_ok());
-    assert!(load_folder(dir.path(), None, None, ALL).is_err());
+    assert!(load_folder(dir.path(), &fit(None, None), (3, 2)).is_ok());
+    assert!(load_folder(dir.path(), &fit(None, None), ALL).is_err());
 }
 
 #[test]
@@ -286,22 +291,4 @@ fn a_profile_of_any_size_changes_nothing_and_a_huge_file_is_not_read() {
     assert_eq!((set.train.pixels.to_vec(), set.test.pixels.to_vec()), (vec![7; 24], vec![7; 12]));
     File::create(dir.path().join("d.png")).unwrap().set_len(MAX_BYTES + 1).unwrap();
     fails(&dir, &["d.png cannot be read as a picture (it has 268435457 bytes, more than 268435456)"]);
-}
-
-#[test]
-fn pictures_share_the_memory_for_decoding() {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for bytes in [MEMORY / 2, MEMORY / 3, MEMORY / 2, 5 * MEMORY, MEMORY / 3] {
-            let (now, most) = (&now, &most);
-            scope.spawn(move || {
-                let share = Share::take(bytes);
-                most.fetch_max(now.fetch_add(share.0, Ordering::SeqCst) + share.0, Ordering::SeqCst);
-                std::thread::sleep(std::time::Duration::from_millis(20));
-                now.fetch_sub(share.0, Ordering::SeqCst);
-            });
-        }
-    });
-    assert_eq!(most.into_inner(), MEMORY, "the largest takes all of it");
 }
