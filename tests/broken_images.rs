@@ -12,9 +12,12 @@ use anyhow::{Result, anyhow};
 use flate2::write::ZlibEncoder;
 use flate2::{Compression, Crc};
 use ganvae::base::seed::Rng;
+use ganvae::base::setting::Settings;
 use ganvae::data::images::{Images, Source};
 use ganvae::data::picture::Fit;
-use ganvae::data::{cifar, folder, idx};
+use ganvae::data::picture_set::{PictureSet, ReadOptions};
+use ganvae::data::subset::Subset;
+use ganvae::data::{cifar, idx};
 use harm::*;
 use image::codecs::gif::GifEncoder;
 use image::codecs::pnm::{PnmEncoder, PnmSubtype, SampleEncoding};
@@ -153,7 +156,6 @@ struct Pictures {
 }
 
 /// No limits to the pictures of a folder.
-const ALL: (usize, usize) = (usize::MAX, usize::MAX);
 const PNM_WORDS: &str = "P1 P2 P3 P4 P5 P6 P7 # \n 255 65535 32768 40000 TUPLTYPE WIDTH ENDHDR RGB";
 
 fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
@@ -372,11 +374,10 @@ impl Target for Pictures {
     }
 
     fn read(&mut self) -> Result<()> {
-        let source = folder::load_folder(
-            &self.folders[self.at].dir,
-            &Fit { size: self.size, channels: self.channels, ..Fit::default() },
-            ALL,
-        )?;
+        let fit = Fit { size: self.size, channels: self.channels };
+        let subset = Subset::of(&Settings::default());
+        let options = ReadOptions { fit, subset, skip_broken: false, list_broken: false, cache: None };
+        let (source, _) = PictureSet::of_folder(&self.folders[self.at].dir)?.read(&options)?;
         whole(&source);
         let (height, width) = self.size.unwrap_or((8, 8));
         assert_eq!((source.train.height, source.train.width), (height, width));

@@ -37,8 +37,22 @@ impl AtomicFile {
     fn create_as(out: &Path, suffix: &str) -> io::Result<Self> {
         let mut part = out.as_os_str().to_owned();
         part.push(suffix);
-        let file = BufWriter::with_capacity(1 << 18, File::create(&part).map_err(|e| unwritten(out, &e))?);
+        let file = BufWriter::with_capacity(
+            1 << 18,
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&part)
+                .map_err(|e| unwritten(out, &e))?,
+        );
         Ok(AtomicFile { out: out.to_owned(), part: part.into(), file, committed: false })
+    }
+
+    /// The temporary file, to be mapped into memory.
+    pub fn file(&self) -> &File {
+        self.file.get_ref()
     }
 
     /// Syncs the file, renames it to its final name, and syncs the folder: it survives a power failure.

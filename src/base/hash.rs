@@ -10,11 +10,27 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// A SHA-256 in progress.
+#[derive(Clone, Debug, Default)]
+pub struct Sum(Sha256);
+
+impl Sum {
+    /// Adds a piece.
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The sum, in hexadecimal.
+    pub fn hex(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
 /// SHA-256 of several pieces one after another, in hexadecimal.
 pub fn sha256<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = Sha256::new();
-    pieces.into_iter().for_each(|p| hash.update(p));
-    hex(&hash.finalize())
+    let mut sum = Sum::default();
+    pieces.into_iter().for_each(|p| sum.add(p));
+    sum.hex()
 }
 
 /// Length and SHA-256 of a file, read in pieces.

@@ -2,7 +2,9 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
@@ -16,6 +18,22 @@ use super::signals;
 
 /// What to do where memory has run out.
 pub const LESS_MEMORY: &str = "choose a smaller --batch-size, smaller networks or images, fewer of them with --train-limit, or allow more memory (ulimit -v)";
+
+/// Bytes of memory that the process can still have: the least of what the machine and its control group leave; none where the system
+/// does not say.
+pub fn available_memory() -> Option<u64> {
+    let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10;
+    // Version 2: the root has no limit, and its files do not exist.
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let limit = |dir: &Path| Some(number(&format!("{}/memory.max", dir.display()))?);
+    let groups =
+        Path::new(path).ancestors().filter_map(|p| limit(&Path::new("/sys/fs/cgroup").join(p.strip_prefix("/").ok()?)));
+    groups.chain([machine]).min()
+}
 
 /// What limits threads: their number, or the memory for their stacks.
 const LIMITS: &str = "(ulimit -u, ulimit -v, a container's limit on pids)";

@@ -49,7 +49,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
     );
     let classes = class_names(&root)?;
     let paths = TRAIN.map(|name| root.join(name));
-    Ok(Source { name: escaped(dir), train: read(&paths)?, test: read(&[root.join(TEST)])?, classes })
+    Ok(Source { name: escaped(dir), train: read(&paths)?, test: read(&[root.join(TEST)])?, classes, sha256: None })
 }
 
 fn root(dir: &Path) -> PathBuf {

@@ -5,10 +5,14 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
+use super::cache::Mapped;
 use super::images::{self, Images, Pixels};
 use crate::base::batch::Batch;
 use crate::base::shape::Shape;
 use crate::native;
+
+/// Bytes of images that are read from the disk before they are needed.
+const AHEAD_BYTES: i64 = 32 << 20;
 
 /// Images as bytes on the device.
 #[derive(Debug)]
@@ -72,6 +76,10 @@ impl Dataset {
     /// libtorch's.
     pub fn range(&self, from: usize, count: usize) -> Result<Batch> {
         let to = self.len().min(from.saturating_add(count)).max(from);
+        if let Some((file, first)) = self.large_file() {
+            // The next ones, where a set is read from its start to its end.
+            file.will_need((to..self.len().min(to.saturating_add(count))).map(|i| first + i));
+        }
         self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.device))?)
     }
 
@@ -90,13 +98,41 @@ impl Dataset {
         n.min(((1 << 24) / pixels).max(4))
     }
 
+    /// The mapped file of a set that may not fit into memory, and its first image.
+    fn large_file(&self) -> Option<(&Mapped, usize)> {
+        if let Store::Host(pixels) = &self.images { pixels.large_file() } else { None }
+    }
+
+    /// Prepares for [`Dataset::gather`] of the batches after the one at `from` in this order (int64 [N], on the CPU): their images begin to
+    /// be read from the disk, where they may not be in memory.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn will_need(&self, order: &Tensor, from: i64, batch: i64) -> Result<()> {
+        let Some((file, first)) = self.large_file() else { return Ok(()) };
+        let ahead = (AHEAD_BYTES / (batch * self.shape.numel()).max(1)).clamp(2, 64) * batch;
+        // At the start of an epoch everything ahead, then one batch more at each step.
+        let start = if from == 0 { batch } else { from + ahead };
+        let count = (from + ahead + batch - start).min(self.count as i64 - start);
+        if count > 0 {
+            let next = Vec::<i64>::try_from(order.f_narrow(0, start, count)?)?;
+            file.will_need(next.into_iter().map(|i| first + i as usize));
+        }
+        Ok(())
+    }
+
     /// The images with the indices `index` [B] (int64, on the device), and their labels.
     ///
     /// # Errors
     /// libtorch's.
     pub fn gather(&self, index: &Tensor) -> Result<Batch> {
         let x = match &self.images {
-            Store::Host(pixels) => native::gather(pixels, self.shape, index)?,
+            Store::Host(pixels) => {
+                if let Some((file, from)) = pixels.large_file() {
+                    file.check(Vec::<i64>::try_from(index)?.into_iter().map(|i| from + i as usize))?;
+                }
+                native::gather(pixels, self.shape, index)?
+            }
             // Division promotes bytes to floats.
             Store::Device(images) => images.f_index_select(0, index)?.f_div_scalar(255.0)?,
         };

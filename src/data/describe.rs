@@ -78,6 +78,7 @@ mod tests {
             train: images(5).unwrap(),
             test: images(2).unwrap(),
             classes: vec!["cat".into(), "dog".into()],
+            sha256: None,
         };
         let text = describe(&source);
         for part in [

@@ -142,7 +142,7 @@ pub fn generate(seed: u64, stream: Stream, count: usize) -> Images {
             *label = factors.class.into();
         },
     );
-    Images { count, channels: 1, height: SIDE, width: SIDE, pixels: pixels.into(), labels }
+    Images { count, channels: 1, height: SIDE, width: SIDE, pixels: pixels.into(), labels, names: Vec::new() }
 }
 
 /// Draws one image to `out`, [28,28] row-major ([`PIXELS`] bytes).

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::bufread::MultiGzDecoder;
 
-use super::images::{Images, Source};
+use super::images::{Images, Source, reserve};
 use crate::base::names::escaped;
 
 /// The four files of a set without `.gz`: training images and labels, test images and labels.
@@ -88,7 +88,7 @@ pub fn load_folder(dir: &Path) -> Result<Source> {
     );
     let most = train.labels.iter().chain(&test.labels).max();
     let classes = most.map_or(0, |&label| label as usize + 1);
-    Ok(Source { name: escaped(dir), train, test, classes: (0..classes).map(|c| c.to_string()).collect() })
+    Ok(Source { name: escaped(dir), train, test, classes: (0..classes).map(|c| c.to_string()).collect(), sha256: None })
 }
 
 fn read_split(images: &Path, labels: &Path) -> Result<Images> {
@@ -104,12 +104,6 @@ fn read_split(images: &Path, labels: &Path) -> Result<Images> {
         shape[0]
     );
     Images::new(shape, pixels, numbers.into_iter().map(u32::from).collect())
-}
-
-/// Allocates memory for `len` bytes in all, or fails when there is not enough.
-pub(super) fn reserve(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
-    let reserved = bytes.try_reserve_exact(len.saturating_sub(bytes.len()));
-    reserved.map_err(|_| anyhow!("{len} bytes of images do not fit into memory: use fewer or smaller images"))
 }
 
 /// An open file. Offsets count unpacked bytes.

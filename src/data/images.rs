@@ -1,16 +1,32 @@
 //! A set of images in memory, as bytes.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use tch::Tensor;
+
+use super::cache::Mapped;
+use super::layout::Split;
+use super::subset::Subset;
 
 /// Bytes that several sets share; a clone copies none.
 #[derive(Clone, Debug)]
 pub enum Pixels {
-    /// In memory.
-    Memory(Arc<Vec<u8>>),
+    /// A range of bytes in memory.
+    Memory(Arc<Vec<u8>>, Range<usize>),
+    /// Some images of a mapped file.
+    Mapped(Arc<Mapped>, Range<usize>),
+}
+
+impl Pixels {
+    /// The mapped file of a set that may not fit into memory, and its first image that belongs to this set.
+    pub fn large_file(&self) -> Option<(&Mapped, usize)> {
+        match self {
+            Pixels::Mapped(file, images) if file.is_large() => Some((file, images.start)),
+            _ => None,
+        }
+    }
 }
 
 impl Deref for Pixels {
@@ -18,7 +34,8 @@ impl Deref for Pixels {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Pixels::Memory(bytes) => bytes,
+            Pixels::Memory(bytes, range) => &bytes[range.clone()],
+            Pixels::Mapped(file, images) => file.pixels_of(images.clone()),
         }
     }
 }
@@ -31,7 +48,8 @@ impl AsRef<[u8]> for Pixels {
 
 impl From<Vec<u8>> for Pixels {
     fn from(bytes: Vec<u8>) -> Self {
-        Pixels::Memory(Arc::new(bytes))
+        let range = 0..bytes.len();
+        Pixels::Memory(Arc::new(bytes), range)
     }
 }
 
@@ -56,6 +74,8 @@ pub struct Images {
     pub pixels: Pixels,
     /// N class numbers; empty without labels.
     pub labels: Vec<u32>,
+    /// Names of the files that they are of; empty where they are of none.
+    pub names: Vec<String>,
 }
 
 impl Images {
@@ -76,7 +96,7 @@ impl Images {
             "{} labels for {count} images: there must be one for each",
             labels.len()
         );
-        Ok(Images { count, channels, height, width, pixels, labels })
+        Ok(Images { count, channels, height, width, pixels, labels, names: Vec::new() })
     }
 
     /// The class numbers as a tensor: int64 [N], or [0] without labels.
@@ -98,12 +118,60 @@ impl Images {
         if n >= self.count {
             return self;
         }
-        let len = self.image_len();
-        let chosen = spread(self.count, n);
-        let pixels: Vec<u8> = chosen.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
-        let labels = chosen.iter().filter_map(|&i| self.labels.get(i)).copied().collect();
-        Images { count: n, pixels: pixels.into(), labels, ..self }
+        self.select(&spread(self.count, n))
     }
+
+    /// The images with these indices.
+    #[must_use]
+    pub fn select(&self, indices: &[usize]) -> Self {
+        let len = self.image_len();
+        let pixels: Vec<u8> = indices.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
+        let labels = indices.iter().filter_map(|&i| self.labels.get(i)).copied().collect();
+        let names = indices.iter().filter_map(|&i| self.names.get(i)).cloned().collect();
+        Images { count: indices.len(), pixels: pixels.into(), labels, names, ..*self }
+    }
+
+    /// The first `n` images and the others; no byte is copied.
+    pub fn split_at(self, n: usize) -> (Self, Self) {
+        let part = |range: Range<usize>| {
+            let bytes = range.start * self.image_len()..range.end * self.image_len();
+            let pixels = match &self.pixels {
+                Pixels::Memory(all, within) => {
+                    Pixels::Memory(all.clone(), within.start + bytes.start..within.start + bytes.end)
+                }
+                Pixels::Mapped(file, images) => {
+                    Pixels::Mapped(file.clone(), images.start + range.start..images.start + range.end)
+                }
+            };
+            let labels = self.labels.get(range.clone()).unwrap_or_default().to_vec();
+            let names = self.names.get(range.clone()).unwrap_or_default().to_vec();
+            Images { count: range.len(), pixels, labels, names, ..self }
+        };
+        (part(0..n), part(n..self.count))
+    }
+
+    /// These images, then those of a set of the same shape.
+    ///
+    /// # Errors
+    /// When the shapes differ, or only one has labels.
+    pub fn followed_by(&self, other: &Images) -> Result<Self> {
+        let shape = |i: &Images| [i.channels, i.height, i.width];
+        let (a, b) = (shape(self), shape(other));
+        ensure!(a == b, "images of {a:?} and of {b:?} (channels, height, width) are not one set");
+        let labels = [&self.labels[..], &other.labels].concat();
+        let all = Images::new(
+            [self.count + other.count, a[0], a[1], a[2]],
+            [&self.pixels[..], &other.pixels].concat(),
+            labels,
+        )?;
+        Ok(Images { names: [&self.names[..], &other.names].concat(), ..all })
+    }
+}
+
+/// Allocates memory for `len` bytes in all, or fails when there is not enough.
+pub fn reserve(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
+    let reserved = bytes.try_reserve_exact(len.saturating_sub(bytes.len()));
+    reserved.map_err(|_| anyhow!("{len} bytes of images do not fit into memory: use fewer or smaller images"))
 }
 
 /// `n` evenly spaced numbers of 0..count (all if there are fewer), ascending.
@@ -123,6 +191,39 @@ pub struct Source {
     pub test: Images,
     /// Names of the classes by number; empty without labels.
     pub classes: Vec<String>,
+    /// Their checksum, where it is known already (see [`super::checksum`]).
+    pub sha256: Option<String>,
+}
+
+impl Source {
+    /// The part of a set with a held-out part that `subset` chooses.
+    ///
+    /// # Errors
+    /// Those of [`Subset::choose`].
+    pub fn subset(self, subset: &Subset) -> Result<Source> {
+        let counts = [self.train.count, self.test.count];
+        if !subset.whole
+            && subset.classes.is_empty()
+            && subset.holdout.is_none()
+            && counts.iter().zip(subset.limits).all(|(n, limit)| *n <= limit)
+        {
+            return Ok(self);
+        }
+        let splits = [vec![Split::Train; counts[0]], vec![Split::Test; counts[1]]].concat();
+        let labels = [&self.train.labels[..], &self.test.labels].concat();
+        let chosen = subset.choose(&self.name, splits.len(), (&self.classes, &labels), Some(&splits))?;
+        let part = |of: &[usize]| -> Result<Images> {
+            let (train, test): (Vec<usize>, Vec<usize>) = of.iter().partition(|i| **i < counts[0]);
+            let test: Vec<usize> = test.into_iter().map(|i| i - counts[0]).collect();
+            let mut all = self.train.select(&train).followed_by(&self.test.select(&test))?;
+            if !chosen.labels.is_empty() {
+                all.labels = of.iter().map(|i| chosen.labels[*i]).collect();
+            }
+            Ok(all)
+        };
+        let [train, test] = [part(&chosen.splits[0])?, part(&chosen.splits[1])?];
+        Ok(Source { name: self.name, train, test, classes: chosen.classes, sha256: None })
+    }
 }
 
 #[cfg(test)]

@@ -1,27 +1,35 @@
 //! Data sets: where images come from ([`open`]), and batches of them ([`dataset::Dataset`]).
 
+pub mod cache;
 pub mod cifar;
 pub mod dataset;
 pub mod describe;
 pub mod digits;
 pub mod fetch;
 pub mod files;
-pub mod folder;
 pub mod idx;
 pub mod images;
+pub mod kinds;
+pub mod layout;
 pub mod picture;
+pub mod picture_set;
+pub mod subset;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::base::hash;
 use crate::base::names::{escaped, unescaped};
+use crate::base::progress::say;
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
-use images::{Images, Source};
+use images::Source;
 use picture::Fit;
+use picture_set::{PictureSet, ReadOptions};
+use subset::{CLASS, HOLDOUT, Subset};
+pub use subset::{TEST_LIMIT, TRAIN_LIMIT};
 
 /// Default numbers of training and held-out images of `digits`: those of MNIST.
 const DIGITS: (usize, usize) = (60_000, 10_000);
@@ -65,75 +73,114 @@ pub static CHANNELS: Setting<u64> = Setting::whole("channels", "Force pictures o
     .range("1 (grey) or 3 (colour)", |n| [1, 3].contains(n))
     .value_name("1|3");
 
-/// The largest number of training images.
-pub static TRAIN_LIMIT: Setting<u64> =
-    Setting::count("train-limit", "Use only N training images, evenly spread (digits: draw N)");
+/// Whether broken pictures are left out.
+pub static SKIP_BROKEN: Setting<bool> =
+    Setting::switch("skip-broken", "Leave out pictures that cannot be read; without it they are an error");
 
-/// The largest number of held-out images.
-pub static TEST_LIMIT: Setting<u64> =
-    Setting::count("test-limit", "Use only N held-out images, evenly spread (digits: draw N)");
+/// Whether every broken picture is named.
+pub static LIST_BROKEN: Setting<bool> =
+    Setting::switch("list-broken", "Name all pictures that cannot be read, not only the first twenty")
+        .may_change_on_resume();
+
+/// Where decoded pictures are kept.
+pub static CACHE: Setting<PathBuf> =
+    Setting::path("cache", "Where decoded pictures are kept for the next start, or off [default: in the user's cache]")
+        .value_name("DIR|off")
+        .may_change_on_resume();
 
 /// The settings of the data set.
-pub static SETTINGS: Group =
-    Group { heading: "Data", settings: &[&DATA, &DATA_DIR, &IMAGE_SIZE, &CHANNELS, &TRAIN_LIMIT, &TEST_LIMIT] };
+pub static SETTINGS: Group = Group {
+    heading: "Data",
+    settings: &[
+        &DATA,
+        &DATA_DIR,
+        &IMAGE_SIZE,
+        &CHANNELS,
+        &HOLDOUT,
+        &CLASS,
+        &TRAIN_LIMIT,
+        &TEST_LIMIT,
+        &SKIP_BROKEN,
+        &LIST_BROKEN,
+        &CACHE,
+    ],
+};
 
-/// Reads, downloads or draws the images of `--data`, within the limits and in the size of the settings.
+/// Reads, downloads or draws the images of `--data`, those that the settings choose. Says what was left out and what was chosen.
 ///
 /// # Errors
-/// [`crate::base::usage::Usage`] for a SPEC that is neither a known name nor a folder, or for a size of a set that cannot be
+/// [`crate::base::usage::Usage`] for a SPEC that is neither a known name nor a path, or for a size of a set that cannot be
 /// resized; the errors of the readers.
 pub fn open(s: &Settings) -> Result<Source> {
+    open_subset(s, Subset::of(s))
+}
+
+/// All images of `--data` as one set, `train` of the result: nothing is held out.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_whole(s: &Settings) -> Result<Source> {
+    open_subset(s, Subset { whole: true, ..Subset::of(s) })
+}
+
+fn open_subset(s: &Settings, subset: Subset) -> Result<Source> {
     let spec = &s.get(&DATA)?;
-    let limits = [&TRAIN_LIMIT, &TEST_LIMIT].map(|limit| s.given(limit).map(|n| n as usize));
-    let [train, test] = limits.map(|limit| limit.unwrap_or(usize::MAX));
     let fit = Fit::of(s)?;
     let path = &unescaped(spec);
     if !resizable(spec) && fit != Fit::default() {
         usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
     }
-    let mut source = if let Some(seed) = digits_seed(spec)? {
-        let (train, test) = (limits[0].unwrap_or(DIGITS.0), limits[1].unwrap_or(DIGITS.1));
-        let most = train.max(test);
-        if most > MOST_DIGITS {
-            usage!("--train-limit and --test-limit of digits: at most {MOST_DIGITS} can be drawn, found {most}");
-        }
-        Source {
-            name: spec.to_owned(),
-            train: digits::generate(seed, Stream::DigitsTrain, train),
-            test: digits::generate(seed, Stream::DigitsTest, test),
-            classes: (0..10).map(|d| d.to_string()).collect(),
-        }
+    let arrays = if let Some(seed) = digits_seed(spec)? {
+        digits(spec, seed, s)?
     } else if let Some(set) = fetch::find(spec) {
         Source {
             name: spec.to_owned(),
             classes: set.classes.split(',').map(str::to_owned).collect(),
             ..idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?
         }
-    } else if !path.is_dir() {
+    } else if !path.exists() {
         let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();
         let hint = nearest(spec, names.iter().copied()).map_or_else(String::new, |n| format!("; did you mean {n}?"));
-        usage!("--data {spec}: no folder of that name, and not one of {}{hint}", names.join(", "));
+        usage!("--data {spec}: no file or folder of that name, and not one of {}{hint}", names.join(", "));
     } else if idx::is_idx_folder(path) {
         idx::load_folder(path)?
     } else if cifar::is_cifar(path) {
         cifar::load_folder(path)?
     } else {
-        folder::load_folder(path, &fit, (train, test))?
+        let pictures = match path.is_dir() {
+            true => PictureSet::of_folder(path)?,
+            false => PictureSet::of_files(std::slice::from_ref(path))?,
+        };
+        let cache = cache_dir(s);
+        let (skip_broken, list_broken) = (s.given(&SKIP_BROKEN) == Some(true), s.given(&LIST_BROKEN) == Some(true));
+        let (source, notes) =
+            pictures.read(&ReadOptions { fit, subset, skip_broken, list_broken, cache: cache.as_deref() })?;
+        notes.iter().for_each(|note| say(&format!("data: {note}")));
+        return Ok(source);
     };
-    source.train = source.train.take(train);
-    source.test = source.test.take(test);
-    ensure!(
-        source.train.count > 0 && source.test.count > 0,
-        "--data {spec} holds {} training and {} held-out images: there must be at least one of each",
-        source.train.count,
-        source.test.count
-    );
-    Ok(source)
+    arrays.subset(&subset)
+}
+
+/// The digits of a seed, as many as the limits say.
+fn digits(spec: &str, seed: u64, s: &Settings) -> Result<Source> {
+    let [train, test] = [(&TRAIN_LIMIT, DIGITS.0), (&TEST_LIMIT, DIGITS.1)]
+        .map(|(limit, most)| s.given(limit).map_or(most, |n| n as usize));
+    let most = train.max(test);
+    if most > MOST_DIGITS {
+        usage!("--train-limit and --test-limit of digits: at most {MOST_DIGITS} can be drawn, found {most}");
+    }
+    Ok(Source {
+        name: spec.to_owned(),
+        train: digits::generate(seed, Stream::DigitsTrain, train),
+        test: digits::generate(seed, Stream::DigitsTest, test),
+        classes: (0..10).map(|d| d.to_string()).collect(),
+        sha256: None,
+    })
 }
 
 /// Whether `--data SPEC` is a folder of pictures, which can be resized.
 pub fn resizable(spec: &str) -> bool {
-    path_of(spec).is_some_and(|path| path.is_dir() && !idx::is_idx_folder(&path) && !cifar::is_cifar(&path))
+    path_of(spec).is_some_and(|path| path.exists() && !idx::is_idx_folder(&path) && !cifar::is_cifar(&path))
 }
 
 /// The path that `--data SPEC` is; none for the name of a set, also where a folder has that name.
@@ -162,23 +209,40 @@ pub fn data_dir(s: &Settings) -> Result<PathBuf> {
     if let Some(dir) = s.given(&DATA_DIR) {
         return Ok(dir);
     }
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(dir) = set("GANVAE_DATA") {
-        return Ok(dir);
-    }
-    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let dir = cache.map(|cache| cache.join("ganvae"));
+    let dir = variable("GANVAE_DATA").or_else(user_cache);
     dir.context("no folder for data is known, because HOME is not set: give --data-dir or GANVAE_DATA")
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// `ganvae` in the user's cache; none without HOME.
+fn user_cache() -> Option<PathBuf> {
+    let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    cache.map(|cache| cache.join("ganvae"))
+}
+
+/// The folder of decoded pictures: `--cache`, else `pixels` in the user's cache; none for `--cache off` or without HOME.
+pub fn cache_dir(s: &Settings) -> Option<PathBuf> {
+    match s.given(&CACHE) {
+        Some(dir) => (dir.as_os_str() != "off").then_some(dir),
+        None => user_cache().map(|dir| dir.join("pixels")),
+    }
 }
 
 /// SHA-256 over a set's images and labels, training then held-out, in hexadecimal. A label is one byte, or four (little-endian)
 /// from the 257th class on.
 pub fn checksum(source: &Source) -> String {
-    let bytes = if source.classes.len() <= 256 { 1 } else { 4 };
-    let labels = |images: &Images| images.labels.iter().flat_map(|l| l.to_le_bytes()[..bytes].to_vec()).collect();
     let [a, b] = [&source.train, &source.test];
-    let [a_labels, b_labels]: [Vec<u8>; 2] = [a, b].map(labels);
-    hash::sha256([&a.pixels[..], &a_labels, &b.pixels, &b_labels])
+    let compute = || checksum_of((&a.pixels, &b.pixels), (&a.labels, &b.labels), source.classes.len());
+    source.sha256.clone().unwrap_or_else(compute)
+}
+
+fn checksum_of(pixels: (&[u8], &[u8]), labels: (&[u32], &[u32]), classes: usize) -> String {
+    let width = if classes <= 256 { 1 } else { 4 };
+    let bytes = |labels: &[u32]| labels.iter().flat_map(|l| l.to_le_bytes()[..width].to_vec()).collect::<Vec<u8>>();
+    hash::sha256([pixels.0, &bytes(labels.0), pixels.1, &bytes(labels.1)])
 }
 
 #[cfg(test)]
@@ -206,7 +270,9 @@ mod tests {
 
     #[test]
     fn an_unknown_spec_is_a_usage_error_with_the_nearest_name() {
-        for (spec, part) in [("mnits", "did you mean mnist?"), ("digits:x", "digits:SEED"), ("/no/such", "no folder")] {
+        for (spec, part) in
+            [("mnits", "did you mean mnist?"), ("digits:x", "digits:SEED"), ("/no/such", "no file or folder")]
+        {
             let e = open(&settings(spec)).unwrap_err();
             assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains(part), "{e}");
         }

@@ -103,6 +103,9 @@ impl Setup {
         let (images, size) = (self.train.len() as i64, batch_size as i64);
         let from = index as i64 * size;
         let count = size.min(images - from);
+        if self.device == Device::Cpu {
+            self.train.will_need(order, from, size)?;
+        }
         let bytes = size.saturating_mul(4 * self.train.shape().numel());
         let batches = (PREFETCH_BYTES / bytes).max(1);
         if batches == 1 {

@@ -1,5 +1,7 @@
 //! Tests of folders of pictures.
 
+use std::fs;
+
 use super::*;
 use crate::data::picture::MAX_BYTES;
 use std::fs::File;
@@ -22,6 +24,17 @@ fn fit(size: Option<(usize, usize)>, channels: Option<usize>) -> Fit {
 /// No limits.
 const ALL: (usize, usize) = (usize::MAX, usize::MAX);
 
+/// Reads the pictures below a folder without a cache.
+fn load_folder(dir: &Path, fit: &Fit, limits: (usize, usize)) -> Result<Source> {
+    Ok(read(dir, fit, limits, false)?.0)
+}
+
+fn read(dir: &Path, fit: &Fit, limits: (usize, usize), skip_broken: bool) -> Result<(Source, Vec<String>)> {
+    let subset = Subset { holdout: None, classes: Vec::new(), limits: limits.into(), whole: false };
+    let options = ReadOptions { fit: *fit, subset, skip_broken, list_broken: false, cache: None };
+    PictureSet::of_folder(dir)?.read(&options)
+}
+
 fn load(dir: &TempDir) -> Result<Source> {
     load_folder(dir.path(), &fit(None, None), ALL)
 }
@@ -42,7 +55,7 @@ fn pictures_without_pixels_and_long_thin_ones() {
     for name in ["a.pbm", "b.pbm"] {
         fs::write(dir.path().join(name), "P1 8 0\n").unwrap();
     }
-    fails(&dir, &["a.pbm cannot be read as a picture (it is 0x8 pixels large)"]);
+    fails(&dir, &["2 broken of 2 pictures: ", "a.pbm (it is 0x8 pixels large)"]);
     assert!(load_folder(dir.path(), &fit(Some((4, 4)), None), ALL).is_err());
     let dir = tempdir().unwrap();
     // Scaled as a whole to 512 rows, it would be 16 million pixels wide.
@@ -68,15 +81,17 @@ fn classes_are_sorted_and_every_tenth_picture_is_held_out() {
     fs::create_dir(dir.path().join("empty")).unwrap();
     let set = load(&dir).unwrap();
     assert_eq!(set.classes, ["a", "b"]);
-    assert_eq!((set.train.count, set.test.count), (27, 2));
+    assert_eq!((set.train.count, set.test.count), (26, 3));
     assert_eq!((set.train.channels, set.train.height, set.train.width), (3, 2, 3));
-    assert_eq!((set.train.labels[8], set.train.labels[9]), (0, 1));
-    assert_eq!(set.test.labels, [1, 1]);
-    // Planes of x, of y and of the number of the picture: 9 and 19 are the held-out ones.
-    let first = [0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 1, 1, 9, 9, 9, 9, 9, 9];
+    assert_eq!((set.train.labels[7], set.train.labels[8]), (0, 1));
+    // The last of each third of all 29.
+    assert_eq!(set.test.labels, [0, 1, 1]);
+    assert_eq!(set.test.names, ["a/08.PNG", "b/09.png", "b/19.png"]);
+    // Planes of x, of y and of the number of the picture.
+    let first = [0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 1, 1, 108, 108, 108, 108, 108, 108];
     assert_eq!(set.test.pixels[..18], first);
-    assert_eq!(set.test.pixels[35], 19);
-    assert_eq!((set.train.pixels[17], set.train.pixels[9 * 18 + 17]), (100, 0));
+    assert_eq!((set.test.pixels[35], set.test.pixels[53]), (9, 19));
+    assert_eq!((set.train.pixels[17], set.train.pixels[8 * 18 + 17]), (100, 0));
 }
 
 #[test]
@@ -87,13 +102,12 @@ fn train_and_test_folders_give_the_split() {
     }
     let set = load(&dir).unwrap();
     assert_eq!((set.train.labels, set.test.labels), (vec![0, 1], vec![1]));
-    put(&dir, "val/z/1.png", (2, 2), 0);
-    fails(&dir, &["val: class z is not in", "same classes"]);
     put(&dir, "stray.png", (2, 2), 0);
-    fails(&dir, &["stray.png: next to the folder"]);
+    let (set, notes) = read(dir.path(), &Fit::default(), ALL, false).unwrap();
+    assert_eq!((set.train.count, set.test.count), (2, 1));
+    assert!(notes[0].contains("left out: 1 pictures in no folder"), "{notes:?}");
     let dir = tempdir().unwrap();
     put(&dir, "train/1.png", (2, 2), 0);
-    fails(&dir, &["a folder train but neither test nor val: add one"]);
     put(&dir, "test/1.png", (2, 2), 0);
     let set = load(&dir).unwrap();
     assert_eq!((set.train.count, set.test.count, set.classes.len()), (1, 1, 0));
@@ -103,18 +117,21 @@ fn train_and_test_folders_give_the_split() {
 #[test]
 fn folders_without_usable_pictures_are_refused() {
     let dir = tempdir().unwrap();
-    fails(&dir, &["holds no pictures", ".png, .jpg, .jpeg"]);
-    fs::write(dir.path().join("a.tiff"), "").unwrap();
     fails(&dir, &["holds no pictures"]);
+    fs::write(dir.path().join("a.txt"), "text").unwrap();
+    fails(&dir, &["holds no pictures; left out: 1 files that are no pictures"]);
     put(&dir, "one.png", (2, 2), 0);
-    fails(&dir, &["one.png is the only picture"]);
+    fails(&dir, &["only one image", "give at least two"]);
     put(&dir, "class/two.png", (2, 2), 0);
-    fails(&dir, &["both directly (", "one.png) and in class folders (", "two.png)"]);
+    let (set, notes) = read(dir.path(), &Fit::default(), ALL, false).unwrap();
+    assert!(set.train.labels.is_empty() && notes.iter().any(|n| n.contains("no picture gets a class")), "{notes:?}");
     let dir = tempdir().unwrap();
-    for i in 0..257 {
-        put(&dir, &format!("{i}/1.png"), (1, 1), 0);
+    for i in 0..300 {
+        put(&dir, &format!("{i:03}/1.png"), (1, 1), 0);
     }
-    fails(&dir, &["has 257 class folders, at most 256"]);
+    let set = load(&dir).unwrap();
+    // Every tenth of the classes is held out.
+    assert_eq!((set.classes.len(), set.train.labels[269], set.test.labels[29]), (300, 298, 299));
     let missing = dir.path().join("nowhere");
     let text = format!("{:#}", load_folder(&missing, &fit(None, None), ALL).unwrap_err());
     assert!(text.contains("nowhere cannot be read"), "{text}");
@@ -127,7 +144,10 @@ fn broken_pictures_are_named() {
     put(&dir, "b.png", (8, 8), 0);
     let good = fs::read(dir.path().join("a.png")).unwrap();
     fs::write(dir.path().join("c.png"), &good[..good.len() - 30]).unwrap();
-    fails(&dir, &["c.png cannot be read as a picture (", "replace it or delete it"]);
+    fails(
+        &dir,
+        &["c.png cannot be read as a picture (", "replace it, delete it, or use the others with --skip-broken"],
+    );
     fs::write(dir.path().join("c.png"), "no picture at all").unwrap();
     fails(&dir, &["c.png cannot be read as a picture ("]);
     put(&dir, "d.jpg", (64, 64), 0);
@@ -146,18 +166,58 @@ fn broken_pictures_are_named() {
     fs::write(dir.path().join("c.png"), b"P6 90000 1 255\n").unwrap();
     fails(&dir, &["c.png cannot be read as a picture ("]);
     // The content decides what a file is, not its extension.
-    fs::write(dir.path().join("c.jpg"), &good).unwrap();
     fs::remove_file(dir.path().join("c.png")).unwrap();
+    fs::write(dir.path().join("c.jpg"), &good).unwrap();
     assert_eq!(load(&dir).unwrap().train.count, 2);
 }
 
 #[test]
-fn an_odd_size_is_named_and_image_size_mends_it() {
+fn all_broken_pictures_are_counted_and_can_be_left_out() {
+    let dir = tempdir().unwrap();
+    for i in 0..60 {
+        put(&dir, &format!("{}/{i:02}.png", if i < 30 { "a" } else { "b" }), (2, 2), i);
+    }
+    let broken = |i: u8| i % 2 == 0 && i < 50;
+    for i in (0..60).filter(|i| broken(*i)) {
+        fs::write(dir.path().join(format!("{}/{i:02}.png", if i < 30 { "a" } else { "b" })), "no picture").unwrap();
+    }
+    fails(&dir, &["25 broken of 60 pictures: ", "a/00.png (", "b/38.png (", " and 5 more (--list-broken names all)"]);
+    let (set, notes) = read(dir.path(), &Fit::default(), ALL, true).unwrap();
+    assert_eq!(set.train.count + set.test.count, 35);
+    assert!(notes.iter().any(|n| n.contains("left out: 25 broken of 60 pictures")), "{notes:?}");
+    // Pixels, labels and names still belong together, in both splits.
+    for part in [&set.train, &set.test] {
+        for i in 0..part.count {
+            let number: u8 = part.names[i][2..4].parse().unwrap();
+            assert_eq!((part.pixels[i * 12 + 11], part.labels[i]), (number, u32::from(number >= 30)));
+            assert!(!broken(number));
+        }
+    }
+}
+
+#[test]
+fn pictures_of_several_sizes_are_brought_to_one() {
+    let dir = tempdir().unwrap();
+    for i in 0..30 {
+        put(&dir, &format!("{i:02}.png"), if i == 3 { (5, 9) } else { (10, 12) }, i);
+    }
+    let (set, notes) = read(dir.path(), &Fit::default(), ALL, false).unwrap();
+    assert_eq!((set.train.height, set.train.width), (10, 12));
+    assert!(notes[0].contains("1 of 30 pictures are not 10x12"), "{notes:?}");
+    for i in 0..15 {
+        put(&dir, &format!("{i:02}.png"), (40 + i, 50), 0);
+    }
+    let (set, notes) = read(dir.path(), &Fit::default(), ALL, false).unwrap();
+    assert_eq!((set.train.height, set.train.width), (32, 32));
+    assert!(notes[0].contains("have 16 sizes: all are fitted to 32x32 pixels"), "{notes:?}");
+}
+
+#[test]
+fn pictures_are_cropped_and_scaled() {
     let dir = tempdir().unwrap();
     put(&dir, "a.png", (4, 6), 0);
     put(&dir, "b.png", (8, 6), 0);
     put(&dir, "c.png", (4, 12), 200);
-    fails(&dir, &["b.png is 8x6 pixels", "a.png, is 4x6", "such as --image-size 8)"]);
     let set = load_folder(dir.path(), &fit(Some((4, 6)), Some(3)), ALL).unwrap();
     assert_eq!((set.train.count, set.train.height, set.train.width), (2, 4, 6));
     // c: 4x12 already covers 4x6, so columns 3 to 8 are kept as they are.
@@ -254,19 +314,23 @@ fn opened(dir: &Path, work: impl FnOnce()) -> Vec<String> {
 }
 
 #[test]
-fn only_the_pictures_that_are_wanted_are_opened_and_those_once() {
+fn only_the_pictures_that_are_wanted_are_decoded_and_those_once() {
     let dir = tempdir().unwrap();
     for i in 0..40 {
         put(&dir, &format!("{i:02}.png"), (4, 4), i);
     }
     let whole = load(&dir).unwrap();
     let size = Some((4, 4));
-    // Pictures 9, 19, 29 and 39 are held out; of the others the first of each third, of these the first half.
+    // Pictures 9, 19, 29 and 39 are held out; of the others the first of each third, of these the first half. Each file is opened once to
+    // see what it is.
     let wanted = ["00.png", "09.png", "13.png", "26.png", "29.png"];
     for (channels, times) in [(Some(3), 1), (None, 2)] {
         let mut set = None;
         let opened = opened(dir.path(), || set = Some(load_folder(dir.path(), &fit(size, channels), (3, 2)).unwrap()));
-        let each: Vec<_> = wanted.iter().flat_map(|name| std::iter::repeat_n(*name, times)).collect();
+        let once = (0..40).map(|i| format!("{i:02}.png"));
+        let again = wanted.iter().flat_map(|name| std::iter::repeat_n(name.to_string(), times));
+        let mut each: Vec<_> = once.chain(again).collect();
+        each.sort();
         assert_eq!(opened, each, "{channels:?}");
         let set = set.unwrap();
         assert_eq!((set.train, set.test), (whole.train.clone().take(3), whole.test.clone().take(2)));
