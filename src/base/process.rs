@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
@@ -29,9 +29,9 @@ pub fn available_memory() -> Option<u64> {
     // Version 2: the root has no limit, and its files do not exist.
     let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let limit = |dir: &Path| Some(number(&format!("{}/memory.max", dir.display()))?);
+    let limit = |dir: PathBuf| number(&format!("{}/memory.max", dir.display()));
     let groups =
-        Path::new(path).ancestors().filter_map(|p| limit(&Path::new("/sys/fs/cgroup").join(p.strip_prefix("/").ok()?)));
+        Path::new(path).ancestors().filter_map(|p| limit(Path::new("/sys/fs/cgroup").join(p.strip_prefix("/").ok()?)));
     groups.chain([machine]).min()
 }
 

@@ -2,15 +2,19 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
+use crate::base::atomic_file;
+use crate::base::names::unescaped;
 use crate::base::usage::usage;
 use crate::config::flags::escaped_text;
-use crate::data::images::{Images, Source};
+use crate::data::images::Images;
+use crate::data::path_of;
 use crate::run::checkpoint::Selection;
+use crate::run::folder::ignore_missing;
 use crate::run::trained::{Trained, default_place};
 
 /// A trained model and its device.
@@ -66,41 +70,74 @@ impl TrainedModel {
 /// Real images.
 #[derive(Debug, Args)]
 pub struct RealImages {
-    /// Images as `train --data` names them; pictures of a folder are brought to the model's size [default: the run's]
-    #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
-    pub data: Option<String>,
+    /// Images as `train --data` names them, or some pictures: all of them are used, fitted to the model's size [default: the run's]
+    #[arg(long, value_name = "SPEC", value_parser = escaped_text(), num_args = 1..)]
+    pub data: Vec<String>,
     /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// The images that were trained on, or the held-out ones
-    #[arg(long, value_enum, default_value_t = SplitChoice::Test)]
-    pub split: SplitChoice,
+    /// The images that were trained on, the held-out ones, or all [default: test; all of a folder or
+    /// file that the run was not trained on]
+    #[arg(long, value_enum)]
+    pub split: Option<SplitChoice>,
 }
 
 impl RealImages {
-    /// The data set, in the shape of the model's images.
-    pub fn source(&self, trained: &Trained) -> Result<Source> {
-        trained.source(self.data.as_deref(), self.data_dir.as_deref())
+    /// The images, in the shape of the model's.
+    pub fn images(&self, trained: &Trained) -> Result<Images> {
+        let spec = match &self.data[..] {
+            [] => None,
+            [spec] => Some(spec.as_str()),
+            many => {
+                if self.split.is_some() {
+                    usage!("--split is for one data set, found {} names after --data: leave it out", many.len());
+                }
+                return trained.pictures(&many.iter().map(|path| unescaped(path)).collect::<Vec<_>>());
+            }
+        };
+        let whole = spec.is_some_and(|spec| path_of(spec).is_some()) && !trained.is_own_data(spec);
+        let default = if whole { SplitChoice::All } else { SplitChoice::Test };
+        let split = self.split.unwrap_or(default);
+        let source = trained.source(spec, self.data_dir.as_deref(), split == SplitChoice::All)?;
+        Ok(if split == SplitChoice::Test { source.test } else { source.train })
+    }
+
+    /// What is written into names of files: nothing for the run's own images.
+    pub fn label(&self) -> String {
+        self.data.first().map_or_else(String::new, |data| {
+            format!("-{}", unescaped(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
+        })
     }
 }
 
-/// Which half of a data set.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+/// Writes the names of the pictures beside what was made of them, a row each: `row,file,class`. For images that are of no files, a file
+/// of that name from before is removed. Gives its path if it was written.
+pub fn write_names(images: &Images, rows: impl Iterator<Item = usize>, out: &Path) -> Result<Option<PathBuf>> {
+    let path = out.with_extension("csv");
+    if images.names.is_empty() {
+        ignore_missing(std::fs::remove_file(&path))
+            .with_context(|| format!("{}, of other images, could not be removed", path.display()))?;
+        return Ok(None);
+    }
+    let mut text = String::from("row,file,class\n");
+    for (row, i) in rows.enumerate() {
+        let class = images.labels.get(i).map_or_else(String::new, u32::to_string);
+        // Names are quoted as in RFC 4180.
+        text.push_str(&format!("{row},\"{}\",{class}\n", images.names[i].replace('"', "\"\"")));
+    }
+    atomic_file::write(&path, text.as_bytes())?;
+    Ok(Some(path))
+}
+
+/// Which images of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SplitChoice {
     /// The images that are trained on.
     Train,
     /// The held-out images.
     Test,
-}
-
-impl SplitChoice {
-    /// The images of this half.
-    pub fn of(self, source: &Source) -> &Images {
-        match self {
-            SplitChoice::Train => &source.train,
-            SplitChoice::Test => &source.test,
-        }
-    }
+    /// Both.
+    All,
 }
 
 /// Refuses a value of `--flag` outside `range`, with a [`crate::base::usage::Usage`] error.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use tch::{Kind, Tensor};
 
-use super::arguments::{RealImages, TrainedModel};
+use super::arguments::{RealImages, TrainedModel, write_names};
 use super::print;
 use crate::base::names::printable;
 use crate::base::progress::Tally;
@@ -23,8 +23,8 @@ pub(super) struct Encode {
     of: TrainedModel,
     #[command(flatten)]
     images: RealImages,
-    /// The means of the latents, [N,Z]; beside them X.logvar.npy and, where there are classes, X.labels.npy [default:
-    /// latents.npy in the run]
+    /// The means of the latents, [N,Z]; beside them X.logvar.npy, X.labels.npy where there are classes, and X.csv with the names of
+    /// pictures [default: latents.npy in the run]
     #[arg(long, value_name = "X.npy")]
     out: Option<PathBuf>,
 }
@@ -36,8 +36,7 @@ impl Encode {
             usage!("--out {}: wanted a .npy", out.display());
         }
         let trained = self.of.open_with_encoder()?;
-        let source = self.images.source(&trained)?;
-        let images = self.images.split.of(&source);
+        let images = &self.images.images(&trained)?;
         let (n, z) = (images.count, trained.latent() as usize);
         let mut files = vec![out.clone(), out.with_extension("logvar.npy")];
         let mut mus = NpyWriter::create(&files[0], &[n, z], Kind::Float)?;
@@ -53,6 +52,7 @@ impl Encode {
             labels.finish()?;
             files.push(labels_file.clone());
         }
+        files.extend(write_names(images, 0..n, &out)?);
         logvars.finish()?;
         mus.finish()?;
         if images.labels.is_empty() {

@@ -57,7 +57,7 @@ impl Interpolate {
             None => trained.prior(self.seed, 0, 2 * self.rows)?,
             Some(spec) => {
                 trained.check_encoder()?;
-                let source = trained.source(Some(spec), self.data_dir.as_deref())?;
+                let source = trained.source(Some(spec), self.data_dir.as_deref(), false)?;
                 let pairs = pairs(&source.test, self.rows as usize, self.seed);
                 let test = Dataset::new(&source.test, trained.device())?;
                 trained.encode(&test.gather(&Tensor::f_from_slice(&pairs)?.f_to_device(trained.device())?)?.x)?.0

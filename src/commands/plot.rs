@@ -89,7 +89,7 @@ impl PlotCommand {
         if trained.latent() < 2 {
             usage!("{} has a latent of one dimension, and a picture of it needs two", root.display());
         }
-        let source = trained.source(self.data.as_deref(), self.data_dir.as_deref())?;
+        let source = trained.source(self.data.as_deref(), self.data_dir.as_deref(), false)?;
         let projection = self.projection.unwrap_or(Projection::Active);
         latent_plane::draw(&trained, source, projection, (&name_of(root), &out))?;
         print_path(&out)

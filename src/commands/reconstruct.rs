@@ -1,13 +1,14 @@
 //! `ganvae reconstruct`: draws images above a VAE's reconstructions.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use tch::Tensor;
 
-use super::arguments::{RealImages, TrainedModel, check_range};
-use super::print_path;
+use super::arguments::{RealImages, TrainedModel, check_range, write_names};
+use super::print;
+use crate::base::names::printable;
 use crate::data::dataset::Dataset;
 use crate::data::images::spread;
 use crate::pictures::grid::{alternate, columns_for};
@@ -35,17 +36,13 @@ impl Reconstruct {
         let count = self.count;
         check_range("count", count, 1..=1_000_000)?;
         // Images other than the run's own go into a file of another name.
-        let of = self.images.data.as_deref().map_or_else(String::new, |data| {
-            format!("-{}", Path::new(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
-        });
-        let name = format!("reconstruct{of}.png");
+        let name = format!("reconstruct{}.png", self.images.label());
         let out = self.out.clone().unwrap_or_else(|| self.of.default_place("reconstructions", &name));
         let grid = OutputFormat::of(&out, 1, false)? == OutputFormat::Grid;
         let pictures = |images: usize| if grid { 2 * images } else { images };
         OutputFormat::of(&out, pictures(count), false)?;
         let trained = self.of.open_with_encoder()?;
-        let source = self.images.source(&trained)?;
-        let images = self.images.split.of(&source);
+        let images = &self.images.images(&trained)?;
         let chosen: Vec<i64> = spread(images.count, count).into_iter().map(|i| i as i64).collect();
         let data = Dataset::new(images, trained.device())?;
         let columns = columns_for(2 * chosen.len(), images.height, images.width).min(chosen.len());
@@ -58,6 +55,7 @@ impl Reconstruct {
             writer.push(&if grid { alternate(&x, &reconstructions, columns)? } else { reconstructions })?;
         }
         writer.finish()?;
-        print_path(&out)
+        let names = write_names(images, chosen.iter().map(|i| *i as usize), &out)?;
+        print(&[Some(out), names].iter().flatten().map(|f| format!("{}\n", printable(f))).collect::<String>())
     }
 }

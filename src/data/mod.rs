@@ -25,7 +25,7 @@ use crate::base::progress::say;
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
-use images::Source;
+use images::{Images, Source};
 use picture::Fit;
 use picture_set::{PictureSet, ReadOptions};
 use subset::{CLASS, HOLDOUT, Subset};
@@ -106,6 +106,9 @@ pub static SETTINGS: Group = Group {
     ],
 };
 
+/// The settings that hold for other data than the run's own.
+pub const FOR_OTHER_DATA: &[&str] = &["data-dir", "cache"];
+
 /// Reads, downloads or draws the images of `--data`, those that the settings choose. Says what was left out and what was chosen.
 ///
 /// # Errors
@@ -121,6 +124,18 @@ pub fn open(s: &Settings) -> Result<Source> {
 /// As [`open`].
 pub fn open_whole(s: &Settings) -> Result<Source> {
     open_subset(s, Subset { whole: true, ..Subset::of(s) })
+}
+
+/// These pictures, in the size and channels of the settings.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn open_files(s: &Settings, paths: &[PathBuf]) -> Result<Images> {
+    let subset = Subset { whole: true, ..Subset::of(s) };
+    let options = ReadOptions { fit: Fit::of(s)?, subset, skip_broken: false, list_broken: false, cache: None };
+    let (source, notes) = PictureSet::of_files(paths)?.read(&options)?;
+    notes.iter().for_each(|note| say(&format!("data: {note}")));
+    Ok(Images { labels: Vec::new(), ..source.train })
 }
 
 fn open_subset(s: &Settings, subset: Subset) -> Result<Source> {

@@ -68,7 +68,8 @@ impl PictureSet {
     /// # Errors
     /// When one cannot be read.
     pub fn of_files(paths: &[PathBuf]) -> Result<Self> {
-        let files = paths.iter().map(|path| DataFile::new(Path::new(""), path.clone())).collect::<Result<_>>()?;
+        let one = |path: &PathBuf| DataFile::new(path.parent().unwrap_or(Path::new("")), path.clone());
+        let files = paths.iter().map(one).collect::<Result<_>>()?;
         let name = paths.iter().map(escaped).collect::<Vec<_>>().join(" ");
         Ok(PictureSet { name, files, archive: false, notes: Vec::new() })
     }
@@ -89,6 +90,9 @@ impl PictureSet {
         notes.extend(left_out);
         if pictures.is_empty() {
             bail!("{}", [vec![format!("{name} holds no pictures")], notes].concat().join("; "));
+        }
+        if let ([only], false) = (&pictures[..], options.subset.whole) {
+            bail!("{} is the only picture: give at least two, one to train on and one to hold out", only.display());
         }
         let names: Vec<PathBuf> = pictures.iter().map(|file| file.name.clone()).collect();
         let Layout { splits, classes, labels, notes: chosen } = layout(&names, archive);

@@ -23,7 +23,7 @@ pub enum HoldOut {
 /// The part that is held out.
 pub static HOLDOUT: Setting<HoldOut> = Setting::new(
     "holdout",
-    "Share (0.1) or number (500) of images to hold out, where the data has no test set",
+    "Share (0.2) or number (500) of images to hold out, where the data has no test set [default: 0.1]",
     "a share below 1, such as 0.1, or a whole number",
     |text| match text.contains('.') {
         true => text.parse().ok().filter(|s| *s > 0.0 && *s < 1.0).map(HoldOut::Share),
@@ -34,7 +34,6 @@ pub static HOLDOUT: Setting<HoldOut> = Setting::new(
         HoldOut::Count(count) => Value::Integer(*count as i64),
     },
 )
-.default("0.1", "as many as MNIST's share of test images, rounded")
 .value_name("SHARE|N");
 
 /// The classes to use.
@@ -128,7 +127,10 @@ impl Subset {
         };
         let [train, test] = std::array::from_fn(|s| {
             let all = &splits[s];
-            spread(all.len(), self.limits[s]).into_iter().map(|i| all[i]).collect::<Vec<_>>()
+            spread(all.len(), if self.whole { usize::MAX } else { self.limits[s] })
+                .into_iter()
+                .map(|i| all[i])
+                .collect::<Vec<_>>()
         });
         if train.is_empty() || (test.is_empty() && !self.whole) {
             bail!(
@@ -149,7 +151,7 @@ impl Subset {
         if self.classes.is_empty() {
             return Ok((0..classes.len()).collect());
         }
-        for wanted in self.classes.iter().filter(|wanted| !classes.contains(wanted)) {
+        if let Some(wanted) = self.classes.iter().find(|wanted| !classes.contains(wanted)) {
             match nearest(wanted, classes.iter().map(String::as_str)) {
                 _ if classes.is_empty() => usage!("--class {wanted}: {name} has no classes, so leave it out"),
                 Some(near) => usage!("--class {wanted}: {name} has no such class; did you mean {near}?"),

@@ -284,28 +284,22 @@ impl Trained {
         Ok(Tensor::f_cat(&parts, 0)?)
     }
 
-    /// The images that `spec` names, or those that the run was trained on; pictures of a folder are converted to the shape of the model.
+    /// The images that `spec` names, or those that the run was trained on; `whole`: all as `train`, with nothing held out. Pictures of a folder are converted to the shape of the model.
     ///
     /// # Errors
     /// Those of [`data::open`]; [`crate::base::usage::Usage`] when the images have another shape, or nothing says which they are.
-    pub fn source(&self, spec: Option<&str>, data_dir: Option<&Path>) -> Result<Source> {
+    pub fn source(&self, spec: Option<&str>, data_dir: Option<&Path>, whole: bool) -> Result<Source> {
         let own = self.origin().map(|(config, _)| config.settings.clone());
         let mut settings = match (spec, own) {
             (None, Some(own)) => own,
             (None, None) => usage!("--data is missing: exported modules do not say which images they were trained on"),
-            (Some(spec), own) => {
-                let mut settings = Settings::default().with(&DATA, spec.to_owned());
-                settings = settings.with_some(&DATA_DIR, own.and_then(|s| s.given(&DATA_DIR)));
-                if data::resizable(spec) {
-                    let Shape { channels, height, width } = self.shape;
-                    let size = (height as usize, width as usize);
-                    settings = settings.with(&IMAGE_SIZE, size).with(&CHANNELS, channels as u64);
-                }
-                settings
+            (Some(spec), _) => {
+                let settings = self.fitting(data::resizable(spec));
+                settings.with(&DATA, spec.to_owned())
             }
         };
         settings = settings.with_some(&DATA_DIR, data_dir.map(Path::to_owned));
-        let source = data::open(&settings)?;
+        let source = if whole { data::open_whole(&settings) } else { data::open(&settings) }?;
         let Images { channels, height, width, .. } = source.train;
         let found = Shape { channels: channels as i64, height: height as i64, width: width as i64 };
         if found != self.shape {
@@ -318,6 +312,33 @@ impl Trained {
             );
         }
         Ok(source)
+    }
+
+    /// These pictures, converted to the shape of the model.
+    ///
+    /// # Errors
+    /// As [`data::open_files`].
+    pub fn pictures(&self, paths: &[PathBuf]) -> Result<Images> {
+        data::open_files(&self.fitting(true), paths)
+    }
+
+    /// Whether `spec` names the data that the run was trained on, as none does.
+    pub fn is_own_data(&self, spec: Option<&str>) -> bool {
+        let own = || self.origin().and_then(|(config, _)| config.settings.get(&DATA).ok());
+        let same = |own: String| spec.is_some_and(|spec| own == spec || same_path(&own, spec));
+        spec.is_none() || own().is_some_and(same)
+    }
+
+    /// The settings of the run's data that hold for other data: where it is kept, and how pictures are fitted; with `sized`, to the shape
+    /// of the model.
+    fn fitting(&self, sized: bool) -> Settings {
+        let own = self.origin().map(|(config, _)| config.settings.clone()).unwrap_or_default();
+        let settings = own.only(data::FOR_OTHER_DATA);
+        if !sized {
+            return settings;
+        }
+        let Shape { channels, height, width } = self.shape;
+        settings.with(&IMAGE_SIZE, (height as usize, width as usize)).with(&CHANNELS, channels as u64)
     }
 
     /// Calls `network` on the rows of a batch [N,...] 64 at a time, the last ones padded with zeros, and concatenates its outputs.
@@ -420,6 +441,12 @@ pub fn default_place(root: &Path, folder: &str, name: &str) -> PathBuf {
     folder.join(name)
 }
 
+/// Whether two texts of `--data` name the same file or folder.
+fn same_path(a: &str, b: &str) -> bool {
+    let real = |spec: &str| data::path_of(spec).and_then(|path| path.canonicalize().ok());
+    real(a).is_some_and(|a| Some(a) == real(b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -507,7 +534,7 @@ mod tests {
         drop(save(&file("encoder.pt"), "encoder", 4, 1)?);
         let alone = open(&file("encoder.pt"))?;
         assert!(said(alone.sample(1, 0)).contains("an encoder alone"));
-        assert!(said(alone.source(None, None)).contains("--data is missing"));
+        assert!(said(alone.source(None, None, false)).contains("--data is missing"));
         drop(save(&file("decoder.pt"), "decoder", 5, 1)?);
         let e = said(open(dir.path()));
         assert!(e.contains("does not fit") && e.contains("latents of 4 and") && e.contains("the one, 5 and"), "{e}");

@@ -76,11 +76,14 @@ pub fn say(line: &str) {
     writeln!(stderr, "{line}").unwrap();
 }
 
-/// Every path below a folder.
+/// Every path below a folder, but for the user's cache, which any command may fill.
 pub fn listing(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
+        if path.ends_with("home") {
+            continue;
+        }
         if path.is_dir() {
             all.extend(listing(&path));
         }

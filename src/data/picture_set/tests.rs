@@ -121,7 +121,7 @@ fn folders_without_usable_pictures_are_refused() {
     fs::write(dir.path().join("a.txt"), "text").unwrap();
     fails(&dir, &["holds no pictures; left out: 1 files that are no pictures"]);
     put(&dir, "one.png", (2, 2), 0);
-    fails(&dir, &["only one image", "give at least two"]);
+    fails(&dir, &["one.png is the only picture", "give at least two"]);
     put(&dir, "class/two.png", (2, 2), 0);
     let (set, notes) = read(dir.path(), &Fit::default(), ALL, false).unwrap();
     assert!(set.train.labels.is_empty() && notes.iter().any(|n| n.contains("no picture gets a class")), "{notes:?}");
@@ -177,7 +177,7 @@ fn all_broken_pictures_are_counted_and_can_be_left_out() {
     for i in 0..60 {
         put(&dir, &format!("{}/{i:02}.png", if i < 30 { "a" } else { "b" }), (2, 2), i);
     }
-    let broken = |i: u8| i % 2 == 0 && i < 50;
+    let broken = |i: u8| i.is_multiple_of(2) && i < 50;
     for i in (0..60).filter(|i| broken(*i)) {
         fs::write(dir.path().join(format!("{}/{i:02}.png", if i < 30 { "a" } else { "b" })), "no picture").unwrap();
     }
