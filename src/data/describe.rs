@@ -4,14 +4,16 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
+use rayon::prelude::*;
 use tch::Device;
 
 use super::checksum;
 use super::dataset::Dataset;
-use crate::base::hash;
 use crate::data::images::{Images, Source};
 use crate::pictures::grid;
 
+/// Classes are very unequal when one has so many times the images of another.
+const UNEQUAL: usize = 10;
 /// Images in a preview.
 const PREVIEW: usize = 100;
 
@@ -30,6 +32,9 @@ pub fn describe(source: &Source) -> String {
             let _ = writeln!(out, "{:<9} {}", format!("{name} has"), class_counts(images, &source.classes));
         }
     }
+    if let Some(text) = unequal(source) {
+        let _ = writeln!(out, "warning   {text}");
+    }
     let _ = writeln!(out, "sha256    {}", checksum(source));
     out
 }
@@ -46,22 +51,39 @@ pub fn preview(source: &Source, out: &Path) -> Result<()> {
 }
 
 fn line(images: &Images) -> String {
-    let (lo, hi) = images.pixels.iter().fold((255, 0), |(lo, hi), &p| (p.min(lo), p.max(hi)));
-    let sum: u64 = images.pixels.iter().map(|&p| u64::from(p)).sum();
+    let one = |part: &[u8]| {
+        let (lo, hi) = part.iter().fold((255, 0), |(lo, hi), &p| (p.min(lo), p.max(hi)));
+        (lo, hi, part.iter().map(|&p| u64::from(p)).sum::<u64>())
+    };
+    let both = |a: (u8, u8, u64), b: (u8, u8, u64)| (a.0.min(b.0), a.1.max(b.1), a.2 + b.2);
+    let (lo, hi, sum) = images.pixels.par_chunks(1 << 20).map(one).reduce(|| (255, 0, 0), both);
     let mean = sum as f64 / images.pixels.len().max(1) as f64;
-    format!(
-        "{} images, bytes {lo}..{hi}, mean {:.4} of full scale, pixels sha256 {}...",
-        images.count,
-        mean / 255.0,
-        &hash::sha256([&images.pixels[..]])[..16]
-    )
+    format!("{} images, bytes {lo}..{hi}, mean {:.4} of full scale", images.count, mean / 255.0)
+}
+
+/// Training images by class.
+fn counts(images: &Images, classes: &[String]) -> Vec<usize> {
+    let mut counts = vec![0; classes.len()];
+    for &label in &images.labels {
+        if let Some(count) = counts.get_mut(label as usize) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// A sentence on classes of which one has ten times the images of another.
+fn unequal(source: &Source) -> Option<String> {
+    let counts = counts(&source.train, &source.classes);
+    let (least, most) =
+        (counts.iter().enumerate().min_by_key(|c| c.1)?, counts.iter().enumerate().max_by_key(|c| c.1)?);
+    let named = |(class, count): (usize, &usize)| format!("{} has {count}", source.classes[class]);
+    let text = format!("classes are very unequal: {}, {}; --class chooses some", named(most), named(least));
+    (*most.1 >= UNEQUAL * (*least.1).max(1)).then_some(text)
 }
 
 fn class_counts(images: &Images, classes: &[String]) -> String {
-    let mut counts = vec![0usize; classes.len().max(256)];
-    for &label in &images.labels {
-        counts[label as usize] += 1;
-    }
+    let counts = counts(images, classes);
     let named: Vec<_> = classes.iter().zip(&counts).map(|(name, n)| format!("{name}:{n}")).collect();
     named.join(" ")
 }
@@ -90,5 +112,10 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
+        assert!(!text.contains("warning"), "{text}");
+        let labels = [vec![0; 21], vec![1; 2]].concat();
+        let train = Images::new([23, 1, 1, 2], vec![0; 46], labels).unwrap();
+        let text = describe(&Source { train, ..source });
+        assert!(text.contains("warning   classes are very unequal: cat has 21, dog has 2"), "{text}");
     }
 }

@@ -28,7 +28,7 @@ use crate::base::usage::{nearest, usage};
 use images::{Images, Source};
 use picture::Fit;
 use picture_set::{PictureSet, ReadOptions};
-use subset::{CLASS, HOLDOUT, Subset};
+use subset::{CLASS, FEW_HELD_OUT, HOLDOUT, Subset};
 pub use subset::{TEST_LIMIT, TRAIN_LIMIT};
 
 /// Default numbers of training and held-out images of `digits`: those of MNIST.
@@ -73,6 +73,11 @@ pub static CHANNELS: Setting<u64> = Setting::whole("channels", "Force pictures o
     .range("1 (grey) or 3 (colour)", |n| [1, 3].contains(n))
     .value_name("1|3");
 
+/// Whether training images are mirrored.
+pub static HFLIP: Setting<bool> =
+    Setting::switch("hflip", "Mirror training images left to right at random, each in half of its epochs")
+        .default("false", "letters and digits have a direction");
+
 /// Whether broken pictures are left out.
 pub static SKIP_BROKEN: Setting<bool> =
     Setting::switch("skip-broken", "Leave out pictures that cannot be read; without it they are an error");
@@ -98,6 +103,7 @@ pub static SETTINGS: Group = Group {
         &CHANNELS,
         &HOLDOUT,
         &CLASS,
+        &HFLIP,
         &TRAIN_LIMIT,
         &TEST_LIMIT,
         &SKIP_BROKEN,
@@ -115,7 +121,14 @@ pub const FOR_OTHER_DATA: &[&str] = &["data-dir", "cache"];
 /// [`crate::base::usage::Usage`] for a SPEC that is neither a known name nor a path, or for a size of a set that cannot be
 /// resized; the errors of the readers.
 pub fn open(s: &Settings) -> Result<Source> {
-    open_subset(s, Subset::of(s))
+    let source = open_subset(s, Subset::of(s))?;
+    if source.test.count < FEW_HELD_OUT && s.given(&TEST_LIMIT).is_none() {
+        say(&format!(
+            "data: only {} images are held out, so scores on them are rough (see --holdout)",
+            source.test.count
+        ));
+    }
+    Ok(source)
 }
 
 /// All images of `--data` as one set, `train` of the result: nothing is held out.

@@ -7,8 +7,8 @@ use crate::base::batch::Batch;
 use crate::base::usage::usage;
 use crate::config::device;
 use crate::config::{Budget, Config};
-use crate::data;
 use crate::data::dataset::Dataset;
+use crate::data::{self, HFLIP};
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
 use crate::native;
@@ -34,6 +34,8 @@ pub struct Setup {
     pub train: Dataset,
     /// Held-out images, for evaluation only.
     pub test: Dataset,
+    /// Whether training images are mirrored at random.
+    pub hflip: bool,
     /// The model, with the tuning applied.
     pub model: Box<dyn Model>,
     /// The tuning: threads, kernels, layout.
@@ -88,7 +90,8 @@ impl Setup {
         };
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
-        Ok(Setup { device, data, data_sha256, train, test, model, chosen, per_epoch, total })
+        let hflip = config.settings.get(&HFLIP)?;
+        Ok(Setup { device, data, data_sha256, train, test, hflip, model, chosen, per_epoch, total })
     }
 
     /// Batch `index` of an epoch with its order of the images (int64 [N]): images, labels and B. Several small batches at a time are

@@ -8,6 +8,7 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+use crate::base::batch::Batch;
 use crate::base::seed::{Stream, epoch_order, seed_for};
 use crate::base::timer::{Phase, StepTimer};
 use crate::config::Config;
@@ -183,8 +184,9 @@ impl Stepper {
         let order = &self.order;
         let Some(state) = &mut self.on_device else {
             let (batch, count) = setup.batch(&mut self.prefetched, (epoch, order), batch, self.batch_size as usize)?;
-            timer.lap(Phase::Data);
             let noise = Noise::new(noise_seed, setup.device);
+            let batch = augmented(setup, batch, &noise)?;
+            timer.lap(Phase::Data);
             let values = setup.model.step(&batch, StepContext { noise: &noise, timer, on_device: false })?;
             meter.add(&values, count)?;
             return Ok(count);
@@ -213,6 +215,15 @@ impl Stepper {
     }
 }
 
+/// The batch as it is trained on: mirrored at random with --hflip.
+fn augmented(setup: &Setup, batch: Batch, noise: &Noise) -> Result<Batch> {
+    if !setup.hflip {
+        return Ok(batch);
+    }
+    let uniform = noise.uniform("mirror", &[batch.x.size()[0]])?;
+    batch.mirrored(&uniform)
+}
+
 impl DeviceState {
     /// Selects the rows of batch `batch`, unless the last step has advanced to it: at the start, at an epoch's first batch, after a
     /// rollback.
@@ -230,6 +241,7 @@ impl DeviceState {
     fn update(&self, setup: &mut Setup, meter: &AverageMeter, order: &Tensor, n: i64, timer: &StepTimer) -> Result<()> {
         self.noise.again();
         let batch = setup.train.gather(&order.f_index_select(0, &self.rows.f_narrow(0, 0, n)?)?)?;
+        let batch = augmented(setup, batch, &self.noise)?;
         timer.lap(Phase::Data);
         let values = setup.model.step(&batch, StepContext { noise: &self.noise, timer, on_device: true })?;
         meter.add_to_sums(&values, n)?;
