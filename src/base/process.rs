@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
@@ -22,16 +22,21 @@ pub const LESS_MEMORY: &str = "choose a smaller --batch-size, smaller networks o
 /// Bytes of memory that the process can still have: the least of what the machine and its control group leave; none where the system
 /// does not say.
 pub fn available_memory() -> Option<u64> {
-    let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let number = |file: &Path| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let machine = line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10;
-    // Version 2: the root has no limit, and its files do not exist.
+    // Of version 2 and of version 1; a group without a limit has no number there, or a huge one.
     let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let limit = |dir: PathBuf| number(&format!("{}/memory.max", dir.display()));
-    let groups =
-        Path::new(path).ancestors().filter_map(|p| limit(Path::new("/sys/fs/cgroup").join(p.strip_prefix("/").ok()?)));
+    let limits = group.lines().filter_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+        [_, "", path] => Some(("/sys/fs/cgroup", "memory.max", path)),
+        [_, "memory", path] => Some(("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path)),
+        _ => None,
+    });
+    let groups = limits.flat_map(|(root, file, path)| {
+        let folders = Path::new(path).ancestors().filter_map(|p| p.strip_prefix("/").ok());
+        folders.filter_map(|p| number(&Path::new(root).join(p).join(file))).collect::<Vec<_>>()
+    });
     groups.chain([machine]).min()
 }
 
