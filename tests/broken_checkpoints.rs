@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use ganvae::base::hash;
 use ganvae::base::seed::Rng;
+use ganvae::config::training::{KeepOptimizer, Retention};
 use ganvae::models::{Part, Visit};
 use ganvae::run::checkpoint::{self, State};
 use harm::*;
@@ -34,7 +35,8 @@ impl Pieces {
 
     /// A checkpoint of these below `dir`; its folder.
     fn save(&self, dir: &Path) -> PathBuf {
-        checkpoint::save(dir, State::new("vae".into(), 1), 3, &mut |v| self.visit(v)).unwrap()
+        let keep = Retention { checkpoints: 3, optimizer: KeepOptimizer::All };
+        checkpoint::save(dir, State::new("vae".into(), 1), keep, &mut |v| self.visit(v)).unwrap()
     }
 }
 
@@ -153,7 +155,7 @@ impl Target for StateFile {
     }
 
     fn read(&mut self) -> Result<()> {
-        let (dir, state) = checkpoint::newest_intact(&self.checkpoints)?.expect("there is a checkpoint");
+        let (dir, state) = checkpoint::newest_resumable(&self.checkpoints)?.expect("there is a checkpoint");
         assert_eq!(dir, self.folder.dir);
         assert!(state.files.contains_key("model.safetensors") && state.files.contains_key("optimizer.safetensors"));
         Ok(())

@@ -151,8 +151,9 @@ fn the_same_seed_gives_the_same_run_and_another_another() {
 fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     for (base, name) in [(SMALL_VAE, "vae"), (SMALL_GAN, "gan")] {
         let dir = tempfile::tempdir().unwrap();
-        good(dir.path(), &with(base, &["--out", "whole", "--checkpoint-every", "1", "--keep", "99"]));
-        good(dir.path(), &with(base, &["--out", "part", "--checkpoint-every", "1", "--keep", "99"]));
+        let base = with(base, &["--checkpoint-every", "1", "--keep", "99", "--keep-optimizer", "all"]);
+        good(dir.path(), &with(&base, &["--out", "whole"]));
+        good(dir.path(), &with(&base, &["--out", "part"]));
         // As if killed in step 2: later checkpoints never were, and rows after it are stale. Step 1 is within an epoch and,
         // for the VAE, within a log interval.
         let part = dir.path().join("part");
@@ -321,8 +322,9 @@ fn a_runs_config_serves_another_run_from_another_folder() {
 #[test]
 fn resuming_passes_over_a_damaged_newest_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    good(dir.path(), &with(SMALL_VAE, &["--out", "a", "--checkpoint-every", "2"]));
-    good(dir.path(), &with(SMALL_VAE, &["--out", "b", "--checkpoint-every", "2"]));
+    let base = with(SMALL_VAE, &["--checkpoint-every", "2", "--keep-optimizer", "all"]);
+    good(dir.path(), &with(&base, &["--out", "a"]));
+    good(dir.path(), &with(&base, &["--out", "b"]));
     let of = |run: &str, step: &str| dir.path().join(run).join("checkpoints").join(step).join("model.safetensors");
     let whole = fs::read(of("a", "step-00000006")).unwrap();
     fs::write(of("b", "step-00000006"), &whole[1..]).unwrap();

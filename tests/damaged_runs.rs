@@ -8,6 +8,27 @@ use std::path::Path;
 use common::runs::*;
 use common::{ganvae, listing, say, sentence, text};
 
+/// Sixteen images, which the VAE memorizes: the held-out loss falls, then rises. Two steps an epoch.
+const OVERFITS: &[&str] = &[
+    "train",
+    "vae",
+    "--train-limit",
+    "16",
+    "--test-limit",
+    "100",
+    "--batch-size",
+    "8",
+    "--lr",
+    "0.01",
+    "--sample-every",
+    "0",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+    "--deterministic",
+];
+
 /// The names that must be kept: the `n` newest, and the best where there is one.
 fn must_keep(all: &[u64], n: usize, best: Option<u64>) -> Vec<String> {
     let mut kept: Vec<u64> = all[all.len() - n..].to_vec();
@@ -28,10 +49,7 @@ fn best_step(run: &Path) -> u64 {
 fn the_newest_checkpoints_and_the_best_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    // Sixteen images by heart: the held-out loss falls, then rises.
-    let mut base = vec!["train", "vae", "--train-limit", "16", "--test-limit", "100", "--batch-size", "8"];
-    base.extend(["--lr", "0.01", "--sample-every", "0", "--device", "cpu", "--threads", "1", "--deterministic"]);
-    good(d, &with(&base, &["--epochs", "30", "--keep", "2", "--out", "whole"]));
+    good(d, &with(OVERFITS, &["--epochs", "30", "--keep", "2", "--out", "whole"]));
     let whole = d.join("whole");
     let best = best_step(&whole);
     assert!((4..50).contains(&best), "the run must have its best before its end: {best}");
@@ -40,9 +58,10 @@ fn the_newest_checkpoints_and_the_best_are_kept() {
     let named = |run: &Path| fs::read_to_string(run.join("checkpoints/best")).unwrap();
     assert_eq!(named(&whole), format!("step-{best:08}"));
     assert_whole(&of_step(&whole, best));
+    assert_eq!(resumable(&whole), must_keep(&all, 1, Some(best)), "the others hold weights only");
 
     // Stopped and gone on with after its best: it is remembered, and gives way only to a better one.
-    good(d, &with(&base, &["--epochs", "28", "--keep", "2", "--out", "part"]));
+    good(d, &with(OVERFITS, &["--epochs", "28", "--keep", "2", "--out", "part"]));
     let part = d.join("part");
     good(d, &["train", "--resume", "part", "--epochs", "30"]);
     for folder in ["samples", "reconstructions"] {
@@ -62,8 +81,8 @@ fn the_newest_checkpoints_and_the_best_are_kept() {
 
     // Killed when the best one had its name and `best` still named the one before: it is made good.
     let all_kept = d.join("all-kept");
-    good(d, &with(&base, &["--epochs", "30", "--keep", "99", "--out", "all-kept"]));
-    assert_eq!(checkpoints(&all_kept).len(), 30);
+    good(d, &with(OVERFITS, &["--epochs", "30", "--keep", "99", "--keep-optimizer", "all", "--out", "all-kept"]));
+    assert_eq!((checkpoints(&all_kept).len(), resumable(&all_kept).len()), (30, 30));
     cut(&all_kept, &d.join("between"), best);
     for pointer in ["latest", "best"] {
         fs::write(d.join("between/checkpoints").join(pointer), format!("step-{:08}", best - 2)).unwrap();
@@ -73,7 +92,7 @@ fn the_newest_checkpoints_and_the_best_are_kept() {
     assert_eq!(checkpoints(&d.join("between")), must_keep(&all, 2, Some(best)));
 
     // Early stops keep early bests: the best so far, whatever comes.
-    good(d, &with(&base, &["--epochs", "3", "--keep", "1", "--out", "early"]));
+    good(d, &with(OVERFITS, &["--epochs", "3", "--keep", "1", "--out", "early"]));
     assert_eq!(named(&d.join("early")), format!("step-{:08}", best_step(&d.join("early"))));
 
     // A GAN has no best.
@@ -81,6 +100,10 @@ fn the_newest_checkpoints_and_the_best_are_kept() {
     let gan = d.join("g");
     let all: Vec<u64> = (1..=newest(&gan)).collect();
     assert_eq!(checkpoints(&gan), must_keep(&all, 3, None));
+    assert_eq!(resumable(&gan), must_keep(&all, 1, None));
+    let size = |file: &str| fs::metadata(of_step(&whole, best).join(file)).unwrap().len() as f64;
+    let share = size("optimizer.safetensors") / (size("model.safetensors") + size("optimizer.safetensors"));
+    assert!((share - 2.0 / 3.0).abs() < 0.02, "of a checkpoint, {share:.3} is optimizer state");
     assert!(!gan.join("checkpoints/best").exists());
 }
 
@@ -107,9 +130,10 @@ const DAMAGES: &[(&str, Damage)] = &[
 fn each_damaged_file_of_the_newest_checkpoint_is_named_and_the_one_before_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    good(d, &with(SMALL_VAE, &["--out", "whole"]));
+    good(d, &with(SMALL_VAE, &["--out", "whole", "--keep-optimizer", "all"]));
     let whole = d.join("whole");
     assert_eq!(checkpoints(&whole), ["step-00000003", "step-00000006"]);
+    assert_eq!(resumable(&whole), checkpoints(&whole));
     // A fresh copy each time: nothing of the last repair helps the next.
     let resumed = |file: &str, what: &str, damage: &dyn Fn(&Path)| {
         let run = d.join("r");
@@ -119,7 +143,9 @@ fn each_damaged_file_of_the_newest_checkpoint_is_named_and_the_one_before_is_use
         let said = good(d, &["train", "--resume", "r"]);
         let warning =
             said.lines().find(|l| l.starts_with("warning: ")).unwrap_or_else(|| panic!("{file} {what}: {said}"));
-        assert!(warning.contains("step-00000006/") && warning.contains(file), "{file} {what}: {warning}");
+        let removed = what == "missing" && file == "optimizer.safetensors";
+        let named = if removed { ["step-00000006 ", "no optimizer state"] } else { ["step-00000006/", file] };
+        assert!(named.iter().all(|part| warning.contains(part)), "{file} {what}: {warning}");
         assert!(said.contains("resuming r at step 3"), "{file} {what}: {said}");
         assert_eq!(difference(&whole, &run), None, "{file} {what}");
     };
@@ -149,7 +175,7 @@ fn each_damaged_file_of_the_newest_checkpoint_is_named_and_the_one_before_is_use
 fn a_run_with_no_whole_checkpoint_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    good(d, &with(SMALL_VAE, &["--out", "r", "--keep-optimizer", "all"]));
     let run = d.join("r");
     for (step, file) in [(3, "optimizer.safetensors"), (6, "model.safetensors")] {
         let path = of_step(&run, step).join(file);
@@ -167,4 +193,55 @@ fn a_run_with_no_whole_checkpoint_says_so() {
     }
     assert_eq!(listing(&run), before, "nothing is thrown away");
     say(&format!("both damaged: {last}"));
+}
+
+/// The default keeps the optimizer state of the newest checkpoint and of the best one.
+#[test]
+fn a_checkpoint_without_optimizer_state_is_never_resumed_from_and_serves_everything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let spoil = |run: &str, step: u64| fs::write(of_step(&d.join(run), step).join("model.safetensors"), "x").unwrap();
+    // The last score is the best one: the checkpoint before it has no optimizer state.
+    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    assert_eq!((checkpoints(&d.join("r")).len(), resumable(&d.join("r"))), (2, vec!["step-00000006".to_owned()]));
+    spoil("r", 6);
+    let before = listing(&d.join("r"));
+    let out = ganvae(d, &["train", "--resume", "r"]);
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    let parts =
+        ["r/checkpoints/step-00000003 holds no optimizer state", "--keep-optimizer all", "train vae --init-from r"];
+    let last = sentence(&said, &parts);
+    assert!(said.contains("step-00000006/model.safetensors is damaged"), "{said}");
+    assert_eq!(listing(&d.join("r")), before, "nothing is thrown away");
+    say(&format!("no optimizer state: {last}"));
+    // What the sentence advises, and the other uses of weights.
+    for (args, made) in [
+        (&["sample", "r", "--out", "s.png"][..], "s.png"),
+        (&["reconstruct", "r", "--out", "rec.png"], "rec.png"),
+        (&["export", "r", "--out", "e", "--format", "safetensors"], "e/export.json"),
+        (&["train", "vae", "--init-from", "r", "--train-limit", "100", "--steps", "1", "--out", "n"], "n/config.toml"),
+    ] {
+        let said = good(d, args);
+        assert!(d.join(made).is_file(), "{args:?}");
+        assert!(args[0] == "train" || said.contains("step-00000006/model.safetensors is damaged"), "{args:?}: {said}");
+    }
+
+    // The best one is older: it has the state, so training goes on from there, and says so.
+    good(d, &with(OVERFITS, &["--epochs", "30", "--keep", "4", "--out", "old-best"]));
+    let run = d.join("old-best");
+    let best = best_step(&run);
+    assert!(best < 58, "{best}");
+    assert_eq!(resumable(&run), [best, 60].map(|step| format!("step-{step:08}")), "the best must be before the last");
+    copy(&run, &d.join("broken"));
+    spoil("broken", 60);
+    let said = good(d, &["train", "--resume", "broken"]);
+    assert!(said.contains("step-00000058 holds no optimizer state"), "{said}");
+    assert!(said.contains(&format!("resuming broken at step {best}")), "{said}");
+    assert_same(&run, &d.join("broken"));
+    // Without the file of the newest one, as after a copy of the weights alone.
+    fs::remove_file(of_step(&run, 60).join("optimizer.safetensors")).unwrap();
+    fs::remove_dir_all(of_step(&run, best)).unwrap();
+    let said = text(&ganvae(d, &["train", "--resume", "old-best", "--epochs", "31"]).stderr);
+    sentence(&said, &["step-00000060 holds no optimizer state"]);
 }

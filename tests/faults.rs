@@ -146,7 +146,7 @@ fn a_run_survives_a_fault_at_any_call() {
 fn a_run_that_goes_on_survives_a_fault_at_any_call() {
     let injector = Injector::new();
     let dir = tempfile::tempdir().unwrap();
-    let small = with(SMALL_VAE, &["--checkpoint-every", "2", "--keep", "9"]);
+    let small = with(SMALL_VAE, &["--checkpoint-every", "2", "--keep", "9", "--keep-optimizer", "all"]);
     good(dir.path(), &with(&small, &["--out", "source"]));
     sweep(&injector, "resumed vae", &small, |place| {
         cut(&dir.path().join("source"), &place.join("r"), 2);

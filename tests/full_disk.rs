@@ -66,10 +66,12 @@ fn a_full_disk_stops_a_run_with_one_sentence_and_a_whole_checkpoint() {
         let last = sentence(&said, &[&format!("m-{size}/r"), "No space left on device"]);
         named.push(format!("{size}: {last}"));
         let full = d.join(size).join("full");
-        checkpoints(&full).iter().for_each(|name| assert_whole(&full.join("checkpoints").join(name)));
+        let weights = ["model.safetensors"];
+        checkpoints(&full).iter().for_each(|name| assert_files_whole(&full.join("checkpoints").join(name), &weights));
         let step = newest(&full);
         if step > 0 {
             resumed += 1;
+            assert_whole(&of_step(&full, step));
             assert!(again.contains(&format!("resuming m-{size}/r at step {step}")), "{size}: {again}");
             assert_eq!(fs::read_to_string(full.join("checkpoints/latest")).unwrap(), format!("step-{step:08}"));
         }

@@ -25,6 +25,8 @@ const CUT: &[&str] = &[
     "3",
     "--checkpoint-every",
     "5",
+    "--keep-optimizer",
+    "all",
     "--device",
     "cpu",
     "--deterministic",
@@ -208,6 +210,8 @@ fn a_run_killed_sixty_times_ends_as_the_uninterrupted_one() {
             assert!(!said.contains(bad), "after {kills} kills: {said}");
         }
         kills += 1;
+        let at = newest(&run);
+        assert!(at == 0 || of_step(&run, at).join("optimizer.safetensors").exists(), "step {at} after {kills} kills");
         let torn = half_written(&run.join("checkpoints")).iter().any(|p| p.is_dir());
         before_config += usize::from(!run.join("config.toml").is_file());
         before_first += usize::from(newest(&run) == 0);

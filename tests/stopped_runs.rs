@@ -242,7 +242,7 @@ fn a_run_that_was_rolled_back_gets_through_and_resumes_exactly() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let mut args = with(SMALL_VAE, &["--lr", "1", "--on-divergence", "rollback", "--rollbacks", "12", "--epochs", "8"]);
-    args.extend(["--checkpoint-every", "2", "--keep", "99", "--out", "whole"]);
+    args.extend(["--checkpoint-every", "2", "--keep", "99", "--keep-optimizer", "all", "--out", "whole"]);
     let said = good(d, &args);
     let whole = d.join("whole");
     let events = rollbacks(&whole);

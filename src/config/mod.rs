@@ -27,7 +27,7 @@ use crate::models::{Model, ModelKind, tuning};
 use crate::native;
 use crate::nets::Shape;
 use device::GraphCapture;
-use training::OnDivergence;
+use training::{OnDivergence, Retention};
 
 /// Length of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,8 @@ pub struct Config {
     pub sample_every: u64,
     /// Epochs between scores; 0 for the last only.
     pub eval_every: u64,
-    /// Number of newest checkpoints to keep.
-    pub keep: usize,
+    /// What remains of older checkpoints.
+    pub keep: Retention,
     /// Maximum number of rollbacks after a divergence; 0 for none.
     pub rollbacks: u64,
 }
@@ -277,7 +277,7 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         best_every: s.get(&training::BEST_EVERY)?,
         sample_every: s.get(&training::SAMPLE_EVERY)?,
         eval_every: s.get(&training::EVAL_EVERY)?,
-        keep: s.get(&training::KEEP)? as usize,
+        keep: Retention { checkpoints: s.get(&training::KEEP)? as usize, optimizer: s.get(&training::KEEP_OPTIMIZER)? },
         rollbacks: match s.get(&training::ON_DIVERGENCE)? {
             OnDivergence::Stop => 0,
             OnDivergence::Rollback => s.get(&training::ROLLBACKS)?,

@@ -15,6 +15,24 @@ pub enum OnDivergence {
     Rollback,
 }
 
+/// Which checkpoints have the optimizer's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeepOptimizer {
+    /// The newest one and the best one; the others hold weights only, a third of the size.
+    Newest,
+    /// Every one: training can be resumed from each.
+    All,
+}
+
+/// What remains of older checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Number of newest checkpoints to keep; 0 counts as 1.
+    pub checkpoints: usize,
+    /// Which of them keep the optimizer's state.
+    pub optimizer: KeepOptimizer,
+}
+
 /// Name of the preset ([`super::presets`]).
 pub static PRESET: Setting<String> = Setting::text(
     "preset",
@@ -107,6 +125,16 @@ pub static KEEP: Setting<u64> = Setting::count(
 .of_a_run()
 .may_change_on_resume();
 
+/// Which checkpoints keep the optimizer's state.
+pub static KEEP_OPTIMIZER: Setting<KeepOptimizer> = Setting::choice(
+    "keep-optimizer",
+    "Checkpoints that keep the optimizer's state, which --resume needs: the newest and the best one, or all",
+)
+.default("newest", "the state is about two thirds of a checkpoint")
+.value_name("WHICH")
+.of_a_run()
+.may_change_on_resume();
+
 /// Reaction to a divergence.
 pub static ON_DIVERGENCE: Setting<OnDivergence> =
     Setting::choice("on-divergence", "What to do when a loss is no longer finite or explodes")
@@ -134,6 +162,7 @@ pub static RUN: Group = Group {
         &SAMPLE_EVERY,
         &EVAL_EVERY,
         &KEEP,
+        &KEEP_OPTIMIZER,
         &ON_DIVERGENCE,
         &ROLLBACKS,
     ],

@@ -3,6 +3,9 @@
 //! `checkpoints/step-00000469/` holds model.safetensors (weights, buffers, averages), optimizer.safetensors (moments,
 //! counters), state.json (the position of the run, and the checksums of the other two) and state.sha256 (its own checksum). It is
 //! written under a temporary name, synced, then renamed. `checkpoints/latest` names the newest, `checkpoints/best` the best.
+//!
+//! Once a newer checkpoint is on the disk, an older one may lose optimizer.safetensors ([`Retention`]): without this file it is still
+//! complete for reading the model, and training cannot be resumed from it. Its state.json stays as it was.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,10 +23,12 @@ use tch::Tensor;
 
 use crate::base::atomic_file::{self, replace_folder, sync};
 use crate::base::hash;
+use crate::base::names::shell_quoted;
 use crate::base::progress;
 use crate::base::small_file;
 use crate::base::usage::usage;
 use crate::base::weights_file;
+use crate::config::training::{KeepOptimizer, Retention};
 use crate::models::{Part, Visit};
 use crate::nets::graph;
 use crate::run::folder::ignore_missing;
@@ -134,7 +139,7 @@ fn file_name(part: Part) -> &'static str {
     }
 }
 
-/// Writes a checkpoint below `folder` (the run's `checkpoints/`) and prunes all but the `keep` newest and the best.
+/// Writes a checkpoint below `folder` (the run's `checkpoints/`), then prunes older ones as [`settle`] does.
 ///
 /// `visit` shows all state to the visitor it is given. Nothing is visible under the checkpoint's name until every file is
 /// on the disk.
@@ -144,7 +149,7 @@ fn file_name(part: Part) -> &'static str {
 pub fn save(
     folder: &Path,
     mut state: State,
-    keep: usize,
+    keep: Retention,
     visit: &mut dyn FnMut(&mut dyn Visit) -> Result<()>,
 ) -> Result<PathBuf> {
     let name = folder_name(state.step);
@@ -178,17 +183,25 @@ pub fn save(
     Ok(target)
 }
 
-/// Updates `latest` and `best`, removes all checkpoints but the `keep` newest and the best, and removes unfinished writes. A resumed
-/// run does it again, since the process may have been killed before.
-pub fn settle(folder: &Path, state: &State, keep: usize) -> Result<()> {
+/// Updates `latest` and `best`; of the checkpoints before that of `state`, which is on the disk, removes what `keep` does not keep; removes
+/// unfinished writes. The best checkpoint is never changed. A resumed run does it again, since the process may have been killed before.
+pub fn settle(folder: &Path, state: &State, keep: Retention) -> Result<()> {
     let best = state.best.map(|best| best.step);
     write_pointer(folder, "latest", Some(state.step))?;
     write_pointer(folder, "best", best)?;
+    // The newest checkpoint must survive a power failure before older ones lose anything.
     sync(folder).with_context(|| format!("{} could not be synced", folder.display()))?;
     let past = list(folder)?.into_iter().filter(|(step, _)| *step <= state.step);
-    for (step, old) in past.rev().skip(keep.max(1)) {
-        if Some(step) != best {
+    for (i, (step, old)) in past.rev().enumerate() {
+        if step == state.step || Some(step) == best {
+            continue;
+        }
+        if i >= keep.checkpoints.max(1) {
             remove_old(&old)?;
+        } else if keep.optimizer == KeepOptimizer::Newest {
+            let file = old.join(file_name(Part::Optimizer));
+            ignore_missing(fs::remove_file(&file))
+                .with_context(|| format!("{} could not be removed", file.display()))?;
         }
     }
     for entry in fs::read_dir(folder)?.flatten() {
@@ -278,7 +291,7 @@ pub fn read<T>(
             Selection::Latest => newest_intact(folder)?.map(|(dir, state)| (identity(&dir), dir, Ok(state))),
             _ => named(folder, selection)?.map(|dir| {
                 let before = identity(&dir);
-                let state = verify(&dir);
+                let state = verify(&dir, &[Part::Model]);
                 (before, dir, state)
             }),
         };
@@ -325,21 +338,40 @@ fn was_replaced(dir: &Path, before: Option<(u64, u64)>) -> bool {
     now.is_none() || now != before
 }
 
-/// The newest checkpoint whose files have the checksums in its state.json; a damaged one gives a warning and is skipped. None when
-/// there is no checkpoint yet, an error when all are damaged.
+/// The newest checkpoint whose weights have the checksum in its state.json; a damaged one gives a warning and is skipped. None when
+/// there is no checkpoint yet.
+///
+/// # Errors
+/// When all are damaged.
 pub fn newest_intact(folder: &Path) -> Result<Option<(PathBuf, State)>> {
+    newest(folder, &[Part::Model])
+}
+
+/// The newest checkpoint from which training can be resumed: as [`newest_intact`], and with intact optimizer state.
+///
+/// # Errors
+/// As [`newest_intact`]; when the intact ones hold no optimizer state, the sentence says how to use their weights.
+pub fn newest_resumable(folder: &Path) -> Result<Option<(PathBuf, State)>> {
+    newest(folder, &[Part::Model, Part::Optimizer])
+}
+
+fn newest(folder: &Path, parts: &[Part]) -> Result<Option<(PathBuf, State)>> {
     let began = Instant::now();
     let mut all = list(folder)?;
-    let (mut last_error, mut damaged) = (None, 0);
+    let (mut last_error, mut damaged, mut weights_only) = (None, 0, None);
     while let Some((_, dir)) = all.pop() {
         let before = identity(&dir);
-        match verify(&dir) {
+        match verify(&dir, parts) {
             Ok(mut state) => {
+                if let Some(newer) = weights_only {
+                    progress::say(&format!("warning: {newer}; using the newest checkpoint that has it"));
+                }
                 state.best = state.best.filter(|best| folder.join(folder_name(best.step)).is_dir());
                 return Ok(Some((dir.clone(), state)));
             }
             // By the run, which trains on: it has newer ones.
             Err(_) if was_replaced(&dir, before) && began.elapsed() < PATIENCE => all = list(folder)?,
+            Err(e) if e.is::<NoOptimizer>() => weights_only = weights_only.or(e.downcast::<NoOptimizer>().ok()),
             Err(e) => {
                 damaged += 1;
                 progress::say(&format!("warning: {e:#}; trying the checkpoint before it"));
@@ -347,12 +379,36 @@ pub fn newest_intact(folder: &Path) -> Result<Option<(PathBuf, State)>> {
             }
         }
     }
+    if let Some(found) = weights_only {
+        let run = shell_quoted(folder.parent().unwrap_or(folder));
+        bail!("{found}: start a new run from its weights with `ganvae train {} --init-from {run}`", found.model);
+    }
     let Some(e) = last_error else { return Ok(None) };
     bail!("no intact checkpoint is left in {} ({damaged} damaged): {e:#}", folder.display())
 }
 
-/// Reads state.json and checks the files it lists.
-fn verify(dir: &Path) -> Result<State> {
+/// A checkpoint with intact weights whose optimizer state has been removed.
+#[derive(Debug)]
+struct NoOptimizer {
+    dir: PathBuf,
+    model: String,
+}
+
+impl std::fmt::Display for NoOptimizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let dir = self.dir.display();
+        write!(
+            f,
+            "{dir} holds no optimizer state, so training cannot be resumed from it (--keep-optimizer all keeps the state of every \
+             checkpoint)"
+        )
+    }
+}
+
+impl std::error::Error for NoOptimizer {}
+
+/// Reads state.json and checks the files of these parts. An error of a checkpoint without optimizer state is a [`NoOptimizer`].
+fn verify(dir: &Path, parts: &[Part]) -> Result<State> {
     let path = dir.join(STATE);
     let file = path.display();
     let text = small_file::read(&path)?;
@@ -367,10 +423,15 @@ fn verify(dir: &Path) -> Result<State> {
     let (want, found) = (String::from_utf8_lossy(&want), hash::sha256([&text[..]]));
     ensure!(found == want, "{file} is damaged: it has SHA-256 {found:.12}..., wanted {want:.12}... ({STATE_SUM})");
     ensure!(dir.ends_with(folder_name(step)), "{file} says step {step}");
-    for part in [Part::Model, Part::Optimizer] {
-        let (name, file) = (file_name(part), dir.join(file_name(part)));
+    for part in parts {
+        let (name, file) = (file_name(*part), dir.join(file_name(*part)));
         let want = state.files.get(name).with_context(|| format!("{} does not list {name}", path.display()))?;
-        let found = sum(&file).with_context(|| format!("{} could not be read", file.display()))?;
+        let found = match sum(&file) {
+            Err(e) if *part == Part::Optimizer && e.kind() == ErrorKind::NotFound => {
+                bail!(NoOptimizer { dir: dir.to_owned(), model: state.model })
+            }
+            found => found.with_context(|| format!("{} could not be read", file.display()))?,
+        };
         ensure!(found == *want, "{} is damaged: {found}, wanted {want}", file.display());
     }
     Ok(state)
@@ -466,7 +527,7 @@ impl Visit for Gather {
     }
 }
 
-fn sum(file: &Path) -> Result<FileSum> {
+fn sum(file: &Path) -> std::io::Result<FileSum> {
     let (bytes, sha256) = hash::sha256_file(file)?;
     Ok(FileSum { bytes, sha256 })
 }

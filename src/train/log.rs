@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{Session, setup::Setup};
 use crate::base::progress::Progress;
 use crate::config::device;
-use crate::config::training::STEPS;
+use crate::config::training::{KeepOptimizer, STEPS};
 use crate::models::{ModelKind, Part};
 use crate::pictures::curves::{self, Metrics};
 use crate::run::checkpoint;
@@ -122,16 +122,19 @@ impl Session<'_> {
         }
         let [weights, optimizer] = sizes;
         let images = (self.setup.train.len() + self.setup.test.len()) * self.setup.train.shape().numel() as usize;
-        // The newest, the best, and the one that is being written.
-        let (each, kept) = (weights + optimizer, self.config.keep + 2);
-        let (disk, memory) = (each * kept, 2 * weights + optimizer + images);
+        // The newest ones, the best one (VAE), and the one that is being written, which at the end of a run the exports replace.
+        let (keep, best) = (self.config.keep, usize::from(self.setup.model.criterion().is_some()));
+        let kept = keep.checkpoints + best + 1;
+        let resumable = if keep.optimizer == KeepOptimizer::All { kept } else { best + 2 };
+        let (disk, memory) = (kept * weights + resumable * optimizer, 2 * weights + optimizer + images);
         let gb = |bytes: usize| format!("{:.1} GB", bytes as f64 / 1e9);
         Ok((disk.max(memory) > 1_000_000_000).then(|| {
             format!(
-                "takes up to {} on disk ({kept} checkpoints of {}, see --keep) and over {} of memory (weights, their gradients and \
-                 moments, images)",
+                "takes up to {} on disk ({kept} checkpoints of {}, {resumable} of them with {} of optimizer state: see --keep and \
+                 --keep-optimizer) and over {} of memory (weights, gradients, optimizer state, images)",
                 gb(disk),
-                gb(each),
+                gb(weights),
+                gb(optimizer),
                 gb(memory)
             )
         }))

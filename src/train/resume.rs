@@ -16,11 +16,11 @@ use crate::models::tuning::{THREADS, TUNE};
 use crate::run::checkpoint;
 use crate::run::folder::{self, RunDir, RunInfo};
 
-/// Resumes a run from its newest intact checkpoint, or from the beginning where there is none yet. `given` holds the flags, `asked` the
+/// Resumes a run from its newest intact checkpoint with optimizer state, or from the beginning where there is none yet. `given` holds the flags, `asked` the
 /// kind of model on the command line.
 ///
 /// # Errors
-/// As [`super::train`]; also when another process has the run, all checkpoints are damaged, settings or data have changed, or all
+/// As [`super::train`]; also when another process has the run, no checkpoint can be resumed from, settings or data have changed, or all
 /// steps are done.
 pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result<Outcome> {
     signals::hold()?;
@@ -43,7 +43,7 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
         settings = settings.without(&TUNE);
     }
     let config = config::resolve(model, &settings)?;
-    let found = checkpoint::newest_intact(&run.checkpoints())?;
+    let found = checkpoint::newest_resumable(&run.checkpoints())?;
     if let Some((_, state)) = &found {
         state.check_model(model)?;
         let file = run.path("config.toml");

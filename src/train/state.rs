@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::{Session, divergence::Diverged, log::Recorder};
@@ -52,7 +52,8 @@ impl Session<'_> {
     /// Restores the newest checkpoint after a divergence, with fresh noise and half the learning rate, and logs a row for it.
     pub(super) fn roll_back(&mut self, rec: &mut Recorder, why: &Diverged) -> Result<()> {
         let diverged_at = self.step;
-        let Some((dir, state)) = checkpoint::newest_intact(&rec.run.checkpoints())? else {
+        let found = checkpoint::newest_resumable(&rec.run.checkpoints()).with_context(|| why.to_string())?;
+        let Some((dir, state)) = found else {
             bail!("{why}, and there is no checkpoint to go back to");
         };
         self.rollbacks += 1;

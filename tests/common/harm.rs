@@ -62,7 +62,7 @@ thread_local! {
 pub static NUMBERS: [AtomicU64; READERS.len()] = [const { AtomicU64::new(0) }; READERS.len()];
 pub static BEGAN: [AtomicU64; READERS.len()] = [const { AtomicU64::new(0) }; READERS.len()];
 pub static START: OnceLock<Instant> = OnceLock::new();
-/// Where the real stderr is: number 2 is closed off, because [`checkpoint::newest_intact`] warns there in every case.
+/// Where the real stderr is: number 2 is closed off, because [`checkpoint::newest_resumable`] warns there in every case.
 pub static STDERR: AtomicI32 = AtomicI32::new(2);
 
 /// The system's allocator, counting the bytes that each thread holds.

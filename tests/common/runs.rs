@@ -190,10 +190,22 @@ pub fn state(checkpoint: &Path) -> Value {
     serde_json::from_slice(&fs::read(checkpoint.join("state.json")).unwrap()).unwrap()
 }
 
+/// Names of a run's checkpoints with optimizer state, oldest first.
+pub fn resumable(run: &Path) -> Vec<String> {
+    let mut all = checkpoints(run);
+    all.retain(|name| run.join("checkpoints").join(name).join("optimizer.safetensors").exists());
+    all
+}
+
 /// Fails unless both files of a checkpoint have the sizes and checksums that its state.json gives.
 pub fn assert_whole(checkpoint: &Path) {
+    assert_files_whole(checkpoint, &["model.safetensors", "optimizer.safetensors"]);
+}
+
+/// [`assert_whole`] of these files.
+pub fn assert_files_whole(checkpoint: &Path, files: &[&str]) {
     let state = state(checkpoint);
-    for file in ["model.safetensors", "optimizer.safetensors"] {
+    for &file in files {
         let (bytes, sum) = hash::sha256_file(&checkpoint.join(file)).unwrap();
         let want = &state["files"][file];
         assert_eq!((Some(bytes), Some(sum.as_str())), (want["bytes"].as_u64(), want["sha256"].as_str()), "{file}");
@@ -266,7 +278,8 @@ pub fn copy(from: &Path, to: &Path) {
 }
 
 /// A copy of `run` as a process leaves it that was killed some time after `step`, in the middle of a row: later
-/// checkpoints never were, rows after it are there. Later pictures go too: they have to be drawn again.
+/// checkpoints never were, rows after it are there. Later pictures go too: they have to be drawn again. The run must have been trained
+/// with `--keep-optimizer all`.
 pub fn cut(run: &Path, to: &Path, step: u64) {
     copy(run, to);
     for name in checkpoints(to).iter().filter(|name| step_of(name) > step) {

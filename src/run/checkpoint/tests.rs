@@ -7,8 +7,12 @@ fn state(step: u64) -> State {
     State::new("vae".into(), step)
 }
 
-fn newest(folder: &Path) -> (PathBuf, State) {
-    newest_intact(folder).unwrap().unwrap()
+fn newest_of(folder: &Path) -> (PathBuf, State) {
+    newest_resumable(folder).unwrap().unwrap()
+}
+
+fn keep(checkpoints: usize) -> Retention {
+    Retention { checkpoints, optimizer: KeepOptimizer::Newest }
 }
 
 fn tensors(seed: i64) -> Vec<(Part, String, Tensor)> {
@@ -31,11 +35,11 @@ const BOTH: [Part; 2] = [Part::Model, Part::Optimizer];
 fn what_is_saved_comes_back_and_old_ones_are_pruned() {
     let dir = tempfile::tempdir().unwrap();
     for step in [1, 2, 3, 10] {
-        save(dir.path(), state(step), 2, &mut show(&tensors(step as i64))).unwrap();
+        save(dir.path(), state(step), keep(2), &mut show(&tensors(step as i64))).unwrap();
     }
     assert_eq!(fs::read_to_string(dir.path().join("latest")).unwrap(), "step-00000010");
     assert_eq!(list(dir.path()).unwrap().len(), 2);
-    let (newest, found) = newest(dir.path());
+    let (newest, found) = newest_of(dir.path());
     assert_eq!(found.step, 10);
     let (live, want) = (tensors(0), tensors(10));
     load(&newest, &BOTH, &mut show(&live)).unwrap();
@@ -46,7 +50,52 @@ fn what_is_saved_comes_back_and_old_ones_are_pruned() {
 }
 
 #[test]
+fn older_checkpoints_lose_their_optimizer_state_but_the_best_one() {
+    let steps_with_it = |dir: &Path| -> Vec<u64> {
+        let all = list(dir).unwrap().into_iter();
+        all.filter(|(_, d)| d.join("optimizer.safetensors").exists()).map(|(step, _)| step).collect()
+    };
+    let best = Some(Best { step: 2, value: 1.0 });
+    for (optimizer, with_it) in [(KeepOptimizer::Newest, &[2, 4][..]), (KeepOptimizer::All, &[2, 3, 4])] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = &dir.path().join("checkpoints");
+        fs::create_dir(folder).unwrap();
+        let keep = Retention { checkpoints: 2, optimizer };
+        for step in 1..=4 {
+            save(folder, State { best: best.filter(|b| b.step <= step), ..state(step) }, keep, &mut show(&tensors(1)))
+                .unwrap();
+        }
+        assert_eq!(list(folder).unwrap().len(), 3);
+        assert_eq!(steps_with_it(folder), with_it);
+        // With the newest one damaged, a reader takes the one before, and training goes on where it can.
+        fs::write(folder.join("step-00000004/model.safetensors"), "x").unwrap();
+        assert_eq!(newest_intact(folder).unwrap().unwrap().1.step, 3);
+        assert_eq!(newest_resumable(folder).unwrap().unwrap().1.step, with_it[with_it.len() - 2]);
+        fs::remove_dir_all(folder.join("step-00000002")).unwrap();
+        let found = newest_resumable(folder);
+        if optimizer == KeepOptimizer::All {
+            assert_eq!(found.unwrap().unwrap().1.step, 3);
+            // The setting may change on resume.
+            settle(folder, &state(4), Retention { optimizer: KeepOptimizer::Newest, ..keep }).unwrap();
+            assert_eq!(steps_with_it(folder), [4]);
+            continue;
+        }
+        let e = found.unwrap_err().to_string();
+        let want = format!("vae --init-from {}", dir.path().display());
+        for part in ["step-00000003 holds no optimizer state", "--keep-optimizer all", &want] {
+            assert!(e.contains(part), "{part}: {e}");
+        }
+        // Where the weights are damaged too, that is what is wrong.
+        fs::write(folder.join("step-00000003/model.safetensors"), "x").unwrap();
+        for read in [newest_intact, newest_resumable] {
+            assert!(format!("{:#}", read(folder).unwrap_err()).contains("(2 damaged)"));
+        }
+    }
+}
+
+#[test]
 fn any_damaged_file_sends_us_to_the_one_before() {
+    let all = Retention { optimizer: KeepOptimizer::All, ..keep(5) };
     for (file, change) in [
         ("model.safetensors", 0),
         ("optimizer.safetensors", 1),
@@ -56,8 +105,8 @@ fn any_damaged_file_sends_us_to_the_one_before() {
         ("state.sha256", 3),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        save(dir.path(), state(1), 5, &mut show(&tensors(1))).unwrap();
-        let path = save(dir.path(), state(2), 5, &mut show(&tensors(2))).unwrap().join(file);
+        save(dir.path(), state(1), all, &mut show(&tensors(1))).unwrap();
+        let path = save(dir.path(), state(2), all, &mut show(&tensors(2))).unwrap().join(file);
         let mut bytes = fs::read(&path).unwrap();
         match change {
             0 => {
@@ -80,11 +129,11 @@ fn any_damaged_file_sends_us_to_the_one_before() {
         if change != 3 {
             fs::write(&path, &bytes).unwrap();
         }
-        let (found, state_1) = newest(dir.path());
+        let (found, state_1) = newest_of(dir.path());
         assert_eq!(state_1.step, 1, "{file}, change {change}");
         assert!(found.ends_with("step-00000001"));
         fs::remove_dir_all(dir.path().join("step-00000001")).unwrap();
-        let e = format!("{:#}", newest_intact(dir.path()).unwrap_err());
+        let e = format!("{:#}", newest_resumable(dir.path()).unwrap_err());
         assert!(e.contains("no intact checkpoint") && e.contains(file), "{e}");
     }
 }
@@ -96,11 +145,11 @@ fn only_numbered_folders_count_and_they_sort_by_number() {
     fs::write(dir.path().join("step-99999999"), "a file").unwrap();
     fs::create_dir(dir.path().join("step-00000001.bak")).unwrap();
     for step in [99_999_998, 100_000_000, 100_000_001] {
-        save(dir.path(), state(step), 2, &mut show(&tensors(1))).unwrap();
+        save(dir.path(), state(step), keep(2), &mut show(&tensors(1))).unwrap();
     }
     let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(steps, [100_000_000, 100_000_001]);
-    assert_eq!(newest(dir.path()).1.step, 100_000_001);
+    assert_eq!(newest_of(dir.path()).1.step, 100_000_001);
     assert!(dir.path().join("step-notes.txt").exists() && dir.path().join("step-00000001.bak").exists());
 }
 
@@ -113,13 +162,13 @@ fn the_best_one_outlives_newer_ones_until_a_better_one_comes() {
         if best.is_none_or(|b: Best| value < b.value) {
             best = Some(Best { step, value });
         }
-        save(dir.path(), State { best, ..state(step) }, 1, &mut show(&tensors(1))).unwrap();
+        save(dir.path(), State { best, ..state(step) }, keep(1), &mut show(&tensors(1))).unwrap();
         let kept: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
         let want: &[u64] = [&[1], &[2], &[2, 3][..], &[2, 4], &[5]][step as usize - 1];
         assert_eq!(kept, want);
     }
     assert_eq!(fs::read_to_string(dir.path().join("best")).unwrap(), "step-00000005");
-    assert_eq!(newest(dir.path()).1.best, best);
+    assert_eq!(newest_of(dir.path()).1.best, best);
 }
 
 /// A reader beside a run that writes a checkpoint all the time and keeps one, or writes the same one anew.
@@ -131,7 +180,7 @@ fn a_reader_never_loses_to_the_run_that_trains() {
         let folder = dir.path();
         let write = |step: u64| {
             let best = Some(Best { step, value: -(step as f64) });
-            save(folder, State { best, ..state(step) }, 1, &mut show(&weights(step))).unwrap();
+            save(folder, State { best, ..state(step) }, keep(1), &mut show(&weights(step))).unwrap();
         };
         write(1);
         let done = std::sync::atomic::AtomicBool::new(false);
@@ -168,11 +217,11 @@ fn checkpoints_are_chosen_by_name_or_step() {
     for of in ["latest", "best", "3"] {
         assert_eq!(read(of).unwrap(), None, "no checkpoint yet");
     }
-    save(dir.path(), state(1), 5, &mut show(&tensors(1))).unwrap();
+    save(dir.path(), state(1), keep(5), &mut show(&tensors(1))).unwrap();
     assert!(read("best").unwrap_err().to_string().contains("a GAN has no held-out score"));
     for step in [2, 3] {
         let best = Some(Best { step: 2, value: 1.0 });
-        save(dir.path(), State { best, ..state(step) }, 5, &mut show(&tensors(1))).unwrap();
+        save(dir.path(), State { best, ..state(step) }, keep(5), &mut show(&tensors(1))).unwrap();
     }
     for (of, step) in [("latest", 3), ("best", 2), ("1", 1), ("0003", 3)] {
         assert_eq!(read(of).unwrap(), Some(step));
@@ -190,7 +239,7 @@ fn checkpoints_are_chosen_by_name_or_step() {
 fn checkpoints_of_a_branch_that_was_left_go() {
     let dir = tempfile::tempdir().unwrap();
     for step in [10, 20, 30, 15] {
-        save(dir.path(), state(step), 2, &mut show(&tensors(1))).unwrap();
+        save(dir.path(), state(step), keep(2), &mut show(&tensors(1))).unwrap();
     }
     let steps: Vec<_> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(steps, [15], "10 was pruned before, 20 and 30 are later than the one just written");
@@ -199,7 +248,7 @@ fn checkpoints_of_a_branch_that_was_left_go() {
 #[test]
 fn another_models_checkpoint_is_refused_whole_with_the_differences() {
     let dir = tempfile::tempdir().unwrap();
-    let path = save(dir.path(), state(1), 1, &mut show(&tensors(1))).unwrap();
+    let path = save(dir.path(), state(1), keep(1), &mut show(&tensors(1))).unwrap();
     let mut live = tensors(5);
     live[1].2 = Tensor::zeros([5], (Kind::Float, Device::Cpu));
     live[2].1 = "other".into();
@@ -215,7 +264,7 @@ fn another_models_checkpoint_is_refused_whole_with_the_differences() {
 #[test]
 fn a_header_that_lies_about_sizes_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let path = save(dir.path(), state(1), 1, &mut show(&tensors(1))).unwrap();
+    let path = save(dir.path(), state(1), keep(1), &mut show(&tensors(1))).unwrap();
     fs::write(path.join("model.safetensors"), [0xff; 16]).unwrap();
     let e = load(&path, &[Part::Model], &mut show(&tensors(1))).unwrap_err().to_string();
     assert!(e.contains("not a valid safetensors file"), "{e}");
@@ -226,5 +275,5 @@ fn two_pieces_of_state_never_share_a_name() {
     let dir = tempfile::tempdir().unwrap();
     let mut twice = tensors(1);
     twice[1].1 = "a.weight".into();
-    assert!(save(dir.path(), state(1), 1, &mut show(&twice)).is_err());
+    assert!(save(dir.path(), state(1), keep(1), &mut show(&twice)).is_err());
 }
