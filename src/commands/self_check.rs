@@ -433,7 +433,8 @@ impl TestRun {
         self.meter.reset()?;
         let names = self.setup.model.scalars().iter().map(|scalar| scalar.key.clone());
         // An accuracy jumps when one image is at the threshold.
-        let named = names.zip(means.into_iter().map(Tensor::from)).filter(|(name, _)| name != "d_accuracy");
+        let values = self.setup.model.report(&means).into_iter().map(Tensor::from);
+        let named = names.zip(values).filter(|(name, _)| name != "d_accuracy");
         Ok(named.collect())
     }
 

@@ -129,11 +129,13 @@ pub struct GanTerms {
     pub d_fake: Tensor,
     /// Share of the images, real and generated, that the discriminator classifies correctly.
     pub d_accuracy: Tensor,
-    /// Ratio of the pixels' standard deviation over the generated batch to that over the real batch; near 0: all images are the same.
-    pub diversity: Tensor,
+    /// Mean over pixels of the variance over the real batch; 0 in a batch of one.
+    pub real_variance: Tensor,
+    /// The same of the generated batch.
+    pub fake_variance: Tensor,
 }
 
-/// Descriptions of [`GanTerms`], in their order.
+/// Descriptions of [`GanTerms`], in their order; the two variances give one scalar, [`diversity`].
 fn scalars(loss: GanLoss) -> Vec<Scalar> {
     let [d, g] = loss.equilibrium();
     vec![
@@ -147,21 +149,21 @@ fn scalars(loss: GanLoss) -> Vec<Scalar> {
 }
 
 /// Mean over pixels of the variance over the batch: x [B,C,H,W] -> scalar.
-fn spread(x: &Tensor) -> Result<Tensor> {
+fn variance(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_sub(&x.f_mean_dim(0, true, Kind::Float)?)?.f_square()?.f_mean(Kind::Float)?)
 }
 
-/// See [`GanTerms::diversity`]; 1 if the real images are identical, as in a batch of one.
-fn diversity(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
-    let real = spread(real)?;
-    let ratio = spread(fake)?.f_div(&real.f_clamp_min(1e-8)?)?.f_sqrt()?;
-    Ok(ratio.f_where_self(&real.f_gt(1e-8)?, &ratio.f_ones_like()?)?)
+/// Standard deviation of the pixels over generated images, relative to real ones; near 0: all generated images are the same. NaN if the
+/// real images do not vary: they are identical, or all batches had one image.
+fn diversity(real_variance: f64, fake_variance: f64) -> f64 {
+    if real_variance > 1e-8 { (fake_variance / real_variance).sqrt() } else { f64::NAN }
 }
 
 impl GanTerms {
     fn stacked(&self) -> Result<Tensor> {
-        let all = [&self.d_loss, &self.g_loss, &self.d_real, &self.d_fake, &self.d_accuracy, &self.diversity];
-        Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [6]
+        let GanTerms { d_loss, g_loss, d_real, d_fake, d_accuracy, real_variance, fake_variance } = self;
+        let all = [d_loss, g_loss, d_real, d_fake, d_accuracy, real_variance, fake_variance];
+        Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [7]
     }
 
     /// From the losses, and the real and generated images [B,C,H,W] and their logits [B].
@@ -175,7 +177,8 @@ impl GanTerms {
                 d_real: real.f_mean(Kind::Float)?,
                 d_fake: fake.f_mean(Kind::Float)?,
                 d_accuracy: right.f_mean(Kind::Float)?.f_mul_scalar(0.5)?,
-                diversity: diversity(images.0, images.1)?,
+                real_variance: variance(images.0)?,
+                fake_variance: variance(images.1)?,
             })
         })
     }
@@ -298,8 +301,17 @@ impl Model for Gan {
         &self.scalars
     }
 
+    fn measured(&self) -> usize {
+        7
+    }
+
+    fn report(&self, measured: &[f64]) -> Vec<f64> {
+        let [terms @ .., real_variance, fake_variance] = measured else { return Vec::new() };
+        terms.iter().copied().chain([diversity(*real_variance, *fake_variance)]).collect()
+    }
+
     fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
-        let [.., accuracy, diversity] = measured else { return Vec::new() };
+        let [.., accuracy, real_variance, fake_variance] = measured else { return Vec::new() };
         let mut all = Vec::new();
         if *accuracy > 0.995 {
             all.push(
@@ -307,7 +319,8 @@ impl Model for Gan {
                  learns little from it; try a lower --lr, a smaller discriminator or a larger --batch-size",
             );
         }
-        if *diversity < 0.2 {
+        // False for NaN: what cannot be known is no reason to warn.
+        if diversity(*real_variance, *fake_variance) < 0.2 {
             all.push(
                 "the generated images hardly differ from each other (their pixels vary less than a fifth as much as real ones): \
                  the generator has collapsed to few images; try a lower --lr, a larger --batch-size or another --seed",
@@ -366,11 +379,17 @@ mod tests {
         let (generator, discriminator) = (net.clone(), net);
         let spec = GanSpec { shape, latent: 2, generator, discriminator, loss: GanLoss::NonSaturating, ema: 0.0 };
         let gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
-        let worries = |accuracy, diversity| gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, diversity]).join(" and ");
+        let worries = |accuracy, diversity| {
+            gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, 1.0, diversity * diversity]).join(" and ")
+        };
         assert_eq!(worries(0.9, 0.7), "");
         assert!(worries(0.999, 0.7).starts_with("the discriminator has won"));
         assert!(worries(0.9, 0.05).contains("collapsed"));
         assert!(worries(1.0, 0.0).contains(" and "), "both");
+        let unknown = [1.0, 1.0, 0.0, 0.0, 0.9, 0.0, 0.0];
+        assert!(gan.warnings(&unknown).is_empty(), "nothing is known of batches of one");
+        assert_eq!(gan.report(&[1.0, 2.0, 3.0, 4.0, 0.9, 4.0, 1.0]), [1.0, 2.0, 3.0, 4.0, 0.9, 0.5]);
+        assert_eq!((gan.scalars().len(), gan.scalars()[5].key.as_str()), (6, "diversity"));
         assert!(gan.scalars()[1].limit.unwrap() < 1667.0, "seen in a run with --lr 0.02");
     }
 
@@ -380,7 +399,8 @@ mod tests {
         let terms = |real: &[f32], fake: &[f32], images: (&Tensor, &Tensor)| {
             let (real, fake) = (Tensor::from_slice(real), Tensor::from_slice(fake));
             let terms = GanTerms::new((scalar(), scalar()), images, (&real, &fake)).unwrap();
-            (terms.d_accuracy.double_value(&[]), terms.diversity.double_value(&[]))
+            let [real, fake] = [&terms.real_variance, &terms.fake_variance].map(|t| t.double_value(&[]));
+            (terms.d_accuracy.double_value(&[]), diversity(real, fake))
         };
         tch::manual_seed(1);
         let real = Tensor::rand([64, 1, 5, 5], (Kind::Float, Device::Cpu));
@@ -390,6 +410,8 @@ mod tests {
         assert!((diversity - 0.5).abs() < 1e-5, "{diversity}");
         let (accuracy, diversity) = terms(&[1.0], &[-1.0], (&real, &same));
         assert!(accuracy == 1.0 && diversity < 1e-3, "{accuracy}, {diversity}");
-        assert_eq!(terms(&[1.0], &[-1.0], (&same, &same)).1, 1.0, "real images that are all alike");
+        assert!(terms(&[1.0], &[-1.0], (&same, &real)).1.is_nan(), "real images that are all alike");
+        let one = |x: &Tensor| x.narrow(0, 0, 1);
+        assert!(terms(&[1.0], &[-1.0], (&one(&real), &one(&(&real * 0.5)))).1.is_nan(), "a batch of one");
     }
 }

@@ -93,8 +93,8 @@ pub struct StepContext<'a> {
 
 /// One kind of model: a VAE or a GAN with its optimizers.
 pub trait Model {
-    /// One update. Returns the first [`Model::measured`] of [`Model::scalars`] as one detached tensor [K] on the device: a step does
-    /// not synchronize.
+    /// One update. Returns the measured values as one detached tensor [K] on the device: a step does not synchronize. Means of them
+    /// over images become [`Model::scalars`] by [`Model::report`].
     ///
     /// # Errors
     /// libtorch's: out of memory, or an x of another shape.
@@ -117,15 +117,15 @@ pub trait Model {
     /// The weights that training starts from are trained ones: moving averages keep them.
     fn start_trained(&mut self) {}
 
-    /// The logged values: first the measured ones, then those computed from them.
+    /// The logged values.
     fn scalars(&self) -> &[Scalar];
 
-    /// K: number of scalars that a step returns.
+    /// K: number of values that a step measures.
     fn measured(&self) -> usize {
         self.scalars().len()
     }
 
-    /// Values of all scalars from the measured ones.
+    /// Values of all scalars from means of the measured ones; NaN for one that these images cannot give: it is not logged.
     fn report(&self, measured: &[f64]) -> Vec<f64> {
         measured.to_vec()
     }

@@ -94,9 +94,10 @@ impl Session<'_> {
         Ok(means)
     }
 
-    /// The values of all scalars, by key.
+    /// The values of all scalars that these means give, by key.
     pub(super) fn report(&self, measured: &[f64]) -> Vec<(String, f64)> {
         let model = &self.setup.model;
-        model.scalars().iter().map(|s| s.key.clone()).zip(model.report(measured)).collect()
+        let all = model.scalars().iter().map(|s| s.key.clone()).zip(model.report(measured));
+        all.filter(|(_, value)| !value.is_nan()).collect()
     }
 }
