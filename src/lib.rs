@@ -41,11 +41,15 @@
 //! # }
 //! ```
 //!
-//! `"cuda"` instead of `"auto"` requires a GPU. To train, call [`config::resolve`] and [`train::train`].
+//! `"cuda"` instead of `"auto"` requires a GPU. To train, call [`config::resolve`] and [`train::train`]. A program that depends on
+//! ganvae needs two more lines: see "As a library" in the README.
 
 #![warn(missing_docs)]
 // Shapes are in brackets, x [B,C,H,W]; rustdoc takes them for links.
 #![allow(rustdoc::broken_intra_doc_links)]
+
+/// The crate of the tensors in this API, in the version that fits.
+pub use tch;
 
 pub mod base;
 pub mod commands;

@@ -71,6 +71,8 @@ fn main() {
     // libtorch brings its own libgomp, which the rpath puts first: one OpenMP in the process.
     println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // For the build script of a program that depends on ganvae, which must set the rpath itself: cargo hands on no link arguments.
+    println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=GANVAE_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-env=GANVAE_LIBTORCH_VERSION={found}");
 }
