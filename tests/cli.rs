@@ -873,3 +873,19 @@ fn twenty_thousand_steps_hold_no_more_memory_than_the_first() {
     assert!(early > 50.0 && late > 50.0, "too few readings: {seen:?}");
     assert!(late < early + 4.0, "{early} MB in the first steps, {late} MB in the last");
 }
+
+#[test]
+fn the_short_help_is_a_line_for_each_option_and_says_where_the_rest_is() {
+    use clap::CommandFactory;
+    for command in ["train", "bench"] {
+        let mut cli = ganvae::commands::Cli::command().term_width(80);
+        cli.build();
+        let page = cli.find_subcommand_mut(command).unwrap().render_help().to_string();
+        let lines: Vec<_> = page.trim_end().lines().collect();
+        assert!(lines.len() <= 48, "more than two screens of 24 lines: {page}");
+        let wrapped = lines.iter().find(|line| line.starts_with(&" ".repeat(10)) || line.chars().count() > 80);
+        assert_eq!(wrapped, None, "{page}");
+        assert!(lines[lines.len() - 1].ends_with(&format!("ganvae {command} --help")), "{page}");
+        assert!(page.contains("--preset <NAME>") && !page.contains("--adam-eps"), "{page}");
+    }
+}

@@ -28,7 +28,7 @@ pub struct SettingInfo {
     pub name: &'static str,
     /// One line of the help.
     pub help: &'static str,
-    /// Placeholder of the value in the help.
+    /// Placeholder of the value in the help: its unit, where it has one, such as `EPOCHS`.
     pub value_name: &'static str,
     /// The default, as text after a flag, and its reason.
     pub default: Option<(&'static str, &'static str)>,
@@ -86,7 +86,7 @@ impl<T> Setting<T> {
         self
     }
 
-    /// Placeholder of the value in the help.
+    /// Placeholder of the value in the help: its unit, where it has one.
     pub const fn value_name(mut self, name: &'static str) -> Self {
         self.info.value_name = name;
         self
@@ -201,6 +201,9 @@ pub trait AnySetting: Sync {
     /// The possible values; empty if it is not a choice.
     fn choices(&self) -> Vec<PossibleValue>;
 
+    /// The valid values, for the help: `a number from 0 to 1`; empty for any text, any path and choices.
+    fn range(&self) -> String;
+
     /// The normalised value, or a description of the valid values.
     ///
     /// # Errors
@@ -217,6 +220,11 @@ impl<T> AnySetting for Setting<T> {
         (self.choices)()
     }
 
+    fn range(&self) -> String {
+        let range = self.range.0.replace(&format!(" to {LARGEST}"), " up");
+        if range.is_empty() { range } else { format!("{} {range}", self.wanted) }
+    }
+
     fn check(&self, value: &Value) -> Result<Value, String> {
         text_of(value).and_then(|text| self.checked(&text)).map(|v| (self.write)(&v)).ok_or_else(|| {
             let choices: Vec<_> = self.choices().iter().map(|c| c.get_name().to_owned()).collect();
@@ -229,7 +237,7 @@ impl<T> AnySetting for Setting<T> {
 }
 
 /// A value of a config file as it would be written after a flag; none for what no flag takes, such as a table.
-fn text_of(value: &Value) -> Option<String> {
+pub fn text_of(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Some(value.to_string()),

@@ -19,11 +19,15 @@ pub(super) struct Train {
     /// What to train
     #[arg(value_enum, value_name = "vae|gan", required_unless_present_any = ["resume", "config"])]
     model: Option<ModelKind>,
-    /// Resume a run; flags may change its length (--epochs, --steps), where it computes and reads (--device, --threads, --data)
-    /// and what it writes (--keep, --log-every and so on)
+    /// Go on with a run
+    ///
+    /// Flags may change its length (--epochs, --steps), where it computes and reads (--device, --threads, --data) and what it writes
+    /// (--keep, --log-every and so on).
     #[arg(long, value_name = "RUN", conflicts_with = "config")]
     resume: Option<PathBuf>,
-    /// Settings in TOML, the keys as the flags; flags win over the file, the file over the preset
+    /// Read settings from a TOML file; flags override it
+    ///
+    /// The keys of the file are the names of the flags. The file overrides the preset.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the resolved settings as TOML and exit

@@ -23,6 +23,7 @@ pub enum GraphCapture {
 /// Where the tensors are.
 pub static DEVICE: Setting<String> = Setting::text("device", "auto, cpu, cuda or cuda:N")
     .default("auto", "CUDA if it works, else the CPU")
+    .value_name("DEVICE")
     .may_change_on_resume();
 
 /// Precision of the layers.

@@ -1,13 +1,15 @@
-//! Settings as command-line flags: generates clap's arguments from the declarations.
+//! Settings as command-line flags: generates clap's arguments and both pages of help from the declarations and the presets.
 
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
 use toml::Value;
 
-use super::all_settings;
+use super::training::PRESET;
+use super::{all_settings, presets};
 use crate::base::names::escaped;
-use crate::base::setting::{AnySetting, Settings};
+use crate::base::setting::{AnySetting, Settings, text_of};
+use crate::models::ModelKind;
 
 /// Settings given as flags; `OF_A_RUN`: whether settings of a run's folder and length are accepted.
 #[derive(Clone, Debug)]
@@ -18,14 +20,62 @@ pub fn escaped_text() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(escaped)
 }
 
-fn argument(heading: &'static str, setting: &'static dyn AnySetting) -> Arg {
+/// The settings on the short page of help (`-h`), which a first run may need, with a text for one line of 80 columns.
+const SHORT_PAGE: [(&str, &str); 15] = [
+    ("preset", "pytorch-vae, conv-vae, dcgan or article"),
+    ("latent", "Size of the latent vector z"),
+    ("lr", "Adam's learning rate"),
+    ("epochs", "Passes over the training images"),
+    ("steps", "Updates, instead of --epochs"),
+    ("batch-size", "Images per update"),
+    ("seed", "Seed of all random numbers"),
+    ("init-from", "Start with the weights of a run, export or file"),
+    ("device", "auto, cpu, cuda or cuda:N"),
+    ("data", "digits, mnist, ... or a folder"),
+    ("image-size", "Size of the pictures of a folder, such as 64"),
+    ("train-limit", "Use only N training images"),
+    ("out", "The run's folder [default: a new one in runs/]"),
+    ("checkpoint-every", "Steps between checkpoints [default: an epoch]"),
+    ("sample-every", "Epochs between sample grids"),
+];
+
+/// The default of a setting, and of each preset with another one: `[0.9 (Kingma and Ba 2015), dcgan 0.5]`.
+fn defaults(setting: &dyn AnySetting, presets: &[(&str, ModelKind, Settings)]) -> Vec<String> {
     let info = setting.info();
-    let mut arg = Arg::new(info.name).long(info.name).help(info.help);
-    arg = arg.help_heading(heading).value_name(info.value_name);
-    if let Some((value, reason)) = info.default {
-        arg = arg.help(format!("{} [default: {value}]", info.help));
-        arg = arg.long_help(format!("{}\n\n[default: {value}, {reason}]", info.help));
+    let default = info.default.and_then(|(text, _)| setting.check(&Value::String(text.into())).ok());
+    let mut all: Vec<_> = info.default.iter().map(|(value, reason)| format!("{value} ({reason})")).collect();
+    for (name, model, settings) in presets.iter().filter(|_| info.name != PRESET.name()) {
+        let Some(value) = settings.value(info.name).filter(|value| Some(*value) != default.as_ref()) else { continue };
+        let differs = |other: &Settings| other.value(info.name).is_some_and(|v| v != value);
+        let of = match presets.iter().any(|(other, _, settings)| other == name && differs(settings)) {
+            true => format!(" {}", model.to_string().to_uppercase()),
+            false => String::new(),
+        };
+        let text = format!("{name}{of} {}", text_of(value).unwrap_or_default());
+        if !all.contains(&text) {
+            all.push(text);
+        }
     }
+    all
+}
+
+fn argument(heading: &'static str, setting: &'static dyn AnySetting, presets: &[(&str, ModelKind, Settings)]) -> Arg {
+    let info = setting.info();
+    let (defaults, mut long) = (defaults(setting, presets), info.help.to_owned());
+    for (what, text) in [("value", setting.range()), ("default", defaults.join("; "))] {
+        if !text.is_empty() {
+            long.push_str(&format!("\n[{what}: {text}]"));
+        }
+    }
+    let mut arg = Arg::new(info.name).long(info.name).long_help(long).help_heading(heading).value_name(info.value_name);
+    arg = match SHORT_PAGE.iter().find(|(name, _)| *name == info.name) {
+        Some((_, short)) => arg.help(match info.default {
+            Some((value, _)) => format!("{short} [default: {value}]"),
+            None if defaults.is_empty() => (*short).to_owned(),
+            None => format!("{short} [default: the preset's]"),
+        }),
+        None => arg.hide_short_help(true),
+    };
     if let Some(other) = info.in_place_of {
         arg = arg.conflicts_with(other);
     }
@@ -40,9 +90,15 @@ fn argument(heading: &'static str, setting: &'static dyn AnySetting) -> Arg {
 
 impl<const OF_A_RUN: bool> Args for Flags<OF_A_RUN> {
     fn augment_args(command: Command) -> Command {
-        all_settings().into_iter().fold(command, |command, (heading, setting)| {
-            command.arg(argument(heading, setting).hide(setting.info().of_a_run && !OF_A_RUN))
-        })
+        // Of files in the binary, which the tests read.
+        let presets = presets::all().unwrap_or_default();
+        let name = command.get_name().to_owned();
+        let command = all_settings().into_iter().fold(command, |command, (heading, setting)| {
+            command.arg(argument(heading, setting, &presets).hide(setting.info().of_a_run && !OF_A_RUN))
+        });
+        command
+            .after_help(format!("All options with units, ranges and presets' defaults: ganvae {name} --help"))
+            .after_long_help("The word in <> is the unit of a number; NUMBER, DECAY and NORM have none. The keys of a --config file are the names of the flags.")
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -166,3 +166,54 @@ fn sizes_are_height_by_width() {
     assert_eq!(size("image-size = 32").unwrap(), Some((32, 32)));
     assert!(size("image-size = '64x'").is_err() && size("image-size = 5000").is_err());
 }
+
+/// The long page of `train`, each option's entry in one line of words, by name.
+fn long_help() -> BTreeMap<String, String> {
+    use clap::Args;
+    let mut page = flags::Flags::<true>::augment_args(clap::Command::new("train")).term_width(10_000);
+    let page = page.render_long_help().to_string();
+    let entries = page.split("\n      --").skip(1);
+    let entry = |text: &str| {
+        (text.split([' ', '[', '\n']).next().unwrap().to_owned(), text.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    entries.map(entry).collect()
+}
+
+#[test]
+fn the_help_shows_unit_range_and_the_default_of_every_preset() {
+    let (help, presets) = (long_help(), presets::all().unwrap());
+    let mut differing = 0;
+    for (_, setting) in all_settings() {
+        let (info, entry) = (setting.info(), &help[setting.info().name]);
+        assert!(entry.contains(&format!("<{}>", info.value_name)), "{entry}");
+        assert!(entry.contains(&setting.range()), "{entry}");
+        if let Some((default, _)) = info.default {
+            assert!(entry.contains(&format!("[default: {default} (")), "{entry}");
+        }
+        for (preset, model, settings) in presets.iter().filter(|_| info.name != PRESET.name()) {
+            let Some(value) = settings.value(info.name) else { continue };
+            // As it would be given on the command line.
+            let text = value.to_string().replace(['"', '[', ']', ' '], "");
+            let text = if text.is_empty() { "none" } else { &text };
+            if info.default.is_some_and(|(default, _)| default == text) {
+                continue;
+            }
+            differing += 1;
+            let of_model = format!("{preset} {} {text}", model.to_string().to_uppercase());
+            let found = [format!("{preset} {text}"), of_model]
+                .iter()
+                .any(|want| [";", "]"].iter().any(|end| entry.contains(&format!("{want}{end}"))));
+            assert!(found, "{preset} has {text}: {entry}");
+        }
+        // A number has a unit, named by its placeholder or by its text, or is known to have none.
+        let pure = ["NUMBER", "DECAY", "NORM", "TIMES", "1|3"].contains(&info.value_name);
+        let numeric = !setting.range().is_empty();
+        let units =
+            ["dimensions", "channels", "units", "epochs", "steps", "images", "checkpoints", "threads", "pixels"];
+        let shown = format!("{} {}", entry.split('[').next().unwrap(), setting.range()).to_lowercase();
+        assert!(!numeric || pure || units.iter().any(|unit| shown.contains(unit)), "no unit: {entry}");
+    }
+    assert!(differing > 20, "only {differing} values of presets were seen");
+    assert!(help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; dcgan 0.0002; article 0.0001]"), "{}", help["lr"]);
+    assert!(help["activation"].contains("article VAE relu; article GAN leaky-relu]"), "{}", help["activation"]);
+}

@@ -50,21 +50,26 @@ pub static INIT_FROM: Setting<PathBuf> = Setting::path(
 
 /// Passes over the training images.
 pub static EPOCHS: Setting<u64> = Setting::count("epochs", "Passes over the training images")
+    .value_name("EPOCHS")
     .default("10", "enough for legible digits from both models")
     .in_place_of("steps")
     .of_a_run()
     .may_change_on_resume();
 
 /// Updates, instead of epochs.
-pub static STEPS: Setting<u64> =
-    Setting::count("steps", "Updates, instead of --epochs").in_place_of("epochs").of_a_run().may_change_on_resume();
+pub static STEPS: Setting<u64> = Setting::count("steps", "Updates, instead of --epochs")
+    .value_name("STEPS")
+    .in_place_of("epochs")
+    .of_a_run()
+    .may_change_on_resume();
 
 /// B.
 pub static BATCH_SIZE: Setting<u64> =
-    Setting::count("batch-size", "Images per update").default("128", "the article's and DCGAN's");
+    Setting::count("batch-size", "Images per update").default("128", "the article's and DCGAN's").value_name("IMAGES");
 
 /// Seed of all random numbers.
-pub static SEED: Setting<u64> = Setting::whole("seed", "Seed of all random numbers").default("0", "arbitrary");
+pub static SEED: Setting<u64> =
+    Setting::whole("seed", "Seed of all random numbers").default("0", "arbitrary").value_name("NUMBER");
 
 /// Length of training and initial weights.
 pub static TRAINING: Group =
@@ -122,6 +127,7 @@ pub static KEEP: Setting<u64> = Setting::count(
     "Number of newest checkpoints to keep, in addition to the one with the best held-out loss (VAE)",
 )
 .default("3", "one may be damaged, and an older one may precede a problem")
+.value_name("CHECKPOINTS")
 .of_a_run()
 .may_change_on_resume();
 
@@ -147,7 +153,7 @@ pub static ON_DIVERGENCE: Setting<OnDivergence> =
 pub static ROLLBACKS: Setting<u64> =
     Setting::count("rollbacks", "Maximum number of rollbacks (--on-divergence rollback)")
         .default("3", "the last one has an eighth of --lr")
-        .value_name("K")
+        .value_name("TIMES")
         .of_a_run()
         .may_change_on_resume();
 

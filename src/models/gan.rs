@@ -39,11 +39,11 @@ pub struct GanSpec {
 
 /// Hidden layers of the generator.
 pub static GENERATOR_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("generator-hidden", "Hidden layers of the generator, as 512,256 or none");
+    hidden_widths("generator-hidden", "Units of the hidden layers of the generator, such as 512,256, or none");
 
 /// Hidden layers of the discriminator.
 pub static DISCRIMINATOR_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("discriminator-hidden", "Hidden layers of the discriminator");
+    hidden_widths("discriminator-hidden", "Units of the hidden layers of the discriminator");
 
 /// See [`GanSpec::ema`].
 pub static EMA: Setting<f64> =

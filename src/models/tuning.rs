@@ -90,6 +90,7 @@ pub static DETERMINISTIC: Setting<bool> =
 /// See [`Plan::threads`].
 pub static THREADS: Setting<u64> = Setting::whole("threads", "CPU threads [default: chosen by --tune]")
     .range("from 1 to 1024", |n| (1..=1024).contains(n))
+    .value_name("THREADS")
     .may_change_on_resume();
 
 /// How a step is computed.

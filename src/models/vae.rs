@@ -42,10 +42,11 @@ pub struct VaeSpec {
 
 /// Hidden layers of the encoder.
 pub static ENCODER_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("encoder-hidden", "Hidden layers of the encoder, as 512,256 or none");
+    hidden_widths("encoder-hidden", "Units of the hidden layers of the encoder, such as 512,256, or none");
 
 /// Hidden layers of the decoder.
-pub static DECODER_HIDDEN: Setting<Vec<i64>> = hidden_widths("decoder-hidden", "Hidden layers of the decoder");
+pub static DECODER_HIDDEN: Setting<Vec<i64>> =
+    hidden_widths("decoder-hidden", "Units of the hidden layers of the decoder");
 
 /// See [`VaeSpec::beta`].
 pub static BETA: Setting<f64> = Setting::number("beta", "Weight of the KL term")

@@ -78,7 +78,7 @@ pub static ARCH: Setting<Arch> = Setting::choice("arch", "Architecture of the ne
 
 /// Z.
 pub static LATENT: Setting<u64> =
-    Setting::whole("latent", "Width of the latent vector z").range(WIDE, width).value_name("Z");
+    Setting::whole("latent", "Width of the latent vector z").range(WIDE, width).value_name("DIMENSIONS");
 
 /// See [`NetSpec::base_width`].
 pub static BASE_WIDTH: Setting<u64> =
