@@ -9,6 +9,7 @@ use super::training::PRESET;
 use super::{all_settings, presets};
 use crate::base::names::escaped;
 use crate::base::setting::{AnySetting, Settings, text_of};
+use crate::data::{self, DATA, HFLIP};
 use crate::models::ModelKind;
 
 /// Settings given as flags; `OF_A_RUN`: whether settings of a run's folder and length are accepted.
@@ -108,18 +109,60 @@ impl<const OF_A_RUN: bool> Args for Flags<OF_A_RUN> {
 
 impl<const OF_A_RUN: bool> FromArgMatches for Flags<OF_A_RUN> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let mut settings = Settings::default();
-        let refused = |sentence: String| Error::raw(ErrorKind::ValueValidation, sentence);
-        for (_, setting) in all_settings() {
-            let name = setting.info().name;
-            let Some(text) = matches.get_one::<String>(name) else { continue };
-            if setting.info().of_a_run && !OF_A_RUN {
-                return Err(refused(format!("--{name} is a setting of a run, and none is made here: leave it out")));
+        let all: Vec<_> = all_settings().into_iter().map(|(_, setting)| setting).collect();
+        for info in all.iter().map(|s| s.info()).filter(|info| info.of_a_run && !OF_A_RUN) {
+            if matches.contains_id(info.name) {
+                let text = format!("--{} is a setting of a run, and none is made here: leave it out", info.name);
+                return Err(Error::raw(ErrorKind::ValueValidation, text));
             }
-            let set = settings.set(setting, &Value::String(text.clone()));
-            set.map_err(|wanted| refused(format!("--{name} {text}: wanted {wanted}")))?;
         }
-        Ok(Flags(settings))
+        given(matches, &all).map(Flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        self.0 = self.0.overlaid(&Self::from_arg_matches(matches)?.0);
+        Ok(())
+    }
+}
+
+/// The values of the flags of these settings.
+fn given(matches: &ArgMatches, all: &[&'static dyn AnySetting]) -> Result<Settings, Error> {
+    let mut settings = Settings::default();
+    for setting in all {
+        let name = setting.info().name;
+        let Some(text) = matches.get_one::<String>(name) else { continue };
+        let set = settings.set(*setting, &Value::String(text.clone()));
+        set.map_err(|wanted| Error::raw(ErrorKind::ValueValidation, format!("--{name} {text}: wanted {wanted}")))?;
+    }
+    Ok(settings)
+}
+
+/// The settings of a data set as flags, but for its name.
+#[derive(Clone, Debug)]
+pub struct DataFlags(pub Settings);
+
+impl DataFlags {
+    fn settings() -> Vec<&'static dyn AnySetting> {
+        let of_training = [DATA.name(), HFLIP.name()];
+        data::SETTINGS.settings.iter().copied().filter(|s| !of_training.contains(&s.info().name)).collect()
+    }
+}
+
+impl Args for DataFlags {
+    fn augment_args(command: Command) -> Command {
+        let argument =
+            |setting: &&'static dyn AnySetting| argument(data::SETTINGS.heading, *setting, &[]).hide_short_help(false);
+        command.args(DataFlags::settings().iter().map(argument))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for DataFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+        given(matches, &DataFlags::settings()).map(DataFlags)
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
