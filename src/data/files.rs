@@ -7,6 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::archive::Member;
 use super::picture::MAX_BYTES;
 use crate::base::small_file;
 
@@ -17,7 +18,7 @@ pub struct DataFile {
     pub name: PathBuf,
     /// Its length in bytes.
     pub len: u64,
-    /// What changes when its content does: its time of modification in nanoseconds.
+    /// What changes when its content does: its time of modification in nanoseconds, or what its archive says about it.
     pub version: u64,
     place: Place,
 }
@@ -31,6 +32,8 @@ impl<T: BufRead + Seek> Input for T {}
 enum Place {
     /// A file of its own.
     File(PathBuf),
+    /// In an archive.
+    Member(Member),
 }
 
 impl DataFile {
@@ -49,10 +52,16 @@ impl DataFile {
         })
     }
 
+    /// A member of an archive.
+    pub(super) fn member(name: PathBuf, len: u64, version: u64, place: Member) -> Self {
+        DataFile { name, len, version, place: Place::Member(place) }
+    }
+
     /// Its path for messages: in the file system, or in its archive.
     pub fn display(&self) -> impl std::fmt::Display {
         match &self.place {
             Place::File(path) => path.display().to_string(),
+            Place::Member(member) => member.archive().join(&self.name).display().to_string(),
         }
     }
 
@@ -64,6 +73,18 @@ impl DataFile {
         ensure!(self.len <= MAX_BYTES, "it has {} bytes, more than {MAX_BYTES}", self.len);
         match &self.place {
             Place::File(path) => Ok(Box::new(BufReader::new(small_file::open(path)?))),
+            Place::Member(member) => member.open(),
+        }
+    }
+
+    /// Its bytes from the start, of a file of any length.
+    ///
+    /// # Errors
+    /// The system's; why a member of an archive cannot be read.
+    pub fn stream(&self) -> Result<Box<dyn Read + '_>> {
+        match &self.place {
+            Place::File(path) => Ok(Box::new(small_file::open(path)?)),
+            Place::Member(member) => member.stream(),
         }
     }
 
@@ -72,7 +93,8 @@ impl DataFile {
     /// # Errors
     /// As [`DataFile::open`].
     pub fn read(&self) -> Result<Vec<u8>> {
-        let mut file = self.open()?.take(MAX_BYTES + 1);
+        ensure!(self.len <= MAX_BYTES, "it has {} bytes, more than {MAX_BYTES}", self.len);
+        let mut file = self.stream()?.take(MAX_BYTES + 1);
         let mut bytes = Vec::new();
         bytes
             .try_reserve_exact(self.len as usize)

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use tch::Tensor;
 
+/// Class numbers are below this.
+pub const MOST_CLASSES: u32 = 1 << 16;
+
 /// Bytes that several sets share; a clone copies none.
 #[derive(Clone, Debug)]
 pub enum Pixels {

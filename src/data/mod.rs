@@ -1,5 +1,6 @@
 //! Data sets: where images come from ([`open`]), and batches of them ([`dataset::Dataset`]).
 
+pub mod archive;
 pub mod cifar;
 pub mod dataset;
 pub mod describe;
@@ -10,6 +11,7 @@ pub mod folder;
 pub mod idx;
 pub mod images;
 pub mod picture;
+pub mod shards;
 
 use std::path::PathBuf;
 
