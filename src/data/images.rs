@@ -101,11 +101,16 @@ impl Images {
         if n >= self.count {
             return self;
         }
+        self.chosen(&spread(self.count, n))
+    }
+
+    /// The images of these numbers, in their order.
+    #[must_use]
+    pub fn chosen(&self, numbers: &[usize]) -> Self {
         let len = self.image_len();
-        let chosen = spread(self.count, n);
-        let pixels: Vec<u8> = chosen.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
-        let labels = chosen.iter().filter_map(|&i| self.labels.get(i)).copied().collect();
-        Images { count: n, pixels: pixels.into(), labels, ..self }
+        let pixels: Vec<u8> = numbers.iter().flat_map(|&i| &self.pixels[i * len..(i + 1) * len]).copied().collect();
+        let labels = numbers.iter().filter_map(|&i| self.labels.get(i)).copied().collect();
+        Images { count: numbers.len(), pixels: pixels.into(), labels, ..*self }
     }
 }
 

@@ -1,17 +1,23 @@
 //! Data sets: where images come from ([`open`]), and batches of them ([`dataset::Dataset`]).
 
 pub mod archive;
+pub mod arrays;
 pub mod cifar;
+pub mod csv;
 pub mod dataset;
 pub mod describe;
 pub mod digits;
 pub mod fetch;
 pub mod files;
+pub mod fit;
 pub mod folder;
 pub mod idx;
 pub mod images;
+mod npy;
+pub mod numpy;
 pub mod picture;
 pub mod shards;
+mod unknown;
 
 use std::path::PathBuf;
 
@@ -19,9 +25,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::base::hash;
 use crate::base::names::{escaped, unescaped};
+use crate::base::progress::say;
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
+use arrays::Arrays;
 use images::{Images, Source};
 use picture::Fit;
 
@@ -90,8 +98,8 @@ pub fn open(s: &Settings) -> Result<Source> {
     let [train, test] = limits.map(|limit| limit.unwrap_or(usize::MAX));
     let fit = Fit::of(s)?;
     let path = &unescaped(spec);
-    if !resizable(spec) && fit != Fit::default() {
-        usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
+    if path_of(spec).is_none() && fit != Fit::default() {
+        usage!("--image-size and --channels are for images of your own, and --data {spec} are none: leave them out");
     }
     let mut source = if let Some(seed) = digits_seed(spec)? {
         let (train, test) = (limits[0].unwrap_or(DIGITS.0), limits[1].unwrap_or(DIGITS.1));
@@ -106,19 +114,18 @@ pub fn open(s: &Settings) -> Result<Source> {
             classes: (0..10).map(|d| d.to_string()).collect(),
         }
     } else if let Some(set) = fetch::find(spec) {
-        Source {
-            name: spec.to_owned(),
-            classes: set.classes.split(',').map(str::to_owned).collect(),
-            ..idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?
-        }
-    } else if !path.is_dir() {
+        let dir = fetch::ensure(set, &data_dir(s)?)?;
+        let kind = arrays::recognise(&dir)?.with_context(|| format!("{} holds no IDX files", dir.display()))?;
+        let classes = set.classes.split(',').map(str::to_owned).collect();
+        Source { classes, ..of_arrays(spec, kind.load()?, &fit)? }
+    } else if !path.exists() {
         let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();
         let hint = nearest(spec, names.iter().copied()).map_or_else(String::new, |n| format!("; did you mean {n}?"));
         usage!("--data {spec}: no folder of that name, and not one of {}{hint}", names.join(", "));
-    } else if idx::is_idx_folder(path) {
-        idx::load_folder(path)?
-    } else if cifar::is_cifar(path) {
-        cifar::load_folder(path)?
+    } else if let Some(kind) = arrays::recognise(path)? {
+        of_arrays(spec, kind.load()?, &fit)?
+    } else if path.is_file() {
+        usage!("--data {spec}: {}", arrays::describe_unknown(path));
     } else {
         folder::load_folder(path, &fit, (train, test))?
     };
@@ -133,9 +140,27 @@ pub fn open(s: &Settings) -> Result<Source> {
     Ok(source)
 }
 
+/// A source of arrays, after what the user should know about them is said. Without held-out images it is every tenth.
+fn of_arrays(name: &str, Arrays { train, test, classes, notes }: Arrays, fit: &Fit) -> Result<Source> {
+    notes.iter().for_each(|note| say(note));
+    let (train, test) = match test {
+        Some(test) => (train, test),
+        None => {
+            let (held_out, kept) = (0..train.count).partition::<Vec<_>, _>(|i| i % 10 == 9);
+            (train.chosen(&kept), train.chosen(&held_out))
+        }
+    };
+    Ok(Source {
+        name: name.to_owned(),
+        train: fit::fit_pixels(train, fit)?,
+        test: fit::fit_pixels(test, fit)?,
+        classes,
+    })
+}
+
 /// Whether `--data SPEC` is a folder of pictures, which can be resized.
 pub fn resizable(spec: &str) -> bool {
-    path_of(spec).is_some_and(|path| path.is_dir() && !idx::is_idx_folder(&path) && !cifar::is_cifar(&path))
+    path_of(spec).is_some_and(|path| path.is_dir() && matches!(arrays::recognise(&path), Ok(None)))
 }
 
 /// The path that `--data SPEC` is; none for the name of a set, also where a folder has that name.
