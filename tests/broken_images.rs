@@ -4,20 +4,21 @@
 mod harm;
 
 use std::fs;
-use std::io::{Cursor, Write};
-use std::path::Path;
+use std::io::{Cursor, Read, Write};
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use flate2::write::ZlibEncoder;
+use flate2::write::{DeflateEncoder, ZlibEncoder};
 use flate2::{Compression, Crc};
 use ganvae::base::seed::Rng;
 use ganvae::base::setting::Settings;
+use ganvae::data::arrays::{self, Arrays};
 use ganvae::data::images::{Images, Source};
 use ganvae::data::picture::Fit;
 use ganvae::data::picture_set::{PictureSet, ReadOptions};
 use ganvae::data::subset::Subset;
-use ganvae::data::{cifar, idx};
+use ganvae::data::{archive, cifar, idx};
 use harm::*;
 use image::codecs::gif::GifEncoder;
 use image::codecs::pnm::{PnmEncoder, PnmSubtype, SampleEncoding};
@@ -35,6 +36,15 @@ fn whole(source: &Source) {
     fits(train);
     fits(test);
     assert_eq!((train.channels, train.height, train.width), (test.channels, test.height, test.width));
+}
+
+/// Reads the set of arrays at a path; it is a whole one, or refused.
+fn read_arrays(path: &Path) -> Result<Arrays> {
+    let kind = arrays::recognise(path)?.ok_or_else(|| anyhow!("{} is no set of arrays", path.display()))?;
+    let set = kind.load()?;
+    let Arrays { train, test, classes, .. } = set.clone();
+    whole(&Source { name: String::new(), test: test.unwrap_or_else(|| train.clone()), train, classes });
+    Ok(set)
 }
 
 /// IDX: two sets, each in its folder; the files of the second are packed.
@@ -96,9 +106,8 @@ impl Target for Idx {
     }
 
     fn read(&mut self) -> Result<()> {
-        let dir = &self.sets[self.at].dir;
-        assert!(idx::is_idx_folder(dir));
-        whole(&idx::load_folder(dir)?);
+        let set = read_arrays(&self.sets[self.at].dir)?;
+        assert!(set.test.is_some() && set.notes.is_empty());
         Ok(())
     }
 }
@@ -137,10 +146,8 @@ impl Target for Cifar {
     }
 
     fn read(&mut self) -> Result<()> {
-        assert!(cifar::is_cifar(&self.0.dir));
-        let source = cifar::load_folder(&self.0.dir)?;
-        whole(&source);
-        assert_eq!((source.train.channels, source.train.height, source.train.width), (3, 32, 32));
+        let train = read_arrays(&self.0.dir)?.train;
+        assert_eq!((train.channels, train.height, train.width), (3, 32, 32));
         Ok(())
     }
 }
@@ -400,6 +407,273 @@ impl Target for Pictures {
         }
         frame + 4 * bytes as usize + 32 * width.max(height) as usize * h.max(w)
     }
+}
+
+/// One file of a kind: its name, its good forms, and what is done with it.
+struct Single {
+    name: &'static str,
+    folder: Folder,
+    seeds: Vec<Vec<u8>>,
+    words: Option<&'static str>,
+    /// Makes what is harmed whole again where its format would give it away.
+    mend: fn(&mut Rng, Vec<u8>) -> Vec<u8>,
+    /// Bytes that each byte of the file may take.
+    ratio: usize,
+    read: fn(&Path) -> Result<()>,
+}
+
+impl Single {
+    fn new(dir: &Path, name: &'static str, seeds: Vec<Vec<u8>>, read: fn(&Path) -> Result<()>) -> Self {
+        let folder = Folder::new(dir.to_owned(), vec![(name.to_owned(), seeds[0].clone())]);
+        Single { name, folder, seeds, words: None, mend: |_, bytes| bytes, ratio: 2 * 1040, read }
+    }
+}
+
+impl Target for Single {
+    fn seeds(&self) -> usize {
+        self.seeds.len()
+    }
+
+    fn put(&mut self, seed: usize, rng: Option<&mut Rng>) -> Input {
+        let bytes = match rng {
+            None => self.seeds[seed].clone(),
+            Some(rng) => {
+                let other = &self.seeds[pick(rng, self.seeds.len())];
+                let harmed = harm(rng, &self.seeds[seed], other, self.words);
+                (self.mend)(rng, harmed)
+            }
+        };
+        let at = self.folder.files.iter().position(|(name, _)| name == self.name).unwrap();
+        let path = self.folder.put(at, &bytes);
+        // Buffers: the longest record of a zip's list, 64 KiB of numbers as they are read, inflate.
+        Input { path, bytes: bytes.len(), most: (4 << 20) + self.ratio * bytes.len() }
+    }
+
+    fn read(&mut self) -> Result<()> {
+        (self.read)(&self.folder.dir.join(self.name))
+    }
+}
+
+/// Every member of an archive, as a header and as a whole; an error of one does not keep the others from being read.
+fn read_archive(path: &Path) -> Result<()> {
+    assert!(archive::is_archive(path).is_ok());
+    let mut first = None;
+    for file in archive::list(path)? {
+        assert!(file.name.is_relative() && file.name.components().all(|c| matches!(c, Component::Normal(_))));
+        let mut start = Vec::new();
+        let opened = file.open().and_then(|input| Ok(input.take(100).read_to_end(&mut start)?));
+        let read = opened.and_then(|_| file.read()).map_err(|e| e.context(file.display().to_string()));
+        match read {
+            Ok(bytes) => assert!(bytes.len() as u64 == file.len && bytes.starts_with(&start)),
+            Err(e) => first = first.or(Some(e)),
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn deflated(bytes: &[u8]) -> Vec<u8> {
+    let mut out = DeflateEncoder::new(Vec::new(), Compression::fast());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}
+
+/// A zip of these members, every second one deflated.
+fn zipped(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let (mut out, mut list) = (Vec::new(), Vec::new());
+    for (i, (name, bytes)) in members.iter().enumerate() {
+        let mut crc = Crc::new();
+        crc.update(bytes);
+        let packed = if i % 2 == 1 { deflated(bytes) } else { bytes.clone() };
+        let method = if i % 2 == 1 { 8u16 } else { 0 };
+        let mut fields = [[0; 2], method.to_le_bytes(), [0; 2], [0; 2]].concat();
+        for word in [crc.sum(), packed.len() as u32, bytes.len() as u32] {
+            fields.extend(word.to_le_bytes());
+        }
+        fields.extend([name.len() as u8, 0, 0, 0]);
+        let at = (out.len() as u32).to_le_bytes();
+        list.extend([b"PK\x01\x02\x14\0\x14\0", &fields[..], &[0; 10], &at, name.as_bytes()].concat());
+        out.extend([b"PK\x03\x04\x14\0", &fields[..], name.as_bytes(), &packed].concat());
+    }
+    let count = [members.len() as u8, 0];
+    let (size, at) = ((list.len() as u32).to_le_bytes(), (out.len() as u32).to_le_bytes());
+    out.extend([&list[..], b"PK\x05\x06\0\0\0\0", &count, &count, &size, &at, &[0, 0]].concat());
+    out
+}
+
+/// A header of a tar file.
+fn tar_header(name: &str, kind: u8, len: usize, link: &str) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[124..136].copy_from_slice(format!("{len:011o}\0").as_bytes());
+    header[156] = kind;
+    header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    mend_tar(&mut header);
+    header
+}
+
+/// Makes the sums of all headers right again, or of what stands where one would.
+fn mend_tar(bytes: &mut [u8]) {
+    for block in bytes.chunks_exact_mut(512).filter(|block| block[257..262] == *b"ustar") {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+}
+
+/// A tar with plain files, a long name of GNU and one of pax, and links.
+fn tarred() -> Vec<u8> {
+    let body = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    };
+    let long = format!("{}/c.png\0", "d".repeat(120));
+    let pax = b"19 path=pax/p.png\n\n";
+    [
+        tar_header("a/one.png", b'0', 3, ""),
+        body(b"one"),
+        tar_header("././@LongLink", b'L', long.len(), ""),
+        body(long.as_bytes()),
+        tar_header("cut", b'0', 600, ""),
+        body(&noise(3, 600)),
+        tar_header("pax", b'x', 18, ""),
+        body(&pax[..18]),
+        tar_header("p", b'0', 1, ""),
+        body(b"p"),
+        tar_header("a/link.png", b'2', 0, "one.png"),
+        tar_header("hard.png", b'1', 0, "a/one.png"),
+        vec![0; 1024],
+    ]
+    .concat()
+}
+
+/// A `.npy` of this type and shape.
+fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let text = format!(
+        "{{'descr': '{descr}', 'fortran_order': {}, 'shape': ({shape}), }}\n",
+        if shape.len().is_multiple_of(2) { "True" } else { "False" }
+    );
+    [b"\x93NUMPY\x01\0", &(text.len() as u16).to_le_bytes()[..], text.as_bytes(), data].concat()
+}
+
+fn floats(n: u32) -> Vec<u8> {
+    (0..n).flat_map(|i| (i as f32 / n as f32).to_le_bytes()).collect()
+}
+
+fn npys() -> Vec<Vec<u8>> {
+    vec![
+        npy("|u1", "3, 4, 5", &noise(1, 60)),
+        npy("<f4", "2, 4, 4, 3", &floats(96)),
+        npy(">u2", "2, 1, 4, 5", &[0, 9].repeat(40)),
+        npy("|b1", "2, 16", &[0, 1].repeat(16)),
+        npy("<i8", "1, 4, 5", &[7, 0, 0, 0, 0, 0, 0, 0].repeat(20)),
+    ]
+}
+
+fn npzs() -> Vec<Vec<u8>> {
+    let labels = npy("<i8", "3,", &[1, 0, 0, 0, 0, 0, 0, 0].repeat(3));
+    let (images, one_hot) = (npys().swap_remove(0), npy("|u1", "3, 2", &[1, 0, 0, 1, 1, 0]));
+    vec![
+        zipped(&[("images.npy", images.clone()), ("labels.npy", labels.clone())]),
+        zipped(&[
+            ("y_train.npy", labels.clone()),
+            ("x_train.npy", images.clone()),
+            ("y_test.npy", labels),
+            ("x_test.npy", images.clone()),
+        ]),
+        zipped(&[("train_images.npy", images.clone()), ("train_labels.npy", one_hot), ("val_images.npy", images)]),
+    ]
+}
+
+/// A batch of CIFAR-100 as Python 2 pickled it.
+fn pickled(label: u8) -> Vec<u8> {
+    let head = b"\x80\x02}q\x01(U\x0bfine_labelsq\x02]q\x03K";
+    let array = b"aU\x04dataq\x04cnumpy.core.multiarray\n_reconstruct\nq\x05cnumpy\nndarray\nq\x06K\x00\x85U\x01b\x87Rq\x07(K\x01K\x01M\x00\x0c\x86\
+        cnumpy\ndtype\nq\x08U\x02u1K\x00K\x01\x87Rq\x09(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00";
+    [&head[..], &[label], array, &noise(label.into(), 3072), b"tbu."].concat()
+}
+
+#[test]
+fn zip_files() {
+    let members =
+        [("a/1.png", noise(1, 300)), ("a/2.png", vec![7; 5000]), ("b/3.png", Vec::new()), ("b/4.png", noise(2, 40))];
+    fuzz(7, |dir| {
+        Single::new(dir, "a.zip", vec![zipped(&members), zipped(&members[..1]), zipped(&members[1..3])], read_archive)
+    });
+}
+
+#[test]
+fn tar_files() {
+    fuzz(8, |dir| Single {
+        mend: |rng, mut bytes| {
+            if rng.below(4) > 0 {
+                mend_tar(&mut bytes);
+            }
+            if rng.below(8) == 0 { gzip(&bytes) } else { bytes }
+        },
+        ..Single::new(dir, "a.tar", vec![tarred(), tarred()[..1024].to_vec(), gzip(&tarred())], read_archive)
+    });
+}
+
+#[test]
+fn npy_files() {
+    fuzz(9, |dir| Single { ratio: 8, ..Single::new(dir, "a.npy", npys(), |path| read_arrays(path).map(drop)) });
+}
+
+#[test]
+fn npz_files() {
+    fuzz(10, |dir| Single {
+        // Half of them are arrays that are harmed and then packed, so that no checksum gives them away.
+        mend: |rng, bytes| {
+            if rng.below(2) == 0 {
+                return bytes;
+            }
+            let [a, b] = [0, 1].map(|_| pick(rng, npys().len()));
+            let words = "'descr': 'shape': ( ) , 3 <f8 |u1 >i2 True False";
+            let images = harm(rng, &npys()[a], &npys()[b], Some(words));
+            zipped(&[
+                ("images.npy", images.clone()),
+                ("labels.npy", npy("<f4", "3,", &floats(3))),
+                ("test_x.npy", images),
+            ])
+        },
+        ..Single::new(dir, "a.npz", npzs(), |path| read_arrays(path).map(drop))
+    });
+}
+
+#[test]
+fn pickles() {
+    fuzz(11, |dir| {
+        let names: Vec<u8> = (0..100u8).flat_map(|i| [b'U', 2, b'a' + i / 10, b'a' + i % 10]).collect();
+        let meta = [b"\x80\x02}U\x10fine_label_names](", &names[..], b"es."].concat();
+        let mut single = Single::new(dir, "train", vec![pickled(1), pickled(2)], |path| {
+            // Named where it is the file that is wrong.
+            read_arrays(path.parent().unwrap_or(path)).map(drop)
+        });
+        for (name, bytes) in [("test", pickled(3)), ("meta", meta)] {
+            fs::write(dir.join(name), bytes).unwrap();
+        }
+        single.ratio = 512;
+        single
+    });
+}
+
+#[test]
+fn csv_files() {
+    let rows = |first: &str| format!("{first}3,0,255,7,9\n1,2,3,4,5\n0,9,9,9,9\n").into_bytes();
+    let seeds = vec![
+        rows(""),
+        rows("label,a,b,c,d\n"),
+        gzip(&rows("label,a,b,c,d\n")),
+        b"a,b,c,d,y\n1,2,3,4,9\n".to_vec(),
+        b"1,2,3,4,5,6,7,8,9,10,11,12,13\n".to_vec(),
+    ];
+    fuzz(12, |dir| Single {
+        words: Some("label , \n \" 255 256 -1 0.0 1e3 nan ; y"),
+        ..Single::new(dir, "a.csv", seeds, |path| read_arrays(path).map(drop))
+    });
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub mod atomic_file;
 pub mod batch;
 pub mod hash;
 pub mod names;
+pub mod pickle;
 pub mod process;
 pub mod progress;
 pub mod scalar;

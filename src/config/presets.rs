@@ -68,7 +68,7 @@ pub fn below(model: ModelKind, given: &Settings) -> Result<Settings> {
 /// [`crate::base::usage::Usage`] for an unknown preset of this model, and for one that contradicts the architecture in `given`.
 fn preset(model: ModelKind, given: &Settings) -> Result<Settings> {
     let (named, mut arch) = (given.given(&PRESET), given.given(&ARCH));
-    if named.is_none() && arch.is_none() && given.given(&DATA).is_some_and(|spec| data::resizable(&spec)) {
+    if named.is_none() && arch.is_none() && given.given(&DATA).is_some_and(|spec| data::is_of_pictures(&spec)) {
         arch = Some(Arch::Conv);
     }
     let all = all()?;

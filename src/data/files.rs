@@ -10,6 +10,7 @@ use std::time::UNIX_EPOCH;
 use anyhow::{Context, Result, anyhow, ensure};
 use rayon::prelude::*;
 
+use super::archive::Member;
 use super::cache;
 use super::picture::MAX_BYTES;
 use crate::base::names::printable;
@@ -23,7 +24,7 @@ pub struct DataFile {
     pub name: PathBuf,
     /// Its length in bytes.
     pub len: u64,
-    /// What changes when its content does: its time of modification in nanoseconds.
+    /// What changes when its content does: its time of modification in nanoseconds, or what its archive says about it.
     pub version: u64,
     place: Place,
 }
@@ -37,6 +38,8 @@ impl<T: BufRead + Seek> Input for T {}
 enum Place {
     /// A file of its own.
     File(PathBuf),
+    /// In an archive.
+    Member(Member),
 }
 
 impl DataFile {
@@ -55,10 +58,16 @@ impl DataFile {
         })
     }
 
+    /// A member of an archive.
+    pub(super) fn member(name: PathBuf, len: u64, version: u64, place: Member) -> Self {
+        DataFile { name, len, version, place: Place::Member(place) }
+    }
+
     /// Its path for messages: in the file system, or in its archive.
     pub fn display(&self) -> impl std::fmt::Display {
         match &self.place {
             Place::File(path) => path.display().to_string(),
+            Place::Member(member) => member.archive().join(&self.name).display().to_string(),
         }
     }
 
@@ -70,6 +79,18 @@ impl DataFile {
         ensure!(self.len <= MAX_BYTES, "it has {} bytes, more than {MAX_BYTES}", self.len);
         match &self.place {
             Place::File(path) => Ok(Box::new(BufReader::new(small_file::open(path)?))),
+            Place::Member(member) => member.open(),
+        }
+    }
+
+    /// Its bytes from the start, of a file of any length.
+    ///
+    /// # Errors
+    /// The system's; why a member of an archive cannot be read.
+    pub fn stream(&self) -> Result<Box<dyn Read + '_>> {
+        match &self.place {
+            Place::File(path) => Ok(Box::new(small_file::open(path)?)),
+            Place::Member(member) => member.stream(),
         }
     }
 
@@ -79,9 +100,7 @@ impl DataFile {
     /// The system's.
     pub fn head(&self, n: u64) -> Result<Vec<u8>> {
         let mut head = Vec::new();
-        match &self.place {
-            Place::File(path) => small_file::open(path)?.take(n).read_to_end(&mut head)?,
-        };
+        self.stream()?.take(n).read_to_end(&mut head)?;
         Ok(head)
     }
 
@@ -90,7 +109,8 @@ impl DataFile {
     /// # Errors
     /// As [`DataFile::open`].
     pub fn read(&self) -> Result<Vec<u8>> {
-        let mut file = self.open()?.take(MAX_BYTES + 1);
+        ensure!(self.len <= MAX_BYTES, "it has {} bytes, more than {MAX_BYTES}", self.len);
+        let mut file = self.stream()?.take(MAX_BYTES + 1);
         let mut bytes = Vec::new();
         bytes
             .try_reserve_exact(self.len as usize)
@@ -128,7 +148,7 @@ pub fn walk(root: &Path) -> Result<(Vec<DataFile>, Vec<String>)> {
         for entry in fs::read_dir(&dir).with_context(unreadable)? {
             let entry = entry.with_context(unreadable)?;
             let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b".") || NO_DATA.iter().any(|n| name == *n) {
+            if is_hidden(Path::new(&name)) {
                 continue;
             }
             let (path, kind) = (entry.path(), entry.file_type().with_context(unreadable)?);
@@ -150,6 +170,11 @@ pub fn walk(root: &Path) -> Result<(Vec<DataFile>, Vec<String>)> {
     files.sort_by(|a, b| a.name.cmp(&b.name));
     notes.sort();
     Ok((files, notes))
+}
+
+/// Whether a part of a path is hidden, or a folder of the system's.
+pub fn is_hidden(path: &Path) -> bool {
+    path.iter().any(|part| part.as_encoded_bytes().starts_with(b".") || NO_DATA.iter().any(|n| part == *n))
 }
 
 /// What a folder is that holds no data.

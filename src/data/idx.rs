@@ -1,36 +1,45 @@
 //! Reads IDX files (the format of MNIST), plain or gzip, and checks every header field against the data.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::bufread::MultiGzDecoder;
 
-use super::images::{Images, Source, reserve};
+use super::archive::MAX_RATIO;
+use super::arrays::{Arrays, Layout, Split};
 use crate::base::names::escaped;
+use crate::base::small_file;
 
 /// The four files of a set without `.gz`: training images and labels, test images and labels.
 pub const STEMS: [&str; 4] =
     ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
 
-/// An upper bound of the compression ratio of deflate, which is 1032: a header that claims more is wrong.
-const MAX_RATIO: u64 = 1040;
-
 const AGAIN: &str = "the file is incomplete or damaged, so fetch it again";
 
-/// The images of one IDX file: the shape [N,1,H,W] and N·H·W bytes, 0 = black.
+/// The images of one IDX file: [N,C,H,W] and N·C·H·W bytes, 0 = black.
 ///
-/// Gzip is detected by its first two bytes, not by the file name. Only grey images are accepted: three dimensions, N x H x W, of
-/// unsigned bytes. Four dimensions have no standard order of channels.
+/// Gzip is detected by its first two bytes, not by the file name. Three dimensions of unsigned bytes are N x H x W grey images; four are
+/// N x H x W x C or N x C x H x W, as [`super::arrays`] tells them apart.
 ///
 /// # Errors
 /// When the file cannot be read, a header field is wrong, or the data is shorter or longer than the header says. Memory grows
 /// with the bytes read, not with the header.
 pub fn read_images(path: &Path) -> Result<([usize; 4], Vec<u8>)> {
-    let ([n, h, w], pixels) = read(path)?;
-    Ok(([n, 1, h, w], pixels))
+    let (layout, pixels) = read_laid_out(path)?;
+    Ok((layout.shape, layout.arrange(pixels)?))
+}
+
+fn read_laid_out(path: &Path) -> Result<(Layout, Vec<u8>)> {
+    let (sizes, pixels) = read(path, &[3, 4])?;
+    let layout = match sizes[..] {
+        [n, h, w] => Layout::grey(n, h, w),
+        _ => Layout::of(&sizes, false),
+    };
+    Ok((layout.with_context(|| format!("{}: found at byte 4", path.display()))?, pixels))
 }
 
 /// The labels of one IDX file: N class numbers, 0..=255.
@@ -38,7 +47,7 @@ pub fn read_images(path: &Path) -> Result<([usize; 4], Vec<u8>)> {
 /// # Errors
 /// As [`read_images`].
 pub fn read_labels(path: &Path) -> Result<Vec<u8>> {
-    read::<1>(path).map(|(_, labels)| labels)
+    read(path, &[1]).map(|(_, labels)| labels)
 }
 
 /// The path of `stem` in `dir`: plain, with `.gz`, or in the spelling with a dot (`train-images.idx3-ubyte`). An unpacked file is
@@ -51,59 +60,209 @@ pub fn find_file(dir: &Path, stem: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Whether `dir` holds at least one of the four files, so that [`load_folder`] can name the missing ones.
-pub fn is_idx_folder(dir: &Path) -> bool {
-    STEMS.iter().any(|stem| find_file(dir, stem).is_some())
+/// The name of a file of a set: `emnist-letters-train-images-idx3-ubyte.gz`.
+struct Name<'a> {
+    /// What comes before: `emnist-letters-`.
+    set: &'a str,
+    train: bool,
+    images: bool,
 }
 
-/// Reads the set in `dir`. Classes are named by their numbers, 0..=max.
+/// The parts of a name; none for another name.
+fn parsed(name: &str) -> Option<Name<'_>> {
+    let name = name.strip_suffix(".gz").unwrap_or(name).strip_suffix("-ubyte")?;
+    let (name, dims) = name.rsplit_once("idx")?;
+    let name = name.strip_suffix(['-', '.'])?;
+    let (name, images) = match name.strip_suffix("-images") {
+        Some(name) if matches!(dims, "3" | "4") => (name, true),
+        _ => (name.strip_suffix("-labels").filter(|_| dims == "1")?, false),
+    };
+    let known =
+        ["train", "test", "t10k"].into_iter().find_map(|part| Some((name.strip_suffix(part)?, part == "train")));
+    known.map(|(set, train)| Name { set, train, images })
+}
+
+/// The files of a set.
+#[derive(Debug, Default)]
+pub struct Set {
+    /// Images and labels for training, images and labels held out.
+    files: [Option<PathBuf>; 4],
+    /// Whether images lie on their side, as those of EMNIST do.
+    transposed: bool,
+    /// The names of the classes: lines of a number and a code point.
+    mapping: Option<PathBuf>,
+    /// What is missing.
+    notes: Vec<String>,
+}
+
+/// Whether these are the first unpacked bytes of an IDX file.
+pub(super) fn is_idx(start: &[u8]) -> bool {
+    matches!(start, [0, 0, 0x08 | 0x09 | 0x0b..=0x0e, 1..=4, ..])
+}
+
+/// The set in `dir`, or below it where torchvision puts it (`MNIST/raw`); none without one. The files are found by their names: those of
+/// [`STEMS`], plain or with `.gz`, also with `test` for `t10k`, a dot for the last dash, and a prefix as of EMNIST.
 ///
 /// # Errors
-/// When one of the four files is missing or wrong, when the numbers of images and labels differ, or when training and test
-/// images differ in size.
-pub fn load_folder(dir: &Path) -> Result<Source> {
-    let paths = STEMS.map(|stem| find_file(dir, stem));
-    let [Some(train_x), Some(train_y), Some(test_x), Some(test_y)] = &paths else {
-        let missing: Vec<&str> =
-            STEMS.into_iter().zip(&paths).filter_map(|(stem, path)| path.is_none().then_some(stem)).collect();
-        bail!(
-            "{} has no {}: an IDX folder needs all of {} (plain or with .gz), so put the missing there",
-            dir.display(),
-            missing.join(" and no "),
-            STEMS.join(", ")
-        );
-    };
-    let (train, test) = rayon::join(|| read_split(train_x, train_y), || read_split(test_x, test_y));
-    let (train, test) = (train?, test?);
+/// When a folder cannot be read, or there are several sets: names them.
+pub(super) fn in_folder(dir: &Path) -> Result<Option<Set>> {
+    let (mut found, folders) = sets(dir)?;
+    if found.is_empty() {
+        for folder in folders {
+            let raw = if folder.ends_with("raw") { folder } else { folder.join("raw") };
+            found.extend(if raw.is_dir() { sets(&raw)?.0 } else { Vec::new() });
+        }
+    }
     ensure!(
-        (train.height, train.width) == (test.height, test.width),
-        "{} holds images of {}x{} pixels but {} of {}x{}: training and test images must have one size, \
-         so put files of the same set together",
-        train_x.display(),
-        train.height,
-        train.width,
-        test_x.display(),
-        test.height,
-        test.width
+        found.len() <= 1,
+        "{} holds {} sets of IDX files: give the file of the training images of one, such as {}",
+        dir.display(),
+        found.len(),
+        found.first().map(|path| path.display().to_string()).unwrap_or_default()
     );
-    let most = train.labels.iter().chain(&test.labels).max();
-    let classes = most.map_or(0, |&label| label as usize + 1);
-    Ok(Source { name: escaped(dir), train, test, classes: (0..classes).map(|c| c.to_string()).collect(), sha256: None })
+    found.first().map(|first| around(first)).transpose()
 }
 
-fn read_split(images: &Path, labels: &Path) -> Result<Images> {
-    let (shape, pixels) = read_images(images)?;
-    let numbers = read_labels(labels)?;
+/// One file of each set in a folder, that of the training images if there is one; and the folders in it. Both sorted.
+fn sets(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let unreadable = || format!("the folder {} cannot be read", dir.display());
+    let (mut found, mut folders) = (BTreeMap::<String, (bool, PathBuf)>::new(), Vec::new());
+    for entry in fs::read_dir(dir).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let kind = entry.file_type().with_context(unreadable)?;
+        // Folders of pictures have many files: only links are looked at.
+        if kind.is_dir() || kind.is_symlink() && path.is_dir() {
+            folders.push(path);
+        } else if let Some(Name { set, train, images }) = parsed(&name).filter(|_| path.is_file()) {
+            let best = (train && images, path);
+            found.entry(set.to_owned()).and_modify(|old| *old = best.clone().max(old.clone())).or_insert(best);
+        }
+    }
+    folders.sort();
+    Ok((found.into_values().map(|(_, path)| path).collect(), folders))
+}
+
+/// A file of images, with those beside it that its name says belong to it: the labels, and held-out images beside those for training.
+/// Another file is images without labels.
+pub(super) fn of_file(path: &Path) -> Set {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match parsed(&name) {
+        Some(Name { train: true, images: true, .. }) => around(path).unwrap_or_else(|_| Set::single(path, None)),
+        Some(Name { images: true, .. }) => Set::single(path, sibling(path, &name, false, false)),
+        _ => Set::single(path, None),
+    }
+}
+
+/// The file of the same set as `path`.
+fn sibling(path: &Path, name: &str, train: bool, images: bool) -> Option<PathBuf> {
+    let Name { set, .. } = parsed(name)?;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let parts = if train { &["train"][..] } else { &["t10k", "test"] };
+    let kinds = if images { &["images-idx3", "images-idx4"][..] } else { &["labels-idx1"] };
+    parts.iter().find_map(|part| kinds.iter().find_map(|kind| find_file(dir, &format!("{set}{part}-{kind}-ubyte"))))
+}
+
+/// The set that the file `path` is of.
+fn around(path: &Path) -> Result<Set> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let files = [(true, true), (true, false), (false, true), (false, false)];
+    let files = files.map(|(train, images)| sibling(path, &name, train, images));
+    let set = parsed(&name).map_or("", |name| name.set);
+    let missing: Vec<String> =
+        STEMS.iter().zip(&files).filter(|(_, file)| file.is_none()).map(|(stem, _)| format!("{set}{stem}")).collect();
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let missing = missing.join(" and no ");
     ensure!(
-        numbers.len() == shape[0],
-        "{} holds {} labels but {} holds {} images: there must be one label for each image, \
-         so put files of the same set together",
-        labels.display(),
-        numbers.len(),
-        images.display(),
-        shape[0]
+        files[0].is_some(),
+        "{} has no {missing}: an IDX folder needs at least the training images {set}{} (plain or with .gz), so put the missing there",
+        dir.display(),
+        STEMS[0]
     );
-    Images::new(shape, pixels, numbers.into_iter().map(u32::from).collect())
+    let mapping = dir.join(format!("{set}mapping.txt"));
+    Ok(Set {
+        notes: if missing.is_empty() { Vec::new() } else { vec![format!("{} has no {missing}", dir.display())] },
+        transposed: set.starts_with("emnist"),
+        mapping: (!set.is_empty() && mapping.is_file()).then_some(mapping),
+        files,
+    })
+}
+
+impl Set {
+    fn single(path: &Path, labels: Option<PathBuf>) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let set = parsed(&name).map_or("", |name| name.set);
+        Set {
+            files: [Some(path.to_owned()), labels, None, None],
+            transposed: set.starts_with("emnist"),
+            ..Set::default()
+        }
+    }
+
+    /// Reads the files. Without labels of all images, none has one. Classes are named by `emnist-...-mapping.txt`, or by their numbers.
+    ///
+    /// # Errors
+    /// When a file is wrong, when the numbers of images and labels differ, or when training and test images differ in size.
+    pub(super) fn load(self) -> Result<Arrays> {
+        let [train_x, train_y, test_x, test_y] = &self.files;
+        let split = |images: &Option<PathBuf>, labels: &Option<PathBuf>| {
+            images.as_ref().map(|images| read_split(images, labels.as_deref(), self.transposed)).transpose()
+        };
+        let (train, test) = rayon::join(|| split(train_x, train_y), || split(test_x, test_y));
+        let train = train?.context("a set of IDX files needs training images")?;
+        let names = self.mapping.as_deref().map(mapped).transpose()?;
+        Arrays::new(train, test?, names, self.notes)
+    }
+}
+
+/// The names of classes in a file of EMNIST: a line for each, its number and the code points that it stands for, of which the first counts.
+fn mapped(path: &Path) -> Result<Vec<String>> {
+    let text = small_file::read_text(path)?;
+    let mut names: Vec<String> = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let mut words = line.split_whitespace();
+        let class = words.next().and_then(|word| word.parse::<u8>().ok());
+        let name = words.next().and_then(|word| char::from_u32(word.parse().ok()?));
+        let (Some(class), Some(name)) = (class.map(usize::from), name) else {
+            bail!(
+                "{}: found {line:?} on line {}, wanted a class and a code point; delete the file to use numbers",
+                path.display(),
+                i + 1
+            )
+        };
+        // Classes may start at 1.
+        (names.len()..=class).for_each(|class| names.push(class.to_string()));
+        names[class] = escaped(name.to_string());
+    }
+    Ok(names)
+}
+
+fn read_split(images: &Path, labels: Option<&Path>, transposed: bool) -> Result<Split> {
+    let (mut layout, pixels) = read_laid_out(images)?;
+    if transposed {
+        layout = layout.transposed();
+    }
+    let labels = labels.map(|labels| -> Result<Vec<u32>> {
+        let numbers = read_labels(labels)?;
+        ensure!(
+            numbers.len() == layout.shape[0],
+            "{} holds {} labels but {} holds {} images: there must be one label for each image, \
+             so put files of the same set together",
+            labels.display(),
+            numbers.len(),
+            images.display(),
+            layout.shape[0]
+        );
+        Ok(numbers.into_iter().map(u32::from).collect())
+    });
+    let labels = labels.transpose()?;
+    Ok(Split { name: images.display().to_string(), shape: layout.shape, pixels: layout.arrange(pixels)?, labels })
+}
+
+/// Allocates memory for `len` bytes in all, or fails when there is not enough.
+pub(super) fn reserve(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
+    let reserved = bytes.try_reserve_exact(len.saturating_sub(bytes.len()));
+    reserved.map_err(|_| anyhow!("{len} bytes of images do not fit into memory: use fewer or smaller images"))
 }
 
 /// An open file. Offsets count unpacked bytes.
@@ -167,11 +326,11 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The sizes of the `DIMS` dimensions, and the data: images have 3 dimensions, labels 1.
-fn read<const DIMS: usize>(path: &Path) -> Result<([usize; DIMS], Vec<u8>)> {
+/// The sizes of the dimensions, as many as `dims` allows, and the data: images have 3 or 4 dimensions, labels 1.
+fn read(path: &Path, dims: &[u8]) -> Result<(Vec<usize>, Vec<u8>)> {
     let mut input = Input::open(path)?;
-    let sizes = read_header(&mut input)?;
-    let start = 4 + 4 * DIMS;
+    let sizes = read_header(&mut input, dims)?;
+    let start = 4 + 4 * sizes.len();
     let total = sizes.iter().try_fold(1usize, |a, &b| a.checked_mul(b));
     let Some(total) = total.filter(|&n| plausible(&input, start, n)) else {
         let len = input.file_len;
@@ -208,10 +367,9 @@ fn first_len(input: &Input, total: usize) -> usize {
 }
 
 /// Checks the magic number and returns the sizes, each at least 1.
-fn read_header<const DIMS: usize>(input: &mut Input) -> Result<[usize; DIMS]> {
-    let len = 4 + 4 * DIMS;
-    let mut header = Vec::with_capacity(len);
-    input.fill(&mut header, 0, len)?;
+fn read_header(input: &mut Input, dims: &[u8]) -> Result<Vec<usize>> {
+    let mut header = Vec::new();
+    input.fill(&mut header, 0, 4)?;
     // Checked before the length, so that a file of another format is reported as such.
     if header.len() >= 2 && header[..2] != [0, 0] {
         let found = format!("{:02x} {:02x}", header[0], header[1]);
@@ -222,21 +380,23 @@ fn read_header<const DIMS: usize>(input: &mut Input) -> Result<[usize; DIMS]> {
         let found = format!("type 0x{code:02x} ({})", type_name(code));
         return Err(input.fault(2, found, "0x08 (unsigned byte)", "convert the values to bytes 0..255"));
     }
-    if let Some(&dims) = header.get(3).filter(|&&dims| usize::from(dims) != DIMS) {
-        let wanted = if DIMS == 3 { "3 (N x H x W grey images)" } else { "1 (one label for each image)" };
-        let (what, todo) = match (DIMS, dims) {
-            (3, 1) => (" (this is a label file)", "give the file of images"),
-            (1, 3) => (" (this is a file of images)", "give the label file"),
-            (3, 4) => ("", "give colour images as a folder of pictures"),
+    let images = dims.contains(&3);
+    if let Some(&count) = header.get(3).filter(|&count| !dims.contains(count)) {
+        let wanted = if images { "3 (N x H x W grey images) or 4" } else { "1 (one label for each image)" };
+        let (what, todo) = match (images, count) {
+            (true, 1) => (" (this is a label file)", "give the file of images"),
+            (false, 3) => (" (this is a file of images)", "give the label file"),
             _ => ("", "check where the file came from"),
         };
-        return Err(input.fault(3, format!("{dims} dimensions{what}"), wanted, todo));
+        return Err(input.fault(3, format!("{count} dimensions{what}"), wanted, todo));
     }
+    let len = 4 + 4 * usize::from(header.get(3).copied().unwrap_or(dims[0]));
+    input.fill(&mut header, 0, len)?;
     if header.len() < len {
         return Err(input.fault(header.len(), "the end of the data", format!("an IDX header of {len} bytes"), AGAIN));
     }
-    let word = |i: usize| u32::from_be_bytes(std::array::from_fn(|byte| header[4 + 4 * i + byte])) as usize;
-    let sizes: [usize; DIMS] = std::array::from_fn(word);
+    let word = |bytes: &[u8; 4]| u32::from_be_bytes(*bytes) as usize;
+    let sizes: Vec<usize> = header[4..].as_chunks().0.iter().map(word).collect();
     if let Some(i) = sizes.iter().position(|&size| size == 0) {
         return Err(input.fault(4 + 4 * i, "size 0", "a size of at least 1", AGAIN));
     }
@@ -258,7 +418,6 @@ fn type_name(code: u8) -> &'static str {
 mod tests {
     use super::*;
     use flate2::{Compression, write::GzEncoder};
-    use std::fs;
     use std::io::Write;
     use tempfile::TempDir;
 
@@ -297,6 +456,10 @@ mod tests {
         std::iter::repeat_with(next).take(len).collect()
     }
 
+    fn load_folder(dir: &Path) -> Result<Arrays> {
+        in_folder(dir)?.context("no set")?.load()
+    }
+
     #[track_caller]
     fn has(text: &str, parts: &str) {
         for part in parts.split(" .. ") {
@@ -319,13 +482,13 @@ mod tests {
     #[test]
     fn plain_and_gzip_are_read_whatever_their_names() {
         let dir = folder();
-        assert!(is_idx_folder(dir.path()));
         let set = load_folder(dir.path()).unwrap();
         assert_eq!((set.train.count, set.train.channels), (2, 1));
         assert_eq!((set.train.height, set.train.width), (2, 3));
         assert_eq!(set.train.pixels, (0..12).collect::<Vec<u8>>());
         assert_eq!(set.train.labels, [0, 3]);
-        assert_eq!((set.test.pixels.to_vec(), set.test.labels), (vec![9; 6], vec![1]));
+        let test = set.test.unwrap();
+        assert_eq!((test.pixels.to_vec(), test.labels), (vec![9; 6], vec![1]));
         assert_eq!(set.classes, ["0", "1", "2", "3"]);
     }
 
@@ -338,10 +501,10 @@ mod tests {
         has(&error(), "ubyte holds 3 labels .. ubyte holds 2 images");
         put("train-labels-idx1-ubyte", &idx(8, &[2], &[0, 1]));
         put("t10k-images-idx3-ubyte.gz", &gzip(&idx(8, &[1, 3, 2], &[9; 6])));
-        has(&error(), "of 2x3 pixels but .. of 3x2: training");
-        fs::remove_file(dir.path().join("t10k-images-idx3-ubyte.gz")).unwrap();
+        has(&error(), "of 1x2x3 but .. of 1x3x2 (channels x height x width): training");
+        fs::remove_file(dir.path().join("train-images.idx3-ubyte")).unwrap();
         fs::remove_file(dir.path().join("train-labels-idx1-ubyte")).unwrap();
-        has(&error(), "no train-labels-idx1-ubyte and no t10k-images");
+        has(&error(), "no train-images-idx3-ubyte and no train-labels-idx1-ubyte:");
     }
 
     #[test]
@@ -352,7 +515,8 @@ mod tests {
             (b"<!doctype".to_vec(), "3c 21 at byte 0 .. (gzip)"),
             (idx(0x0d, &[1, 1, 1], &[0; 4]), "float) at byte 2"),
             (idx(8, &[1], &[1]), "a label file) at byte 3"),
-            (idx(8, &[1; 4], &[1]), "4 dimensions .. folder of"),
+            (idx(8, &[1; 4], &[1]), "byte 4: shape 1x1x1x1, which may be .. reshape"),
+            (idx(8, &[1; 5], &[1]), "5 dimensions at byte 3, wanted 3"),
             (empty(&[0, 2, 2]), "size 0 at byte 4, .. at least 1"),
             (empty(&[1, 2, 0]), "size 0 at byte 12, .. at least 1"),
             (idx(8, &[1, 2], &[])[..9].to_vec(), "2 dimensions .. byte 3"),
@@ -432,10 +596,11 @@ mod tests {
         let start = std::time::Instant::now();
         let set = load_folder(&dir).unwrap();
         eprintln!("MNIST loaded in {:?}", start.elapsed());
-        assert_eq!((set.train.count, set.test.count), (60_000, 10_000));
+        let test = set.test.unwrap();
+        assert_eq!((set.train.count, test.count), (60_000, 10_000));
         assert_eq!((set.train.height, set.train.width, set.classes.len()), (28, 28, 10));
         assert_eq!(set.train.labels[..5], [5, 0, 4, 1, 9]);
-        assert_eq!(set.test.labels[..5], [7, 2, 1, 0, 4]);
+        assert_eq!(test.labels[..5], [7, 2, 1, 0, 4]);
         let mean = set.train.pixels.iter().map(|&p| u64::from(p)).sum::<u64>() as f64 / 47_040_000.0;
         assert!((mean / 255.0 - 0.1307).abs() < 1e-4, "{mean}");
     }

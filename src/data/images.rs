@@ -10,6 +10,9 @@ use super::cache::Mapped;
 use super::layout::Split;
 use super::subset::Subset;
 
+/// Class numbers are below this.
+pub const MOST_CLASSES: u32 = 1 << 16;
+
 /// Bytes that several sets share; a clone copies none.
 #[derive(Clone, Debug)]
 pub enum Pixels {
@@ -196,13 +199,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// The part of a set with a held-out part that `subset` chooses.
+    /// The part of the set that `subset` chooses; without `has_test`, `train` is all of it, and a part is held out.
     ///
     /// # Errors
     /// Those of [`Subset::choose`].
-    pub fn subset(self, subset: &Subset) -> Result<Source> {
+    pub fn subset(self, subset: &Subset, has_test: bool) -> Result<Source> {
         let counts = [self.train.count, self.test.count];
-        if !subset.whole
+        if has_test
+            && !subset.whole
             && subset.classes.is_empty()
             && subset.holdout.is_none()
             && counts.iter().zip(subset.limits).all(|(n, limit)| *n <= limit)
@@ -211,7 +215,7 @@ impl Source {
         }
         let splits = [vec![Split::Train; counts[0]], vec![Split::Test; counts[1]]].concat();
         let labels = [&self.train.labels[..], &self.test.labels].concat();
-        let chosen = subset.choose(&self.name, splits.len(), (&self.classes, &labels), Some(&splits))?;
+        let chosen = subset.choose(&self.name, splits.len(), (&self.classes, &labels), has_test.then_some(&splits))?;
         let part = |of: &[usize]| -> Result<Images> {
             let (train, test): (Vec<usize>, Vec<usize>) = of.iter().partition(|i| **i < counts[0]);
             let test: Vec<usize> = test.into_iter().map(|i| i - counts[0]).collect();

@@ -1,6 +1,7 @@
 //! What a file is, by its content, and what is left out of a set of pictures for it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Result;
 use rayon::prelude::*;
@@ -12,27 +13,35 @@ const ENDINGS: [&str; 12] = ["png", "jpg", "jpeg", "jfif", "bmp", "gif", "webp",
 /// Bytes that tell what a file is.
 const HEAD: u64 = 64;
 
-/// The files that are pictures, in their order, and a note on those that are not.
-///
-/// # Errors
-/// When a file cannot be opened.
-pub fn pictures(files: Vec<DataFile>) -> Result<(Vec<DataFile>, Option<String>)> {
-    let kind = |file: &DataFile| -> Result<Option<String>> {
-        let head = file.head(HEAD)?;
-        let ending = file.name.extension().map(|e| e.to_string_lossy().to_lowercase());
-        let named = ending.is_some_and(|e| ENDINGS.contains(&e.as_str()));
-        let is_picture = named || image::guess_format(&head).is_ok();
-        Ok((!is_picture).then(|| "files that are no pictures".into()))
-    };
-    let kinds: Vec<Result<Option<String>>> = files.par_iter().map(kind).collect();
+/// The indices of the files that are pictures, and a note on the others.
+pub fn pictures(files: &[DataFile]) -> (Vec<usize>, Option<String>) {
+    let kinds: Vec<Result<Option<String>>> = files.par_iter().map(other_than_picture).collect();
     let (mut pictures, mut others) = (Vec::new(), BTreeMap::new());
-    for (file, kind) in files.into_iter().zip(kinds) {
+    for (i, kind) in kinds.into_iter().enumerate() {
         match kind {
             // One that cannot be opened is counted with the broken pictures.
-            Ok(None) | Err(_) => pictures.push(file),
+            Ok(None) | Err(_) => pictures.push(i),
             Ok(Some(what)) => *others.entry(what).or_insert(0) += 1,
         }
     }
     let all: Vec<String> = others.into_iter().map(|(what, count): (String, usize)| format!("{count} {what}")).collect();
-    Ok((pictures, (!all.is_empty()).then(|| format!("left out: {}", all.join(", ")))))
+    (pictures, (!all.is_empty()).then(|| format!("left out: {}", all.join(", "))))
+}
+
+/// Whether a file is a picture, by its content or its ending.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_picture(path: &Path) -> Result<bool> {
+    let file = DataFile::new(Path::new(""), path.to_owned())?;
+    Ok(other_than_picture(&file)?.is_none())
+}
+
+/// What a file is that is no picture; none for a picture.
+fn other_than_picture(file: &DataFile) -> Result<Option<String>> {
+    let head = file.head(HEAD)?;
+    let ending = file.name.extension().map(|e| e.to_string_lossy().to_lowercase());
+    let named = ending.is_some_and(|e| ENDINGS.contains(&e.as_str()));
+    let is_picture = named || image::guess_format(&head).is_ok();
+    Ok((!is_picture).then(|| "files that are no pictures".into()))
 }

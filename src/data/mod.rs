@@ -1,19 +1,27 @@
 //! Data sets: where images come from ([`open`]), and batches of them ([`dataset::Dataset`]).
 
+pub mod archive;
+pub mod arrays;
 pub mod cache;
 pub mod cifar;
+pub mod csv;
 pub mod dataset;
 pub mod describe;
 pub mod digits;
 pub mod fetch;
 pub mod files;
+pub mod fit;
 pub mod idx;
 pub mod images;
 pub mod kinds;
 pub mod layout;
+mod npy;
+pub mod numpy;
 pub mod picture;
 pub mod picture_set;
+pub mod shards;
 pub mod subset;
+mod unknown;
 
 use std::path::PathBuf;
 
@@ -25,6 +33,7 @@ use crate::base::progress::say;
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::usage::{nearest, usage};
+use arrays::Arrays;
 use images::{Images, Source};
 use picture::Fit;
 use picture_set::{PictureSet, ReadOptions};
@@ -155,38 +164,39 @@ fn open_subset(s: &Settings, subset: Subset) -> Result<Source> {
     let spec = &s.get(&DATA)?;
     let fit = Fit::of(s)?;
     let path = &unescaped(spec);
-    if !resizable(spec) && fit != Fit::default() {
-        usage!("--image-size and --channels are for folders of pictures, and --data {spec} is none: leave them out");
+    if path_of(spec).is_none() && fit != Fit::default() {
+        usage!("--image-size and --channels are for images of your own, and --data {spec} are none: leave them out");
     }
-    let arrays = if let Some(seed) = digits_seed(spec)? {
-        digits(spec, seed, s)?
+    let pictures = if let Some(seed) = digits_seed(spec)? {
+        return digits(spec, seed, s)?.subset(&subset, true);
     } else if let Some(set) = fetch::find(spec) {
-        Source {
-            name: spec.to_owned(),
-            classes: set.classes.split(',').map(str::to_owned).collect(),
-            ..idx::load_folder(&fetch::ensure(set, &data_dir(s)?)?)?
-        }
+        let dir = fetch::ensure(set, &data_dir(s)?)?;
+        let kind = arrays::recognise(&dir)?.with_context(|| format!("{} holds no IDX files", dir.display()))?;
+        let classes = set.classes.split(',').map(str::to_owned).collect();
+        return of_arrays(spec, Arrays { classes, ..kind.load()? }, &fit, &subset);
+    } else if let Some(paths) = shards::paths(path)? {
+        PictureSet::of_shards(path, &paths)?
     } else if !path.exists() {
         let names: Vec<_> = ["digits"].into_iter().chain(fetch::SETS.iter().map(|set| set.name)).collect();
         let hint = nearest(spec, names.iter().copied()).map_or_else(String::new, |n| format!("; did you mean {n}?"));
         usage!("--data {spec}: no file or folder of that name, and not one of {}{hint}", names.join(", "));
-    } else if idx::is_idx_folder(path) {
-        idx::load_folder(path)?
-    } else if cifar::is_cifar(path) {
-        cifar::load_folder(path)?
+    } else if let Some(kind) = arrays::recognise(path)? {
+        return of_arrays(spec, kind.load()?, &fit, &subset);
+    } else if path.is_dir() {
+        PictureSet::of_folder(path)?
+    } else if archive::is_archive(path)? {
+        PictureSet::of_archive(path)?
+    } else if kinds::is_picture(path)? {
+        PictureSet::of_files(std::slice::from_ref(path))?
     } else {
-        let pictures = match path.is_dir() {
-            true => PictureSet::of_folder(path)?,
-            false => PictureSet::of_files(std::slice::from_ref(path))?,
-        };
-        let cache = cache_dir(s);
-        let (skip_broken, list_broken) = (s.given(&SKIP_BROKEN) == Some(true), s.given(&LIST_BROKEN) == Some(true));
-        let (source, notes) =
-            pictures.read(&ReadOptions { fit, subset, skip_broken, list_broken, cache: cache.as_deref() })?;
-        notes.iter().for_each(|note| say(&format!("data: {note}")));
-        return Ok(source);
+        usage!("--data {spec}: {}", arrays::describe_unknown(path));
     };
-    arrays.subset(&subset)
+    let cache = cache_dir(s);
+    let (skip_broken, list_broken) = (s.given(&SKIP_BROKEN) == Some(true), s.given(&LIST_BROKEN) == Some(true));
+    let (source, notes) =
+        pictures.read(&ReadOptions { fit, subset, skip_broken, list_broken, cache: cache.as_deref() })?;
+    notes.iter().for_each(|note| say(&format!("data: {note}")));
+    Ok(source)
 }
 
 /// The digits of a seed, as many as the limits say.
@@ -206,9 +216,25 @@ fn digits(spec: &str, seed: u64, s: &Settings) -> Result<Source> {
     })
 }
 
-/// Whether `--data SPEC` is a folder of pictures, which can be resized.
+/// The images of arrays that `subset` chooses, after what the user should know about them is said.
+fn of_arrays(name: &str, Arrays { train, test, classes, notes }: Arrays, fit: &Fit, subset: &Subset) -> Result<Source> {
+    notes.iter().for_each(|note| say(&format!("data: {note}")));
+    let has_test = test.is_some();
+    let test = test.unwrap_or(train.select(&[]));
+    let source = Source { name: name.to_owned(), train, test, classes, sha256: None }.subset(subset, has_test)?;
+    Ok(Source { train: fit::fit_pixels(source.train, fit)?, test: fit::fit_pixels(source.test, fit)?, ..source })
+}
+
+/// Whether `--data SPEC` is a path, whose images can be resized.
 pub fn resizable(spec: &str) -> bool {
-    path_of(spec).is_some_and(|path| path.exists() && !idx::is_idx_folder(&path) && !cifar::is_cifar(&path))
+    path_of(spec).is_some()
+}
+
+/// Whether `--data SPEC` is pictures, in a folder or an archive.
+pub fn is_of_pictures(spec: &str) -> bool {
+    path_of(spec).is_some_and(|path| {
+        matches!(shards::paths(&path), Ok(Some(_))) || (path.exists() && matches!(arrays::recognise(&path), Ok(None)))
+    })
 }
 
 /// The path that `--data SPEC` is; none for the name of a set, also where a folder has that name.

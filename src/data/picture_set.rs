@@ -8,12 +8,12 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rayon::prelude::*;
 
 use super::cache::{Builder, SetOf};
-use super::files::{DataFile, walk};
+use super::files::{DataFile, is_hidden, walk};
 use super::images::{Images, Source, reserve};
 use super::layout::{Layout, layout};
 use super::picture::{self, Fit, Header};
 use super::subset::Subset;
-use super::{cache, kinds};
+use super::{archive, cache, kinds, shards};
 use crate::base::hash::Sum;
 use crate::base::names::{escaped, printable};
 use crate::base::progress::Tally;
@@ -29,6 +29,8 @@ pub struct PictureSet {
     /// Its name for messages: the folder or archive.
     name: String,
     files: Vec<DataFile>,
+    /// Their classes, where names do not say it.
+    labels: Option<Vec<u32>>,
     /// Whether they are the members of an archive.
     archive: bool,
     /// What was left out so far.
@@ -60,7 +62,7 @@ impl PictureSet {
     /// When a folder cannot be read.
     pub fn of_folder(dir: &Path) -> Result<Self> {
         let (files, notes) = walk(dir)?;
-        Ok(PictureSet { name: escaped(dir), files, archive: false, notes })
+        Ok(PictureSet { name: escaped(dir), files, labels: None, archive: false, notes })
     }
 
     /// These files.
@@ -71,7 +73,27 @@ impl PictureSet {
         let one = |path: &PathBuf| DataFile::new(path.parent().unwrap_or(Path::new("")), path.clone());
         let files = paths.iter().map(one).collect::<Result<_>>()?;
         let name = paths.iter().map(escaped).collect::<Vec<_>>().join(" ");
-        Ok(PictureSet { name, files, archive: false, notes: Vec::new() })
+        Ok(PictureSet { name, files, labels: None, archive: false, notes: Vec::new() })
+    }
+
+    /// The members of a zip or tar file.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub fn of_archive(path: &Path) -> Result<Self> {
+        let mut files = archive::list(path)?;
+        files.retain(|file| !is_hidden(&file.name));
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(PictureSet { name: escaped(path), files, labels: None, archive: true, notes: Vec::new() })
+    }
+
+    /// The pictures of WebDataset's shards, in their order, with their classes.
+    ///
+    /// # Errors
+    /// When a shard cannot be read.
+    pub fn of_shards(spec: &Path, paths: &[PathBuf]) -> Result<Self> {
+        let (files, labels) = shards::list(paths)?;
+        Ok(PictureSet { name: escaped(spec), files, labels, archive: true, notes: Vec::new() })
     }
 
     /// Reads the pictures as images; also what a user should know about it, a line each.
@@ -85,8 +107,9 @@ impl PictureSet {
         {
             return Ok(found);
         }
-        let PictureSet { name, files, archive, mut notes } = self;
-        let (pictures, left_out) = kinds::pictures(files)?;
+        let PictureSet { name, files, labels: known, archive, mut notes } = self;
+        let (kept, left_out) = kinds::pictures(&files);
+        let pictures: Vec<&DataFile> = kept.iter().map(|i| &files[*i]).collect();
         notes.extend(left_out);
         if pictures.is_empty() {
             bail!("{}", [vec![format!("{name} holds no pictures")], notes].concat().join("; "));
@@ -95,11 +118,15 @@ impl PictureSet {
             bail!("{} is the only picture: give at least two, one to train on and one to hold out", only.display());
         }
         let names: Vec<PathBuf> = pictures.iter().map(|file| file.name.clone()).collect();
-        let Layout { splits, classes, labels, notes: chosen } = layout(&names, archive);
+        let Layout { splits, mut classes, mut labels, notes: chosen } = layout(&names, archive);
         notes.extend(chosen);
+        if let Some(known) = known {
+            labels = kept.iter().map(|i| known[*i]).collect();
+            classes = (0..=labels.iter().copied().max().unwrap_or(0)).map(|class| class.to_string()).collect();
+        }
         let chosen = options.subset.choose(&name, pictures.len(), (&classes, &labels), splits.as_deref())?;
         let order = chosen.splits.concat();
-        let files: Vec<&DataFile> = order.iter().map(|i| &pictures[*i]).collect();
+        let files: Vec<&DataFile> = order.iter().map(|i| pictures[*i]).collect();
         let mut set = SetOf {
             name,
             classes: chosen.classes,

@@ -41,8 +41,23 @@ pub const LARGEST_REQUEST: usize = 2 << 30;
 pub const MOST_FAULTS: usize = 40;
 
 /// What can be fuzzed; the place in this list is the reader's slot. The last is for the harness's own tests.
-pub const READERS: [&str; 8] = ["idx", "cifar", "folder", "config", "safetensors", "state", "metrics", "control"];
-pub const CONTROL: usize = 7;
+pub const READERS: [&str; 14] = [
+    "idx",
+    "cifar",
+    "folder",
+    "config",
+    "safetensors",
+    "state",
+    "metrics",
+    "zip",
+    "tar",
+    "npy",
+    "npz",
+    "pickle",
+    "csv",
+    "control",
+];
+pub const CONTROL: usize = 13;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory, time and sudden ends

@@ -17,14 +17,34 @@ pub fn root() -> PathBuf {
 
 /// Python with torch, onnx and onnxruntime; none, said aloud, where there is not.
 pub fn python() -> Option<PathBuf> {
+    having("import torch, onnx, onnxruntime, safetensors")
+}
+
+/// Any Python, for its standard library; none, said aloud, where there is not.
+pub fn stdlib() -> Option<PathBuf> {
+    having("")
+}
+
+/// Python with NumPy; none, said aloud, where there is not.
+pub fn numpy() -> Option<PathBuf> {
+    having("import numpy")
+}
+
+fn having(imports: &str) -> Option<PathBuf> {
     let ours = root().join(".venv/bin/python");
     let python = if ours.exists() { ours } else { "python3".into() };
-    let found = Command::new(&python).args(["-c", "import torch, onnx, onnxruntime, safetensors"]).output();
+    let found = Command::new(&python).args(["-c", imports]).output();
     if found.as_ref().is_ok_and(|o| o.status.success()) {
         return Some(python);
     }
-    super::say("SKIPPED: no Python with torch, onnx, onnxruntime and safetensors (scripts/setup --full installs them)");
+    super::say(&format!("SKIPPED: no Python ({imports}) (scripts/setup --full installs what is missing)"));
     None
+}
+
+/// Runs a program in a folder.
+pub fn run(python: &Path, program: &str, dir: &Path) {
+    let out = Command::new(python).args(["-c", program]).current_dir(dir).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 pub fn run_script(python: &Path, script: &str, command: &str, folders: &[PathBuf]) {
