@@ -61,9 +61,10 @@ pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
 .value_name("HxW");
 
 /// C that pictures are converted to.
-pub static CHANNELS: Setting<u64> = Setting::whole("channels", "Force pictures of a folder to grey (1) or colour (3)")
-    .range("1 (grey) or 3 (colour)", |n| [1, 3].contains(n))
-    .value_name("1|3");
+pub static CHANNELS: Setting<u64> =
+    Setting::whole("channels", "Force pictures of a folder to grey (1), colour (3) or colour with alpha (4)")
+        .range("1 (grey), 3 (colour) or 4 (colour with alpha)", |n| [1, 3, 4].contains(n))
+        .value_name("1|3|4");
 
 /// The largest number of training images.
 pub static TRAIN_LIMIT: Setting<u64> =
@@ -74,8 +75,21 @@ pub static TEST_LIMIT: Setting<u64> =
     Setting::count("test-limit", "Use only N held-out images, evenly spread (digits: draw N)");
 
 /// The settings of the data set.
-pub static SETTINGS: Group =
-    Group { heading: "Data", settings: &[&DATA, &DATA_DIR, &IMAGE_SIZE, &CHANNELS, &TRAIN_LIMIT, &TEST_LIMIT] };
+pub static SETTINGS: Group = Group {
+    heading: "Data",
+    settings: &[
+        &DATA,
+        &DATA_DIR,
+        &IMAGE_SIZE,
+        &CHANNELS,
+        &picture::FIT,
+        &picture::RESIZE,
+        &picture::BACKGROUND,
+        &picture::MAX_PICTURE,
+        &TRAIN_LIMIT,
+        &TEST_LIMIT,
+    ],
+};
 
 /// Reads, downloads or draws the images of `--data`, within the limits and in the size of the settings.
 ///

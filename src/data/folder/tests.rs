@@ -16,7 +16,7 @@ fn put(dir: &TempDir, name: &str, (h, w): (u32, u32), value: u8) {
 }
 
 fn fit(size: Option<(usize, usize)>, channels: Option<usize>) -> Fit {
-    Fit { size, channels }
+    Fit { size, channels, ..Fit::default() }
 }
 
 /// No limits.
