@@ -9,25 +9,26 @@ use std::path::{Component, Path};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use clap::ValueEnum;
 use flate2::write::{DeflateEncoder, ZlibEncoder};
 use flate2::{Compression, Crc};
 use ganvae::base::seed::Rng;
 use ganvae::base::setting::Settings;
 use ganvae::data::arrays::{self, Arrays};
 use ganvae::data::images::{Images, Source};
-use ganvae::data::picture::Fit;
+use ganvae::data::picture::{self, Background, Filter, Fit, Shape};
 use ganvae::data::picture_set::{PictureSet, ReadOptions};
 use ganvae::data::subset::Subset;
 use ganvae::data::{archive, cifar, idx};
 use harm::*;
 use image::codecs::gif::GifEncoder;
 use image::codecs::pnm::{PnmEncoder, PnmSubtype, SampleEncoding};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgba, RgbaImage};
+use image::{DynamicImage, ImageFormat, Rgba, RgbaImage};
 
 /// What is accepted as a set of images is one.
 fn whole(source: &Source) {
     let fits = |i: &Images| {
-        assert!(i.count > 0 && (i.channels == 1 || i.channels == 3));
+        assert!(i.count > 0 && [1, 3, 4].contains(&i.channels));
         assert_eq!(i.pixels.len(), i.count * i.image_len());
         assert!(i.labels.is_empty() || i.labels.len() == i.count);
         assert!(i.labels.iter().all(|&l| (l as usize) < source.classes.len()), "a label without a class");
@@ -43,7 +44,7 @@ fn read_arrays(path: &Path) -> Result<Arrays> {
     let kind = arrays::recognise(path)?.ok_or_else(|| anyhow!("{} is no set of arrays", path.display()))?;
     let set = kind.load()?;
     let Arrays { train, test, classes, .. } = set.clone();
-    whole(&Source { name: String::new(), test: test.unwrap_or_else(|| train.clone()), train, classes });
+    whole(&Source { name: String::new(), test: test.unwrap_or_else(|| train.clone()), train, classes, sha256: None });
     Ok(set)
 }
 
@@ -158,8 +159,7 @@ struct Pictures {
     /// The folder that each good picture belongs in, and its bytes.
     seeds: Vec<(usize, Vec<u8>)>,
     at: usize,
-    size: Option<(usize, usize)>,
-    channels: Option<usize>,
+    fit: Fit,
 }
 
 /// No limits to the pictures of a folder.
@@ -278,15 +278,19 @@ fn pictures() -> Vec<(&'static str, Vec<u8>)> {
         picture.write_with_encoder(PnmEncoder::new(&mut pnm).with_subtype(subtype)).unwrap();
         all.push(("pnm", pnm));
     }
-    all.extend(BY_PILLOW.iter().map(|(extension, bytes)| (*extension, unhex(bytes))));
+    // The content decides, not the name.
+    for picture in [&rgb, &grey, &rgba, &deep] {
+        all.push(("png", encoded(picture, ImageFormat::Tiff)));
+    }
+    all.extend(BY_OTHERS.iter().map(|(extension, bytes)| (*extension, unhex(bytes))));
     all.push(("pbm", [&b"P4\n# a comment\n8 8\n"[..], &noise(2, 8)].concat()));
     all.push(("pbm", [&b"P1 8 8\n"[..], &b"0 1 ".repeat(32)].concat()));
     all
 }
 
-/// What `image` does not write either, all of 8x8 pixels, by Pillow: a lossy WebP file, one with transparency, one with
-/// two frames, and a progressive JPEG file.
-const BY_PILLOW: [(&str, &str); 4] = [
+/// What `image` does not write either, all of 8x8 pixels. By Pillow: a lossy WebP file, one with transparency, one with
+/// two frames, and a progressive JPEG file; packed TIFF files; CMYK with restart markers. By cjpeg: components in separate scans. By cjxl: lossy and lossless.
+const BY_OTHERS: [(&str, &str); 11] = [
     (
         "webp",
         "524946463c000000574542505650382030000000b001009d012a0800080005407c25b00274010ebb048000fedcefd55a\
@@ -317,6 +321,75 @@ const BY_PILLOW: [(&str, &str); 4] = [
          00ffda0008010100063f027fffc4001510010100000000000000000000000000000061ffda0008010100013f2193ffda\
          00080101000000107fffc4001510010100000000000000000000000000000031ffda0008010100013f1089ffd9",
     ),
+    (
+        "png",
+        "49492a00e2000000803e184be67a4c34ed0abd5a6ef168153a9f1e0d9d86d1731ca420668900e866f0e524084a8381e1\
+         605241a0180c01c520b2a8ecd0e13738992084f86836a33d08452c9219194ce4140c9660058a247e0d5e3fc805e04021\
+         38190ea7524be39b6d0e27323b4fe4871aa02a4942041328c35941463d370bdca9455184dc384b129823e163b9dee25e\
+         0399ab960925dccd7a280dc446493cd0c1241618aea28a50600753254507e530a06c3b5903532876f0ed7eefb9268a4f\
+         039a9cc2005cb496013262c468f93697944f162814c84c193dd4c237d188c25080800a00000103000100000008000000\
+         010103000100000008000000020103000300000060010000030103000100000005000000060103000100000002000000\
+         1101040001000000080000001501030001000000030000001601030001000000080000001701040001000000da000000\
+         1c010300010000000100000000000000080008000800",
+    ),
+    (
+        "png",
+        "49492a00d4000000789c01c0003ffff8c2becf931aed15f5d3ef2d059d9f3c36ec6d2ec75220cd240786de399208950e\
+         0f160a90d0181807290b553b68e16ee2c9089f1a1ba37a2129c94346a6e42832b300b1893f0dbcff405e08089c191d9d\
+         92be73db872764ed7f48e3a815498410998c6b50a33d6e2fe594aa616e38964ac13e2ceeefe2bc0ecdb9c149eecdf4a0\
+         6e44c94f68c14858c5ea51943007a695287ea628363bb20d9987de3bbfef4ac19a52f073a76100b9d2b0134cb134f96d\
+         5ea2f1c505644c32f7a623fa626150e06e5a46000a000001030001000000080000000101030001000000080000000201\
+         030003000000520100000301030001000000080000000601030001000000020000001101040001000000080000001501\
+         030001000000030000001601030001000000080000001701040001000000cb0000001c01030001000000010000000000\
+         0000080008000800",
+    ),
+    (
+        "png",
+        "49492a00d000000017f8c2becf931aed15f5d3ef2d059d9f3c36ec6d2ec75220cd17240786de399208950e0f160a90d0\
+         181807290b553b68e16e17e2c9089f1a1ba37a2129c94346a6e42832b300b1893f0dbc17ff405e08089c191d9d92be73\
+         db872764ed7f48e3a81549841710998c6b50a33d6e2fe594aa616e38964ac13e2ceeefe2bc170ecdb9c149eecdf4a06e\
+         44c94f68c14858c5ea51943007a61795287ea628363bb20d9987de3bbfef4ac19a52f073a7610017b9d2b0134cb134f9\
+         6d5ea2f1c505644c32f7a623fa6261500a00000103000100000008000000010103000100000008000000020103000300\
+         00004e010000030103000100000005800000060103000100000002000000110104000100000008000000150103000100\
+         0000030000001601030001000000080000001701040001000000c80000001c0103000100000001000000000000000800\
+         08000800",
+    ),
+    (
+        "jpg",
+        "ffd8ffee000e41646f626500640000000000ffdb004300281c1e231e19282321232d2b28303c64413c37373c7b585d49\
+         64918099968f808c8aa0b4e6c3a0aadaad8a8cc8ffcbdaeef5ffffff9bc1fffffffaffe6fdfff8ffc000140800080008\
+         044311004d11005911004b1100ffc400160001010100000000000000000000000000020305ffc4002210000103030305\
+         0000000000000000000001020311002131122241516191b1f1ffdd00040001ffda000e0443004d0059004b00003f009b\
+         a0bca952d4140f075047633cfb8f00801b87374a8a8498ea30acfca4db451adc2e2c819379b5f022d7ad9affd9",
+    ),
+    (
+        "jpg",
+        "ffd8ffe000104a46494600010100000100010000ffdb0083100028001c001e0023001e00190028002300210023002d00\
+         2b00280030003c00640041003c00370037003c007b0058005d004900640091008000990096008f0080008c008a00a000\
+         b400e600c300a000aa00da00ad008a008c00c8011100cb00da00ee00f5010201040102009b00c1011b012f011800fa01\
+         2c00e600fd010200f8ffdb0043012b2d2d3c353c76414176f8a58ca5f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8\
+         f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8f8ffc100110800080008030121000211010311\
+         01ffc40014000100000000000000000000000000000002ffc4001c100100020105000000000000000000000001021131\
+         00212281f1ffda0008010100003f00328dc79aada9be3a73e6bfffc40014010100000000000000000000000000000002\
+         ffc40019110001050000000000000000000000000001001112c1d1ffda0008010211003f0060c436d2ffc40014010100\
+         000000000000000000000000000000ffc400161101010100000000000000000000000000110001ffda0008010311003f\
+         000eb7ffd9",
+    ),
+    (
+        "png",
+        "ff0a414040712108020100a0034b188b15007a60646b20447d00041fa70d382b882e08fc5d26cc1fb692a3a761115467\
+         2ee8208a0c671fd1c4cae43297c129fccda8360ca3af8b06224a54756c361cb6a17f870913201d842925910c21792904\
+         35d0f63c8c5ad23f9c1584b73f034425f6ad2c2115b50d7703283878e38db1e2d3003d03794f51d207c8257d0effa1e4\
+         d96300fa90030cd3a5cc0eacc19b78961ad7d1fc938915df32be977f4c73d6ebed1d47b23152c2c218c07f9f31b13a7e\
+         011eba64dc8474ba8d1944222226f0d1889c8c196497eaf97565fdf04593ce9586977d00a26a49705338eaa6c7131cc4\
+         94676f5b25",
+    ),
+    (
+        "png",
+        "ff0a41404271210a01000068000038005800584a28318e4d440ac60cc809a04e120e4af0a40300e0c304a20100f000d1\
+         571900800a9551c60d5ecef57cf9a1c362dac67586b6dab6b024114a2189940d02cac68ba8249102ad33576f00ecb720\
+         825899c11b163a1044d910",
+    ),
 ];
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -324,12 +397,15 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 /// What is reserved for a frame on the word of its own header, before that is compared with the picture's. WebP: one of
-/// 16383x16383 pixels in 3/2 bytes, and partitions of up to 16 MiB each. GIF: up to the reader's limit of four bytes
-/// for each pixel, and its place in the palette beside them.
+/// 16383x16383 pixels in 3/2 bytes, and partitions of up to 16 MiB each. GIF: up to the reader's spare MiB
+/// at four bytes for each pixel, and its place in the palette beside them. JPEG XL: tables and trees of its own, which its reader's
+/// limit does not count. TIFF: the value of an entry.
 fn frame(head: &[u8]) -> usize {
     match head {
         [b'R', b'I', b'F', b'F', ..] => 3 * (1 << 27) + (128 << 20),
-        [b'G', b'I', b'F', ..] => (256 << 20) / 4 * 5,
+        [b'G', b'I', b'F', ..] => 2 << 20,
+        [b'I' | b'M', b'I' | b'M', ..] => 32 << 20,
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => 256 << 20,
         _ => 0,
     }
 }
@@ -348,7 +424,7 @@ impl Pictures {
             });
             seeds.push((at, bytes));
         }
-        Pictures { folders, seeds, at: 0, size: None, channels: None }
+        Pictures { folders, seeds, at: 0, fit: Fit::default() }
     }
 }
 
@@ -359,12 +435,18 @@ impl Target for Pictures {
 
     fn put(&mut self, seed: usize, rng: Option<&mut Rng>) -> Input {
         let (at, good) = &self.seeds[seed];
-        (self.size, self.channels) = (None, None);
+        self.fit = Fit::default();
         let bytes = match rng {
             None => good.clone(),
             Some(rng) => {
-                self.size = [None, None, None, Some((8, 8)), Some((5, 3)), Some((64, 48))][pick(rng, 6)];
-                self.channels = [None, None, Some(1), Some(3)][pick(rng, 4)];
+                self.fit = Fit {
+                    size: [None, None, None, Some((8, 8)), Some((5, 3)), Some((64, 48)), Some((2, 2))][pick(rng, 7)],
+                    channels: [None, None, Some(1), Some(3), Some(4)][pick(rng, 5)],
+                    background: [Background::Auto, Background::Colour([200, 100, 0])][pick(rng, 2)],
+                    filter: Filter::value_variants()[pick(rng, Filter::value_variants().len())],
+                    shape: Shape::value_variants()[pick(rng, Shape::value_variants().len())],
+                    ..Fit::default()
+                };
                 let other = &self.seeds[pick(rng, self.seeds.len())].1;
                 let text = good.starts_with(b"P");
                 let mut bytes = harm(rng, good, other, text.then_some(PNM_WORDS));
@@ -381,31 +463,29 @@ impl Target for Pictures {
     }
 
     fn read(&mut self) -> Result<()> {
-        let fit = Fit { size: self.size, channels: self.channels };
+        let fit = self.fit;
         let subset = Subset::of(&Settings::default());
         let options = ReadOptions { fit, subset, skip_broken: false, list_broken: false, cache: None };
         let (source, _) = PictureSet::of_folder(&self.folders[self.at].dir)?.read(&options)?;
         whole(&source);
-        let (height, width) = self.size.unwrap_or((8, 8));
+        let (height, width) = self.fit.size.unwrap_or((8, 8));
         assert_eq!((source.train.height, source.train.width), (height, width));
-        assert!(self.channels.is_none_or(|c| c == source.train.channels));
+        assert!(self.fit.channels.is_none_or(|c| c == source.train.channels));
         Ok(())
     }
 
-    /// A picture that is scaled may take a few times what its header promises, up to the reader's limit of 256 MiB: as
-    /// it is stored, as it is turned, without its transparency. Scaling has one more, which is as wide as the
-    /// picture, as high as what is wanted, and of four floats. A picture that is not scaled is 8x8 or refused.
+    /// A picture that is scaled may take a few times what its header promises: as it is stored, as it is turned, without its
+    /// transparency; a progressive JPEG also its coefficients; JPEG XL several planes of floats. A picture that is not scaled is 8x8
+    /// or refused.
     fn promised(&self) -> usize {
         let path = self.folders[self.at].dir.join(&self.folders[self.at].files[1].0);
-        let frame = frame(&fs::read(&path).unwrap_or_default());
-        let Some((h, w)) = self.size else { return frame };
-        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-        let Some(decoder) = reader.ok().and_then(|r| r.into_decoder().ok()) else { return frame };
-        let ((width, height), bytes) = (decoder.dimensions(), decoder.total_bytes());
-        if width.max(height) > 1 << 15 || bytes > 256 << 20 {
-            return frame;
-        }
-        frame + 4 * bytes as usize + 32 * width.max(height) as usize * h.max(w)
+        let bytes = fs::read(&path).unwrap_or_default();
+        let frame = frame(&bytes);
+        let Some((h, w)) = self.fit.size else { return frame };
+        let Ok(header) = picture::header(Cursor::new(&bytes)) else { return frame };
+        let (height, width) = header.size;
+        let each = if bytes.starts_with(b"\xff\x0a") || bytes.starts_with(b"\0\0\0\x0cJXL") { 64 } else { 24 };
+        frame + each * height * width + 8 * width.max(height) * h.max(w)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use image::imageops::FilterType;
-use image::{DynamicImage, GrayImage, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage, RgbaImage};
 use rayon::prelude::*;
 
 use super::idx::reserve;
@@ -45,6 +45,7 @@ fn resize_one(
     let (width, height) = (u32::try_from(w)?, u32::try_from(h)?);
     let picture = match c {
         1 => GrayImage::from_raw(width, height, bytes).map(DynamicImage::ImageLuma8),
+        4 => RgbaImage::from_raw(width, height, bytes).map(DynamicImage::ImageRgba8),
         _ => RgbImage::from_raw(width, height, bytes).map(DynamicImage::ImageRgb8),
     };
     let mut picture = picture.ok_or_else(|| anyhow!("an image of {c}x{h}x{w} cannot be resized"))?;
@@ -56,11 +57,13 @@ fn resize_one(
             if w * h_to > h * w_to { (h, (h * w_to).div_ceil(h_to)) } else { ((w * h_to).div_ceil(w_to), w) };
         let [x, y, cut_w, cut_h, w_to, h_to] =
             [(w - cut_w) / 2, (h - cut_h) / 2, cut_w, cut_h, w_to, h_to].map(|n| n as u32);
-        picture = picture.crop_imm(x, y, cut_w, cut_h).resize_exact(w_to, h_to, FilterType::Triangle);
+        picture = picture.crop_imm(x, y, cut_w, cut_h).resize_exact(w_to, h_to, FilterType::Lanczos3);
     }
-    if c_to == 3 {
-        picture = DynamicImage::ImageRgb8(picture.into_rgb8());
-    }
+    picture = match c_to {
+        3 => DynamicImage::ImageRgb8(picture.into_rgb8()),
+        4 => DynamicImage::ImageRgba8(picture.into_rgba8()),
+        _ => picture,
+    };
     for (channel, plane) in to.chunks_exact_mut(h_to * w_to).enumerate() {
         plane.iter_mut().zip(picture.as_bytes().chunks_exact(c_to)).for_each(|(to, pixel)| *to = pixel[channel]);
     }
@@ -73,7 +76,7 @@ mod tests {
 
     #[test]
     fn images_are_cropped_scaled_and_converted() {
-        let fit = |size, channels| Fit { size, channels };
+        let fit = |size, channels| Fit { size, channels, ..Fit::default() };
         // A white quarter in the middle columns of 2x4: cropped to 2x2, it is one value.
         let wide = Images::new([1, 1, 2, 4], vec![9, 50, 50, 9, 9, 50, 50, 9], vec![3]).unwrap();
         let small = fit_pixels(wide.clone(), &fit(Some((1, 1)), Some(3))).unwrap();

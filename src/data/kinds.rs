@@ -7,11 +7,12 @@ use anyhow::Result;
 use rayon::prelude::*;
 
 use super::files::DataFile;
+use super::picture::{self, HEAD, Kind};
 
 /// Endings of pictures' names: such a file without the content of one is a broken picture.
-const ENDINGS: [&str; 12] = ["png", "jpg", "jpeg", "jfif", "bmp", "gif", "webp", "pbm", "pgm", "ppm", "pnm", "tif"];
-/// Bytes that tell what a file is.
-const HEAD: u64 = 64;
+const ENDINGS: [&str; 16] = [
+    "png", "jpg", "jpeg", "jfif", "jpe", "bmp", "gif", "webp", "pbm", "pgm", "ppm", "pnm", "tif", "tiff", "jxl", "apng",
+];
 
 /// The indices of the files that are pictures, and a note on the others.
 pub fn pictures(files: &[DataFile]) -> (Vec<usize>, Option<String>) {
@@ -39,9 +40,11 @@ pub fn is_picture(path: &Path) -> Result<bool> {
 
 /// What a file is that is no picture; none for a picture.
 fn other_than_picture(file: &DataFile) -> Result<Option<String>> {
-    let head = file.head(HEAD)?;
     let ending = file.name.extension().map(|e| e.to_string_lossy().to_lowercase());
     let named = ending.is_some_and(|e| ENDINGS.contains(&e.as_str()));
-    let is_picture = named || image::guess_format(&head).is_ok();
-    Ok((!is_picture).then(|| "files that are no pictures".into()))
+    Ok(match picture::recognise(&file.head(HEAD as u64)?) {
+        Kind::Picture(_) => None,
+        Kind::Unsupported { name, what_to_do } => Some(format!("{name} ({what_to_do})")),
+        Kind::NotAPicture => (!named).then(|| "files that are no pictures".into()),
+    })
 }

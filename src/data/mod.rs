@@ -78,9 +78,10 @@ pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
 .value_name("HxW");
 
 /// C that pictures are converted to.
-pub static CHANNELS: Setting<u64> = Setting::whole("channels", "Force pictures of a folder to grey (1) or colour (3)")
-    .range("1 (grey) or 3 (colour)", |n| [1, 3].contains(n))
-    .value_name("1|3");
+pub static CHANNELS: Setting<u64> =
+    Setting::whole("channels", "Force pictures of a folder to grey (1), colour (3) or colour with alpha (4)")
+        .range("1 (grey), 3 (colour) or 4 (colour with alpha)", |n| [1, 3, 4].contains(n))
+        .value_name("1|3|4");
 
 /// Whether training images are mirrored.
 pub static HFLIP: Setting<bool> =
@@ -110,6 +111,10 @@ pub static SETTINGS: Group = Group {
         &DATA_DIR,
         &IMAGE_SIZE,
         &CHANNELS,
+        &picture::FIT,
+        &picture::RESIZE,
+        &picture::BACKGROUND,
+        &picture::MAX_PICTURE,
         &HOLDOUT,
         &CLASS,
         &HFLIP,
@@ -122,7 +127,7 @@ pub static SETTINGS: Group = Group {
 };
 
 /// The settings that hold for other data than the run's own.
-pub const FOR_OTHER_DATA: &[&str] = &["data-dir", "cache"];
+pub const FOR_OTHER_DATA: &[&str] = &["data-dir", "cache", "fit", "resize", "background", "max-picture"];
 
 /// Reads, downloads or draws the images of `--data`, those that the settings choose. Says what was left out and what was chosen.
 ///

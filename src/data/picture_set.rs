@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use super::cache::{Builder, SetOf};
 use super::files::{DataFile, is_hidden, walk};
-use super::images::{Images, Source, reserve};
+use super::images::{Images, Source, reserve, spread};
 use super::layout::{Layout, layout};
-use super::picture::{self, Fit, Header};
+use super::picture::{self, Background, Fit, Header};
 use super::subset::Subset;
 use super::{archive, cache, kinds, shards};
 use crate::base::hash::Sum;
@@ -20,6 +20,8 @@ use crate::base::progress::Tally;
 
 /// Broken pictures that an error names.
 const NAMED: usize = 20;
+/// Pictures whose borders are looked at.
+const BORDERS: usize = 200;
 /// Pictures of a common size from which the others are brought to it: this share of all.
 const COMMON: f64 = 0.9;
 
@@ -145,7 +147,8 @@ impl PictureSet {
             return Err(broken_pictures(&files, broken, options));
         };
         set.shape = [c, h, w];
-        let fit = fit.unwrap_or_default();
+        let mut fit = fit.unwrap_or_default();
+        notes.extend(choose_background(&files, &mut fit));
         let image_len = c * h * w;
         let bytes = files.len().checked_mul(image_len).context("too many pixels: pass a smaller --image-size")?;
         let mut built = None;
@@ -268,6 +271,24 @@ fn common_fit(files: &[&DataFile], fit: &Fit) -> (Option<Fit>, Option<String>, V
         (size, size)
     });
     (Some(Fit { size: Some(size), channels: Some(channels), ..*fit }), note, broken)
+}
+
+/// Chooses what transparent pixels lie on where the settings do not say: white where more than half of the borders of some of the
+/// pictures is transparent, as in drawings, else black. Gives a note where there are any.
+fn choose_background(files: &[&DataFile], fit: &mut Fit) -> Option<String> {
+    if fit.background != Background::Auto || fit.channels == Some(4) {
+        return None;
+    }
+    let some = spread(files.len(), BORDERS);
+    // What cannot be read is found when it is decoded.
+    let borders = some.par_iter().filter_map(|i| picture::border(&files[*i].read().ok()?, fit).ok()?);
+    let (transparent, all) = borders.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let (name, colour) = if 2 * transparent > all { ("white", [255; 3]) } else { ("black", [0; 3]) };
+    fit.background = Background::Colour(colour);
+    let share = 100 * transparent / all.max(1);
+    (all > 0).then(|| {
+        format!("transparent pixels become {name} ({share} % of the borders are transparent; --background chooses, --channels 4 keeps them)")
+    })
 }
 
 fn runs_of(sorted: &[(usize, usize)]) -> usize {
