@@ -196,7 +196,7 @@ fn an_edited_config_is_refused_with_each_changed_key() {
 fn an_edited_tuning_is_refused_with_each_changed_key() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    good(d, &with(SMALL_VAE, &["--out", "r"]));
+    good(d, &with(SMALL_VAE, &["--out", "r", "--keep-optimizer", "all"]));
     let file = d.join("r/config.toml");
     let config = fs::read_to_string(&file).unwrap();
     let (settings, run) = config.split_once("[run.tuning]").unwrap();
