@@ -20,12 +20,12 @@ use crate::run::trained::{Trained, default_place};
 /// A trained model and its device.
 #[derive(Debug, Args)]
 pub struct TrainedModel {
-    /// A run's folder, or exported modules: the folder with decoder.pt or generator.pt, or such a file
+    /// A run's folder, a folder of exports (with decoder.pt or generator.pt), or one exported .pt file
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
     #[command(flatten)]
     pub checkpoint: CheckpointChoice,
-    /// auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
 }
@@ -33,7 +33,7 @@ pub struct TrainedModel {
 /// Which of a run's checkpoints is read.
 #[derive(Debug, Args)]
 pub struct CheckpointChoice {
-    /// The run's checkpoint: latest, best (the lowest held-out loss of a VAE) or the number of its step
+    /// Checkpoint of the run: latest (the default), best (a VAE's lowest held-out loss) or the number of a step
     #[arg(long = "checkpoint", value_name = "best|latest|STEP", default_value = "latest", hide_default_value = true)]
     pub selection: Selection,
 }
@@ -73,7 +73,7 @@ pub struct RealImages {
     /// Images as `train --data` names them, or some pictures: all of them are used, fitted to the model's size [default: the run's]
     #[arg(long, value_name = "SPEC", value_parser = escaped_text(), num_args = 1..)]
     pub data: Vec<String>,
-    /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    /// Folder of the named data sets [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// The images that were trained on, the held-out ones, or all [default: test; all of a folder or

@@ -1,4 +1,4 @@
-//! `ganvae bench`: times the real training step, and the lower limit of its products and convolutions.
+//! `ganvae bench`: times the training step, and the lower limit of its matmuls and convolutions.
 
 mod gpu;
 mod limit;
@@ -30,10 +30,10 @@ pub(super) struct Bench {
     /// What to train
     #[arg(value_enum)]
     model: ModelKind,
-    /// Seconds of steps that are timed
+    /// Seconds of training that are timed
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
-    /// One JSON object in place of the table
+    /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -61,7 +61,8 @@ impl Bench {
             device: device::name(setup.device),
             tuning: setup.chosen.tuning.to_string(),
             batch_size,
-            limit_ms: limit::limit_ms(&work, (kind, setup.device)).context("timing the products alone")?,
+            limit_ms: limit::limit_ms(&work, (kind, setup.device))
+                .context("timing the matmuls and convolutions alone")?,
             gflop: work.iter().map(Work::flops).sum::<f64>() / 1e9,
             timing,
         };
@@ -233,7 +234,7 @@ impl BenchReport {
         let (median, p90) = timing.step_ms;
         text += &format!("step       {step:>11.3}   median {median:.3}, p90 {p90:.3}\n");
         text += &format!(
-            "limit      {limit_ms:>11.3}   products and convolutions alone ({gflop:.2} GFLOP, {:.0} GFLOP/s); the step takes {:.2} of it\n",
+            "limit      {limit_ms:>11.3}   matmuls and convolutions alone ({gflop:.2} GFLOP, {:.0} GFLOP/s); the step takes {:.2} times as long\n",
             gflop / limit_ms * 1e3,
             step / limit_ms
         );

@@ -17,7 +17,7 @@ pub(super) struct Data {
     /// What `train --data` takes: digits, mnist, fashion-mnist, kmnist, or a folder or file
     #[arg(value_name = "SPEC", value_parser = escaped_text(), required_unless_present = "clear_cache")]
     spec: Option<String>,
-    /// Where the preview goes
+    /// Draw a preview grid into this file
     #[arg(long, value_name = "FILE.png")]
     out: Option<PathBuf>,
     /// Remove all decoded pictures from the cache

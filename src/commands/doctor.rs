@@ -13,16 +13,16 @@ use crate::native;
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// auto, cpu, cuda or cuda:N: exit with 1 if it could not be used
+    /// Check this device: auto, cpu, cuda or cuda:N; the exit code is 1 if it cannot be used
     #[arg(long)]
     device: Option<String>,
-    /// Also train small networks there and compare with the CPU, and captured steps with others; about a minute
+    /// Also train small networks on it and compare the results with the CPU's, and captured steps with eager ones; takes a minute
     #[arg(long, requires = "device")]
     check: bool,
-    /// With --check: a tenth of the steps
+    /// --check: run a tenth of the steps
     #[arg(long, requires = "check")]
     quick: bool,
-    /// With --check: one JSON object for each check, and nothing else
+    /// --check: print only one JSON object per check
     #[arg(long, requires = "check")]
     json: bool,
 }

@@ -17,7 +17,7 @@ pub(super) struct Export {
     /// A run's folder
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Which files are written of each network; those of an earlier export there that are not go
+    /// File formats to write; files of an earlier export in the same folder are removed
     #[arg(
         long,
         value_enum,
@@ -28,7 +28,7 @@ pub(super) struct Export {
     format: Vec<Format>,
     #[command(flatten)]
     checkpoint: CheckpointChoice,
-    /// Their folder [default: export/ in the run; of another checkpoint than the latest export-best/ or export-step-N/]
+    /// Folder of the files [default: in the run export/, or export-best/ or export-step-N/ with --checkpoint]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }

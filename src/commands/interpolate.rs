@@ -17,9 +17,9 @@ use crate::data::images::Images;
 /// The path between two latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum PathKind {
-    /// On the arc between the two: every image of the path is as likely as its ends.
+    /// Along the arc between them: every latent on it is as likely as the two ends.
     Spherical,
-    /// On the straight line between the two.
+    /// Along the straight line between them.
     Linear,
 }
 
@@ -28,19 +28,19 @@ pub(super) enum PathKind {
 pub(super) struct Interpolate {
     #[command(flatten)]
     of: TrainedModel,
-    /// Number of paths, each a row of the grid
+    /// Number of interpolations; each is a row of the grid
     #[arg(long, value_name = "N", default_value_t = 8)]
     rows: i64,
-    /// The path between two ends
+    /// Shape of the path between the two latents
     #[arg(long, value_enum, default_value_t = PathKind::Spherical)]
     mode: PathKind,
     /// Row r goes from image 2r to image 2r + 1 of `ganvae sample` with this seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// VAE: from one held-out image of this set to another of a different class; --seed chooses which
+    /// VAE: interpolate between held-out images of this data set, of different classes; --seed chooses them
     #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
     data: Option<String>,
-    /// Where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    /// Folder of the named data sets [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "data")]
     data_dir: Option<PathBuf>,
     #[command(flatten)]

@@ -19,11 +19,11 @@ const DELAY: (u16, u16) = (8, 50);
 
 #[derive(Debug, Args)]
 pub struct PathOutput {
-    /// Images of a path, both ends included [default: 10; 30 for an animation]
+    /// Images per row, including both ends [default: 10; 30 for an animation]
     #[arg(long, value_name = "N")]
     steps: Option<i64>,
-    /// A .png for one grid, a .gif for an animation there and back, a .npy for the numbers (row by row), or a folder
-    /// for a picture each [default: in the run's samples/]
+    /// A .png (one grid), a .gif (animation, forth and back), a .npy (array, row by row), or a folder (one .png per image)
+    /// [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }

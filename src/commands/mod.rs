@@ -28,7 +28,7 @@ use crate::base::names::printable;
 
 pub use error::{explain, panicked};
 
-/// Train GANs and VAEs on images: curves, sample grids and weights by themselves, no Python.
+/// Train GANs and VAEs on images. Writes loss curves, sample grids and weights; needs no Python.
 #[derive(Debug, Parser)]
 #[command(name = "ganvae", version, propagate_version = true, arg_required_else_help = true, args_override_self = true)]
 pub struct Cli {
@@ -38,27 +38,27 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train a VAE or a GAN; `ganvae train vae` trains on the embedded digits
+    /// Train a VAE or a GAN; to start: `ganvae train vae`
     Train(Box<train::Train>),
-    /// Draw new images from a trained run
+    /// Generate new images with a trained run
     Sample(sample::Sample),
-    /// Write a trained run's networks as TorchScript, safetensors and ONNX
+    /// Export the networks of a run: TorchScript, safetensors, ONNX
     Export(export::Export),
-    /// Draw images above their reconstructions by a VAE
+    /// Draw images and their reconstructions by a VAE
     Reconstruct(reconstruct::Reconstruct),
-    /// Draw paths from one image to another through the latent space
+    /// Draw interpolations between images in the latent space
     Interpolate(interpolate::Interpolate),
-    /// Draw the effect of each dimension of the latent on an image
+    /// Draw how an image changes with each latent dimension
     Traverse(traverse::Traverse),
-    /// Write the latents of images as NumPy arrays
+    /// Write the latents of images as NumPy arrays (VAE)
     Encode(encode::Encode),
-    /// Time the real training step, phase by phase, beside the limit of its products and convolutions
+    /// Time the training step and its phases
     Bench(Box<bench::Bench>),
-    /// Draw loss curves (several runs share one chart), a picture of the latents, or training as an animation
+    /// Draw loss curves of runs, the latents of a VAE, or an animation
     Plot(plot::PlotCommand),
-    /// Describe a data set, and draw a preview of it
+    /// Describe a data set and draw a preview of it
     Data(data::Data),
-    /// Report what is found and what is missing: libtorch, CUDA, driver, devices; ends with what to do
+    /// Check libtorch, CPU and GPU; say how to fix what is missing
     Doctor(doctor::Doctor),
 }
 

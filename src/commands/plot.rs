@@ -25,22 +25,23 @@ pub(super) struct PlotCommand {
     /// Folders of runs
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// A VAE's latents of held-out images in two dimensions, a colour for each class
+    /// Draw a VAE's latents of held-out images in two dimensions, coloured by class
     #[arg(long, conflicts_with = "progress")]
     latent: bool,
-    /// The run's sample pictures one after another, as a .gif
+    /// Draw the run's sample grids as an animation (.gif)
     #[arg(long)]
     progress: bool,
-    /// A .png or .svg [default: loss.png in the run, or curves.png for several; latent.png; samples/progress.gif]
+    /// File: a .png or .svg, or a .gif with --progress [default: in the run loss.png, latent.png or samples/progress.gif; for several
+    /// runs curves.png]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// --latent: the two dimensions that vary most, or the principal components
+    /// --latent: show the two dimensions of largest variance (active) or the principal components (pca)
     #[arg(long, value_enum, value_name = "HOW", requires = "latent")]
     projection: Option<Projection>,
-    /// --latent: other images than the run's
+    /// --latent: data set, instead of the run's
     #[arg(long, value_name = "SPEC", value_parser = escaped_text(), requires = "latent")]
     data: Option<String>,
-    /// --latent: where named sets are kept [default: the run's, $GANVAE_DATA or the user's cache]
+    /// --latent: folder of the named data sets [default: the run's, $GANVAE_DATA or the user's cache]
     #[arg(long, value_name = "DIR", requires = "latent")]
     data_dir: Option<PathBuf>,
     /// --latent: best, latest or the number of a step, as in `ganvae sample` [default: latest]
@@ -56,7 +57,7 @@ impl PlotCommand {
         if self.latent || self.progress {
             let [root] = self.runs.as_slice() else {
                 let flag = if self.latent { "latent" } else { "progress" };
-                usage!("--{flag} draws one run at a time, {} were named", self.runs.len());
+                usage!("--{flag} draws one run, but {} were given: name one", self.runs.len());
             };
             return if self.latent { self.latents(root) } else { self.animation(root) };
         }
@@ -82,12 +83,12 @@ impl PlotCommand {
         };
         let out = self.out.clone().unwrap_or_else(|| of.default_place("", "latent.png"));
         if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png") || e.eq_ignore_ascii_case("svg")) {
-            usage!("--out {}: a picture of latents is a .png or a .svg", out.display());
+            usage!("--out {}: --latent draws a .png or a .svg", out.display());
         }
         let trained = of.open()?;
         trained.check_encoder()?;
         if trained.latent() < 2 {
-            usage!("{} has a latent of one dimension, and a picture of it needs two", root.display());
+            usage!("{} has a latent of one dimension, and --latent needs two or more", root.display());
         }
         let source = trained.source(self.data.as_deref(), self.data_dir.as_deref(), false)?;
         let projection = self.projection.unwrap_or(Projection::Active);
@@ -100,12 +101,12 @@ impl PlotCommand {
         let (model, settings, info) = run.config()?;
         let out = self.out.clone().unwrap_or_else(|| run.samples().join("progress.gif"));
         if !animation::is_gif(&out) {
-            usage!("--out {}: training becomes an animation, a .gif", out.display());
+            usage!("--out {}: --progress draws a .gif", out.display());
         }
         let per_epoch = config::resolve(model, &settings)?.steps_per_epoch(info.train_images);
         if !animation::draw_training(&run.samples(), per_epoch, &out)? {
             bail!(
-                "{} has fewer than two sample pictures, which make no animation: train on with `ganvae train --resume {}`",
+                "{} has fewer than two sample grids, and an animation needs two or more: train longer with `ganvae train --resume {}`",
                 run.samples().display(),
                 run.shell_quoted()
             );

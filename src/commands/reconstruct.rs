@@ -22,11 +22,11 @@ pub(super) struct Reconstruct {
     of: TrainedModel,
     #[command(flatten)]
     images: RealImages,
-    /// Number of images at the most, evenly spread over the set
+    /// Largest number of images; they are evenly spread over the data set
     #[arg(long, value_name = "N", default_value_t = 32)]
     count: usize,
-    /// A .png for a grid, rows of images above their reconstructions; the reconstructions alone: a .npy, or a folder for a
-    /// picture each [default: in the run's reconstructions/]
+    /// A .png (one grid: rows of images above their reconstructions), or for the reconstructions alone a .npy (array) or a folder (one
+    /// .png per image) [default: in the run's reconstructions/]
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }

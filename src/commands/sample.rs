@@ -24,13 +24,13 @@ pub(super) struct Sample {
     /// Number of images
     #[arg(long, value_name = "N", default_value_t = 64)]
     count: i64,
-    /// Seed of the noise [default: a new one each time, which is printed]
+    /// Seed of the latents [default: a new one each time; it is printed]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Draw z from a normal distribution cut off at -T and T: the smaller T is, the less the images vary (0.01 to 10)
+    /// Draw z from a normal distribution truncated to [-T, T]: a smaller T gives images closer to the average (0.01 to 10)
     #[arg(long, value_name = "T")]
     truncation: Option<f64>,
-    /// A .png for one grid, a .npy for the numbers, or a folder for a picture each [default: in the run's samples/]
+    /// A .png (one grid), a .npy (array), or a folder (one .png per image) [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }

@@ -16,7 +16,7 @@ use crate::train::{self, Outcome};
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub(super) struct Train {
-    /// What to train
+    /// Model to train
     #[arg(value_enum, value_name = "vae|gan", required_unless_present_any = ["resume", "config"])]
     model: Option<ModelKind>,
     /// Go on with a run
@@ -42,7 +42,7 @@ impl Train {
         let outcome = match &self.resume {
             Some(root) if self.print_config => {
                 let root = root.display();
-                usage!("--print-config shows what a new run would have; a run's own settings are in {root}/config.toml")
+                usage!("--print-config shows the settings of a new run; those of this run are in {root}/config.toml")
             }
             Some(root) => train::resume(root, self.model, &self.flags.0)?,
             None => {
@@ -72,7 +72,9 @@ impl Train {
             usage!("--config is of a {other}, and `train {asked}` was asked for: leave one of the two out");
         }
         let Some(model) = self.model.or(from_file) else {
-            usage!("train what? Say `train vae` or `train gan`, or put model = \"vae\" into the file of --config");
+            usage!(
+                "the model is missing: use `train vae` or `train gan`, or put model = \"vae\" into the file of --config"
+            );
         };
         Ok((model, file.overlaid(&self.flags.0)))
     }

@@ -16,10 +16,10 @@ use crate::run::trained::Trained;
 pub(super) struct Traverse {
     #[command(flatten)]
     of: TrainedModel,
-    /// Rows: the dimensions that change the image most, the strongest first
+    /// Number of dimensions, each a row: those that change the image most, the strongest first
     #[arg(long, value_name = "N", default_value_t = 10)]
     dims: i64,
-    /// A dimension goes from -RANGE to RANGE; the prior's standard deviation is 1
+    /// Change each dimension from -RANGE to RANGE; the prior has a standard deviation of 1
     #[arg(long, default_value_t = 3.0)]
     range: f64,
     /// Start from the first image of `ganvae sample` with this seed [default: from the prior's mean]
