@@ -18,9 +18,11 @@ fn halvings(shape: Shape) -> Result<(u32, i64, i64)> {
         (n, h, w) = (n + 1, h / 2, w / 2);
     }
     if n == 0 {
+        // Multiples of 8 are halved several times.
+        let [good_h, good_w] = [shape.height, shape.width].map(|side| ((side + 4) / 8 * 8).max(8));
         bail!(
             "--arch conv (the default for folders of pictures) cannot take images of {}x{} pixels: it halves both sides at least \
-             once, so they must be even and at least 8; give another --image-size (folders of pictures), or use --arch mlp",
+             once, so they must be even and at least 8; use --image-size {good_h}x{good_w} (folders of pictures) or --arch mlp",
             shape.height,
             shape.width
         );
