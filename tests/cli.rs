@@ -477,7 +477,7 @@ fn a_run_of_too_few_updates_is_warned_of_unless_they_were_asked_for() {
     };
     let warned = said(&["--epochs", "2", "--out", "a"]);
     assert!(
-        warned.contains("updates (") && warned.contains("more --epochs, --steps 5000, or a smaller --batch-size"),
+        warned.contains("updates (") && warned.contains("use more --epochs, --steps 5000 or a smaller --batch-size"),
         "{warned}"
     );
     // As many as these, but asked for.

@@ -519,7 +519,7 @@ fn training_goes_on_from_another_run_with_its_networks() {
     let (weights_moved, average_moved) = (moved(""), moved("ema."));
     assert!(weights_moved > 0.02 && average_moved < 0.15 * weights_moved, "{average_moved} of {weights_moved}");
     let said = start("vae", "../v", "m", &["--preset", "pytorch-vae"]);
-    assert!(said.contains("warning: these tensors of the model start at random: decoder.fc1.bias"), "{said}");
+    assert!(said.contains("start from random values: decoder.fc1.bias"), "{said}");
 }
 
 /// Pictures of a folder take convolutional networks, from which an MLP learns blurs only.

@@ -1,4 +1,4 @@
-//! What the system gives a process: threads, memory, sizes of files. Where it runs out, a sentence ends the process.
+//! Limits of the system on a process: threads, memory, file sizes. A process that reaches one ends with a sentence.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
@@ -43,7 +43,7 @@ pub fn available_memory() -> Option<u64> {
 /// What limits threads: their number, or the memory for their stacks.
 const LIMITS: &str = "(ulimit -u, ulimit -v, a container's limit on pids)";
 
-/// The system's allocator. Where it has no more memory, a sentence ends the process, which Rust would abort.
+/// The system's allocator. If memory runs out, the process ends with a sentence, where Rust would abort.
 #[derive(Debug)]
 pub struct Memory;
 

@@ -1,7 +1,7 @@
 //! Tensors in files of torch.save and torch.jit.save (.pt, .pth), read as data: nothing in the file is executed.
 //!
-//! Such a file is a zip of a pickle and of one entry for each storage. This reader knows the handful of calls in the pickle that make
-//! tensors, and takes every other one for an opaque object.
+//! Such a file is a zip of a pickle and of one entry for each storage. This reader knows the few calls in the pickle that make
+//! tensors, and treats the result of any other one as an opaque object.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -34,7 +34,7 @@ pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
         },
     };
     if table.contains_key("epochs") && table.contains_key("steps") {
-        usage!("{file}: epochs and steps say the same thing: keep one of the two");
+        usage!("{file}: epochs and steps both set the length of training: keep one of the two");
     }
     let known: Vec<&'static dyn AnySetting> = all_settings().into_iter().map(|(_, setting)| setting).collect();
     let mut settings = Settings::default();

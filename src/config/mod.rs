@@ -229,7 +229,7 @@ pub fn refuse_changes(run: &Config, given: &Settings) -> Result<()> {
     let before = before.filter(|(name, _)| asked.contains_key(name)).collect();
     match differences(&before, ("in the run", "asked for"), &asked) {
         None => Ok(()),
-        Some(list) => usage!("--resume cannot change what the run is: {list}; leave the flags out, or train a new run"),
+        Some(list) => usage!("--resume cannot change these settings: {list}; leave the flags out, or train a new run"),
     }
 }
 
@@ -247,7 +247,7 @@ pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path
     match differences(&filled, ("in the checkpoint", "in the file"), &now_fixed) {
         None => Ok(()),
         Some(list) => usage!(
-            "{} is not what the run began with: {list}; put it back, or train a new run with --config",
+            "{} has changed since the run began: {list}; change it back, or train a new run with --config",
             file.display()
         ),
     }

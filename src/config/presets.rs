@@ -47,7 +47,7 @@ pub fn below(model: ModelKind, given: &Settings) -> Result<Settings> {
         && let (Some(of), run) =
             small_file::read_text(&file).and_then(|text| file::parse(&text, &file)).with_context(|| {
                 format!(
-                    "--init-from {}: the networks of that run are not known (--preset or --arch names some)",
+                    "--init-from {}: the networks of that run could not be read; name them with --preset or --arch",
                     file.display()
                 )
             })?
@@ -81,7 +81,7 @@ fn preset(model: ModelKind, given: &Settings) -> Result<Settings> {
     match (found, &named) {
         (Some((.., settings)), _) if fits(settings) => Ok(settings.clone()),
         (Some((name, ..)), _) => {
-            usage!("--arch contradicts --preset {name}, whose networks are of the other kind: leave one of the two out")
+            usage!("--arch contradicts --preset {name}, which has the other architecture: leave one of the two out")
         }
         (None, name) => {
             let names: Vec<_> = own().map(|(name, ..)| *name).collect();
@@ -91,7 +91,7 @@ fn preset(model: ModelKind, given: &Settings) -> Result<Settings> {
             match all.iter().find(|(other, ..)| name.as_deref() == Some(*other)) {
                 Some((_, other, _)) => {
                     usage!(
-                        "{asked} is of `train {other}`, and a {model} has {}: choose one of the two",
+                        "{asked} is a preset of `train {other}`: wanted one of `train {model}`, which are {}",
                         names.join(", ")
                     )
                 }

@@ -1,6 +1,6 @@
 //! Trained networks as files for other programs: TorchScript, safetensors, ONNX.
 //!
-//! TorchScript modules are loaded again and compared with the network, safetensors files bit for bit, before anything gets its name.
+//! Before a file gets its final name, a TorchScript module is loaded and compared with the network, a safetensors file bit for bit.
 //! ONNX files are written from the same graph; the tests run such files in onnxruntime.
 
 pub mod onnx;
@@ -25,24 +25,24 @@ use crate::native;
 use crate::nets::NETWORKS;
 use crate::nets::graph::{Graph, Port};
 
-/// What the folder's description is called.
+/// File name of the folder's description.
 pub const ABOUT: &str = "export.json";
 /// Batch sizes at which each file is compared with the live network.
 const BATCHES: [i64; 3] = [1, 7, 64];
-/// Largest difference from the live network that is rounding: relative to the largest output, or absolute below 1. Usual are 1e-7
-/// to 1e-6; batch normalisation by small running variances has been seen to make 6e-5 of them.
+/// Largest difference from the live network that counts as rounding: relative to the largest output, or absolute below 1. Usual
+/// differences are 1e-7 to 1e-6; batch normalisation with small running variances increased one to 6e-5.
 const TOLERANCE: f64 = 1e-4;
-/// Where files are until all of them have been verified, where there is no room for that beside the folder.
+/// Folder of unverified files inside `dir`, used where none can be made next to it.
 const PART: &str = ".export.part";
 
-/// What a network can be written as.
+/// File formats of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Format {
     /// NAME.pt: a module with real parameters and buffers, for `torch.jit.load` in Python, C++ and here.
     Torchscript,
     /// NAME.safetensors: the module's state_dict, key by key.
     Safetensors,
-    /// NAME.onnx: opset 17 with a free batch size, for onnxruntime and its like.
+    /// NAME.onnx: opset 17 with a free batch size, for onnxruntime and other runtimes.
     Onnx,
 }
 
@@ -57,14 +57,14 @@ impl Format {
     }
 }
 
-/// Where the networks come from.
+/// The run that the networks are of.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// `vae` or `gan`.
     pub model: String,
-    /// The preset's name.
+    /// Name of the preset.
     pub preset: String,
-    /// The data's.
+    /// Name of the data set.
     pub data: String,
     /// Updates done.
     pub step: u64,
@@ -73,9 +73,9 @@ pub struct Origin {
 /// A file that was written.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// What it is.
+    /// Its format.
     pub format: Format,
     /// How it was verified.
     pub verified: Verified,
@@ -88,13 +88,13 @@ pub enum Verified {
     Run(Vec<f64>),
     /// Read again, and equal bit for bit.
     Bits,
-    /// Not by this program, which has no runtime for it: the project's tests run such files in onnxruntime.
+    /// Not verified: ganvae has no ONNX runtime. Its tests run such files in onnxruntime.
     Tests,
 }
 
 /// Writes every network in every format into the folder `dir`, with an `export.json`. The folder is always of one model, also when
-/// the process is killed: all files are written beside it and verified, then the two folders exchange their names. Files of an earlier
-/// export go; other files in the folder stay.
+/// the process is killed: all files are written into a second folder and verified, then the two folders exchange their names. Files of an
+/// earlier export are removed; other files in the folder stay.
 ///
 /// # Errors
 /// When another process exports there; when a file cannot be written, or differs by more than rounding: then the folder is as
@@ -142,20 +142,20 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
     put
 }
 
-/// A name beside the folder, on the same disk for most.
+/// A name next to the folder, usually on the same disk.
 fn beside(dir: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.extend([dir.file_name().unwrap_or("export".as_ref()), ".part".as_ref()]);
     dir.with_file_name(name)
 }
 
-/// Every file that an export may write.
+/// Names of all files that an export may write.
 fn own_files() -> Vec<String> {
     let files = NETWORKS.iter().flat_map(|name| Format::value_variants().iter().map(move |f| f.file(name)));
     files.chain([ABOUT.to_owned()]).collect()
 }
 
-/// Moves what no export wrote from `part`, the folder that was or what a killed export left, to `dir`; removes the rest.
+/// Moves files that no export wrote from `part` (the earlier folder, or one that a killed export left) to `dir`; removes the rest.
 fn give_back(part: &Path, dir: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(part) else { return Ok(()) };
     let own = own_files();
@@ -182,7 +182,7 @@ pub fn step_of(dir: &Path) -> Option<u64> {
     about["step"].as_u64()
 }
 
-/// Takes a folder for this process, while the file lives.
+/// Locks a folder for this process until the returned file is dropped.
 fn lock(dir: &Path) -> Result<fs::File> {
     let folder = fs::File::open(dir).with_context(|| format!("the folder {} could not be read", dir.display()))?;
     match folder.try_lock() {
@@ -291,7 +291,8 @@ fn write_one(graph: &Graph, origin: &Origin, format: Format, dir: &Path) -> Resu
             onnx::write(graph, &about, &path).with_context(failed).map(|()| Verified::Tests)
         }
     };
-    let verified = verified.with_context(|| format!("the export {} was thrown away", format.file(graph.name())))?;
+    let verified = verified
+        .with_context(|| format!("the export {} failed its check and was deleted", format.file(graph.name())))?;
     Ok(Written { path, format, verified })
 }
 
@@ -377,7 +378,7 @@ fn same_bits(graph: &Graph, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What stands first in every description.
+/// The first entries of every description.
 fn head(origin: &Origin) -> Map<String, Value> {
     let pairs = [
         ("ganvae", json!(env!("CARGO_PKG_VERSION"))),
@@ -390,7 +391,7 @@ fn head(origin: &Origin) -> Map<String, Value> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// What goes in and comes out, for people and programs.
+/// The inputs and outputs of a network.
 fn port_list(graph: &Graph) -> Map<String, Value> {
     let port = |p: &Port| {
         let shape: Vec<Value> = [json!("B")].into_iter().chain(p.dims.iter().map(|d| json!(d))).collect();
@@ -431,7 +432,7 @@ fn described_file(written: &Written) -> Value {
         Verified::Bits => json!({ "file": name, "verified": "read again: equal to the network's weights bit for bit" }),
         Verified::Tests => json!({
             "file": name,
-            "verified": "not when it was written: ganvae's tests run such files in onnxruntime, this program has no ONNX runtime",
+            "verified": "not checked when it was written, as ganvae has no ONNX runtime; its tests run such files in onnxruntime",
         }),
     }
 }

@@ -126,7 +126,7 @@ fn a_network_that_is_not_finite_is_not_exported_and_the_folder_stays() {
     let before = fs::read(dir.path().join(ABOUT)).unwrap();
     set(&vae, f64::NAN);
     let e = format!("{:#}", export(&vae.exported(), &origin(), &[Format::Torchscript], dir.path()).unwrap_err());
-    assert!(e.contains("decoder.pt was thrown away") && e.contains("not finite"), "{e}");
+    assert!(e.contains("decoder.pt failed its check and was deleted") && e.contains("not finite"), "{e}");
     assert_eq!(files(dir.path()), ["decoder.pt", "encoder.pt", ABOUT]);
     assert_eq!(fs::read(dir.path().join(ABOUT)).unwrap(), before);
 }

@@ -315,15 +315,15 @@ impl Model for Gan {
         let mut all = Vec::new();
         if *accuracy > 0.995 {
             all.push(
-                "the discriminator has won (it tells real from generated images more than 99.5 % of the time), and the generator \
+                "the discriminator is too strong: it classifies more than 99.5 % of the images correctly, so that the generator \
                  learns little from it; try a lower --lr, a smaller discriminator or a larger --batch-size",
             );
         }
         // False for NaN: what cannot be known is no reason to warn.
         if diversity(*real_variance, *fake_variance) < 0.2 {
             all.push(
-                "the generated images hardly differ from each other (their pixels vary less than a fifth as much as real ones): \
-                 the generator has collapsed to few images; try a lower --lr, a larger --batch-size or another --seed",
+                "the generator has collapsed: its images hardly differ (the standard deviation of their pixels is less than a \
+                 fifth of the real images'); try a lower --lr, a larger --batch-size or another --seed",
             );
         }
         all
@@ -383,7 +383,7 @@ mod tests {
             gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, 1.0, diversity * diversity]).join(" and ")
         };
         assert_eq!(worries(0.9, 0.7), "");
-        assert!(worries(0.999, 0.7).starts_with("the discriminator has won"));
+        assert!(worries(0.999, 0.7).starts_with("the discriminator is too strong"));
         assert!(worries(0.9, 0.05).contains("collapsed"));
         assert!(worries(1.0, 0.0).contains(" and "), "both");
         let unknown = [1.0, 1.0, 0.0, 0.0, 0.9, 0.0, 0.0];

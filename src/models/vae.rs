@@ -239,7 +239,7 @@ impl Model for Vae {
     fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
         match measured {
             [_, _, kl] if *kl < 0.05 => vec![
-                "the latents hold no information about the images (KL below 0.05 nats), and the decoder ignores them; try --kl-warmup, a lower --beta or a \
+                "posterior collapse: the latents hold no information about the images (KL below 0.05 nats); try --kl-warmup, a lower --beta or a \
                  higher --lr",
             ],
             _ => Vec::new(),

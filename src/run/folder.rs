@@ -96,7 +96,7 @@ impl RunInfo {
         if let Some(list) = differences(&before, ("in the checkpoint", "in the file"), &self.tuning_by_key()?) {
             let file = file.display();
             usage!(
-                "[run.tuning] in {file} is not what the run began with: {list}; put it back, or train a new run with --config"
+                "[run.tuning] in {file} has changed since the run began: {list}; change it back, or train a new run with --config"
             );
         }
         Ok(())

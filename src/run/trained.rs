@@ -1,4 +1,4 @@
-//! A trained model put to use, of a run or of exported modules: latents to images and back.
+//! A trained model of a run or of exported modules: images from latents, and latents from images.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ use crate::run::folder::RunDir;
 /// do not depend on the count (matrix products round differently at other sizes).
 pub const BATCH: i64 = 64;
 
-/// A trained model in evaluation mode; the [crate's example](crate#from-a-program-of-your-own) opens one.
+/// A trained model in evaluation mode; the [crate's example](crate#use-as-a-library) opens one.
 pub struct Trained {
     root: PathBuf,
     device: Device,
@@ -154,20 +154,20 @@ impl Trained {
             let file = file.display();
             if (z, x) != (latent, shape) {
                 bail!(
-                    "{file} does not fit {first}: latents of {z} and images of {x} in the one, {latent} and {shape} in the other: put \
-                     modules of one export side by side"
+                    "{file} does not fit {first}: it has latents of {z} and images of {x}, the other {latent} and {shape}: use modules \
+                     of one export"
                 );
             }
             let slot = if module.info.network == "encoder" { &mut encoder } else { &mut decoder };
             if let Some(other) = slot.replace(Box::new(module)) {
-                bail!("{} and {file} both make images of latents: name the one that is meant", other.path.display());
+                bail!("{} and {file} both generate images: name one of the two", other.path.display());
             }
         }
         if let (Some(a), Some(b)) = (&encoder, &decoder)
             && a.origin() != b.origin()
         {
             let (a, b, of_a, of_b) = (a.path.display(), b.path.display(), a.origin(), b.origin());
-            bail!("{a} is {of_a} and {b} {of_b}: put modules of one export side by side");
+            bail!("{a} is {of_a} and {b} {of_b}: use modules of one export");
         }
         Ok(Trained { root: root.to_owned(), device, latent, shape, loaded: LoadedModel::Modules { decoder, encoder } })
     }
@@ -227,7 +227,9 @@ impl Trained {
             LoadedModel::Modules { decoder: Some(decoder), .. } => decoder.call(z),
             LoadedModel::Modules { decoder: None, .. } => {
                 let root = self.root.display();
-                usage!("{root} is an encoder alone, which makes no images: name the folder that holds decoder.pt too")
+                usage!(
+                    "{root} is an encoder alone, which generates no images: name the folder that also holds decoder.pt"
+                )
             }
         })?;
         images.pop().context("a decoder gives images")
@@ -258,13 +260,13 @@ impl Trained {
         let root = self.root.display();
         match &self.loaded {
             LoadedModel::Run(_, config, _) if config.model == ModelKind::Gan => {
-                usage!("{root} is a GAN, which has no encoder: images become latents only by a VAE")
+                usage!("{root} is a GAN, which has no encoder: use a VAE")
             }
             LoadedModel::Modules { encoder: None, decoder: Some(module) } if module.info.network == "generator" => {
-                usage!("{root} is a GAN's generator, which has no encoder: images become latents only by a VAE")
+                usage!("{root} is a GAN's generator, which has no encoder: use a VAE")
             }
             LoadedModel::Modules { encoder: None, .. } => {
-                usage!("{root} has no encoder.pt beside its decoder, and images become latents only by one")
+                usage!("{root} has no encoder.pt next to its decoder: wanted both")
             }
             _ => Ok(()),
         }
@@ -367,7 +369,7 @@ impl Module {
         let file = path.display();
         let unreadable = || format!("{file} is no TorchScript module that can be read");
         let text = native::script_description(path).with_context(unreadable)?.with_context(|| {
-            format!("{file} does not say what it is, as modules that `ganvae export` writes do (torch.jit.freeze removes it): export the run again")
+            format!("{file} has no description, which modules of `ganvae export` have (torch.jit.freeze removes it): export the run again")
         })?;
         let info: ModuleInfo = serde_json::from_str(&text)
             .with_context(|| format!("{file} has a description that cannot be read: export the run again"))?;
@@ -388,7 +390,7 @@ impl Module {
             ("encoder", [mu, _]) => (&mu.dims, input),
             ("decoder" | "generator", [x]) => (input, &x.dims),
             ("discriminator", _) => {
-                usage!("{file} is a discriminator, which makes no images: name the generator.pt beside it")
+                usage!("{file} is a discriminator, which generates no images: name the generator.pt next to it")
             }
             (other, _) => bail!("{file} is a {other}, wanted a decoder, a generator or an encoder"),
         };
@@ -537,25 +539,25 @@ mod tests {
         assert!(said(alone.source(None, None, false)).contains("--data is missing"));
         drop(save(&file("decoder.pt"), "decoder", 5, 1)?);
         let e = said(open(dir.path()));
-        assert!(e.contains("does not fit") && e.contains("latents of 4 and") && e.contains("the one, 5 and"), "{e}");
+        assert!(e.contains("does not fit") && e.contains("latents of 4 and") && e.contains("the other 5 and"), "{e}");
         drop(save(&file("generator.pt"), "generator", 4, 1)?);
         let gan = open(&file("generator.pt"))?;
         assert!(said(gan.encode(&Tensor::zeros([1, 1, 2, 3], (Kind::Float, Device::Cpu)))).contains("no encoder"));
         assert!(said(gan.decode(&Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))).contains("[N,4]"));
         drop(save(&file("discriminator.pt"), "discriminator", 4, 1)?);
-        assert!(said(open(&file("discriminator.pt"))).contains("makes no images"));
+        assert!(said(open(&file("discriminator.pt"))).contains("generates no images"));
         let both = tempfile::tempdir()?;
         for name in ["decoder", "generator"] {
             drop(save(&both.path().join(format!("{name}.pt")), name, 4, 1)?);
         }
         let e = said(open(both.path()));
-        assert!(e.contains("decoder.pt") && e.contains("generator.pt both make images"), "{e}");
+        assert!(e.contains("decoder.pt") && e.contains("generator.pt both generate images"), "{e}");
         std::fs::write(file("bad.pt"), "no module")?;
         assert!(said(open(&file("bad.pt"))).contains("bad.pt is no TorchScript module"));
         let foreign = file("foreign.pt");
         tch::CModule::create_by_tracing("M", "forward", &[Tensor::from(1f32)], &mut |x| vec![&x[0] * 2])?
             .save(&foreign)?;
-        assert!(said(open(&foreign)).contains("does not say what it is"));
+        assert!(said(open(&foreign)).contains("has no description"));
         for nothing in [file("nowhere"), file("bad"), tempfile::tempdir()?.keep()] {
             let e = open(&nothing).err().unwrap();
             assert!(e.is::<crate::base::usage::Usage>() && e.to_string().contains("wanted a run's folder"), "{e}");

@@ -14,8 +14,7 @@ use crate::run::checkpoint;
 use crate::run::folder::RunDir;
 use crate::{export, native};
 
-/// Whether a run whose last step is `step` has what it ends with: the training animation, where there are pictures for one, and the
-/// export.
+/// Whether a run whose last step is `step` is complete: it has its export and, with two or more sample grids, its animation.
 pub(super) fn is_finished(run: &RunDir, step: u64) -> bool {
     let samples = fs::read_dir(run.samples()).into_iter().flatten().flatten();
     let pictures = samples.filter(|entry| entry.path().extension().is_some_and(|e| e == "png")).count();
@@ -38,7 +37,7 @@ impl Session<'_> {
         };
         write().with_context(|| {
             let root = rec.run.shell_quoted();
-            format!("training is done and its checkpoint is complete, but the export failed; fix it, then: ganvae export {root}")
+            format!("training is done and its checkpoint is complete, but the export failed; fix the cause, then run: ganvae export {root}")
         })
     }
 

@@ -65,7 +65,7 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
             Ok(target) => {
                 if pending.insert(target.clone(), t).is_some() {
                     bail!(
-                        "--init-from {}: two of its tensors are for {target}, one of them {key}: keep one",
+                        "--init-from {}: two of its tensors, one of them {key}, fit {target}: keep one",
                         path.display()
                     );
                 }
@@ -84,7 +84,7 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
     if pending.is_empty() {
         let wanted: Vec<_> = live.into_keys().take(3).collect();
         let (path, wanted) = (path.display(), wanted.join(", "));
-        bail!("--init-from {path}: nothing in it fits this model, whose keys are {wanted} and so on; {report}");
+        bail!("--init-from {path}: none of its tensors fits this model, whose keys are {wanted} and so on; {report}");
     }
     tch::no_grad(|| {
         for (key, stored) in &pending {
@@ -189,7 +189,10 @@ fn read_folder(dir: &Path) -> Result<Contents> {
         }
     }
     if all.tensors.is_empty() {
-        bail!("--init-from {}: the folder is no run and holds no exports (such as decoder.safetensors)", dir.display());
+        bail!(
+            "--init-from {}: the folder is not a run and has no exports (such as decoder.safetensors)",
+            dir.display()
+        );
     }
     Ok(all)
 }
@@ -289,7 +292,10 @@ mod tests {
         let one = || Tensor::ones([4], (Kind::Float, Device::Cpu));
         for (keys, part) in [
             (["mu.bias", "fc1.bias"], "fc1.bias could be encoder.fc1.bias or decoder.fc1.bias: name the file after"),
-            (["module.encoder.fc1.bias", "encoder.fc1.bias"], "two of its tensors are for encoder.fc1.bias"),
+            (
+                ["module.encoder.fc1.bias", "encoder.fc1.bias"],
+                "two of its tensors, one of them encoder.fc1.bias, fit encoder.fc1.bias",
+            ),
         ] {
             let (_dir, path) = file("weights.safetensors", keys.map(|key| (key.to_owned(), one())).into());
             let e = init_from(&mut model, &path).unwrap_err().to_string();
@@ -331,11 +337,11 @@ mod tests {
         fs::write(at("d.txt"), "no").unwrap();
         fs::create_dir(at("e")).unwrap();
         for (path, part) in [
-            (path, "nothing in it fits this model"),
+            (path, "none of its tensors fits this model"),
             (at("b.safetensors"), "not a valid safetensors file"),
             (at("c.pt"), "not a file of torch.save"),
             (at("d.txt"), "wanted a .safetensors"),
-            (at("e"), "no run and holds no exports"),
+            (at("e"), "is not a run and has no exports"),
             (at("f.safetensors"), "no such file"),
         ] {
             let e = format!("{:#}", init_from(&mut vae(), &path).unwrap_err());

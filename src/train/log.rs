@@ -143,13 +143,13 @@ impl Session<'_> {
     /// The warning for a set of few images, whatever else is set.
     pub(super) fn few_images_warning(&self) -> Option<String> {
         let (images, enough, happens) = match self.config.model {
-            ModelKind::Vae => (self.setup.train.len(), 500, "a VAE soon knows by heart, and draws new ones badly"),
+            ModelKind::Vae => (self.setup.train.len(), 500, "a VAE memorizes, so that its new images are poor"),
             ModelKind::Gan => {
-                (self.setup.train.len(), 1000, "a GAN's discriminator soon knows by heart, and the images stay poor")
+                (self.setup.train.len(), 1000, "a GAN's discriminator memorizes, so that the new images are poor")
             }
         };
         (self.step == 0 && images < enough).then(|| {
-            format!("warning: this run has {images} training images, which {happens}: {enough} or more are wanted, some thousand are good")
+            format!("warning: this run has {images} training images, which {happens}: use at least {enough}, better some thousand")
         })
     }
 
@@ -157,13 +157,13 @@ impl Session<'_> {
     pub(super) fn short_run_warning(&self) -> Option<String> {
         let (total, per_epoch) = (self.setup.total, self.setup.per_epoch);
         let (enough, shapes) = match self.config.model {
-            ModelKind::Vae => (300, "a VAE's pictures take shape after some hundred"),
-            ModelKind::Gan => (1000, "a GAN's pictures take shape after some thousand"),
+            ModelKind::Vae => (300, "a VAE needs some hundred before its images are legible"),
+            ModelKind::Gan => (1000, "a GAN needs some thousand before its images are legible"),
         };
         let unasked = self.step == 0 && self.config.settings.given(&STEPS).is_none();
         (unasked && total < enough).then(|| {
             format!(
-                "warning: this run has {total} updates ({per_epoch} an epoch), and {shapes}: more --epochs, --steps {}, or a smaller \
+                "warning: this run has {total} updates ({per_epoch} per epoch), and {shapes}: use more --epochs, --steps {} or a smaller \
                  --batch-size",
                 5 * enough
             )

@@ -121,7 +121,9 @@ impl<'a> Session<'a> {
             progress::say(&format!("{}: {report}", path.display()));
             if !report.missing.is_empty() {
                 let missing = checkpoint::shortened(&report.missing, ", ");
-                progress::say(&format!("warning: these tensors of the model start at random: {missing}"));
+                progress::say(&format!(
+                    "warning: these tensors of the model are not in it and start from random values: {missing}"
+                ));
             }
         }
         Ok(())
@@ -181,8 +183,8 @@ impl<'a> Session<'a> {
                 n => (format!(" after {n} rollbacks"), ""),
             };
             let kept = !checkpoint::list(&rec.run.checkpoints())?.is_empty();
-            let intact = if kept { "; the checkpoints before it are intact" } else { "" };
-            bail!("{diverged}, and stops{after}{intact}; try a lower --lr, --clip-norm 1{or}");
+            let intact = if kept { "; its earlier checkpoints are intact" } else { "" };
+            bail!("{diverged}, and the run stops{after}{intact}; try a lower --lr, --clip-norm 1{or}");
         }
         rec.progress.finish();
         // The export comes last: where it is there, all is.

@@ -81,8 +81,8 @@ impl Setup {
                 let batch = train.range(0, config.batch_size)?;
                 let convolutions = config.settings.get(&ARCH)? == Arch::Conv;
                 let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
-                let chosen =
-                    tuning::choose(&plan, total, convolutions, &batch, fresh).context("timing the forms of a step")?;
+                let chosen = tuning::choose(&plan, total, convolutions, &batch, fresh)
+                    .context("timing the variants of a step")?;
                 // The model that was timed has fragmented the memory.
                 native::release_free_memory(device)?;
                 chosen

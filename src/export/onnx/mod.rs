@@ -31,8 +31,7 @@ const MOST_BYTES: usize = i32::MAX as usize;
 /// Bytes of a file besides its weights, at most: nodes and names.
 const REST: usize = 1 << 20;
 
-/// Writes `graph` to `path` as an ONNX model (opset 17, float32), `about` as its metadata: to a file beside it first, then
-/// renamed, so that no half model is ever seen.
+/// Writes `graph` to `path` as an ONNX model (opset 17, float32), `about` as its metadata, atomically.
 ///
 /// The input and the outputs have the names and dimensions of their [`Port`]s after a first dimension `batch` of any size.
 ///

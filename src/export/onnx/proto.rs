@@ -1,7 +1,7 @@
 //! The part of ONNX's messages that networks here need.
 //!
-//! Field numbers are those of onnx.proto3 (github.com/onnx/onnx). What a reader meets beside them it passes over, as protocol
-//! buffers ask. Optional fields are those whose absence ONNX's own checker tells from a zero.
+//! Field numbers are those of onnx.proto3 (github.com/onnx/onnx). A reader skips other fields, as protocol
+//! buffers require. A field is optional where ONNX's checker distinguishes its absence from a zero.
 
 use prost::Message;
 use prost::bytes::Bytes;
@@ -23,10 +23,10 @@ pub(super) struct ModelProto {
     pub metadata_props: Vec<StringStringEntryProto>,
 }
 
-/// Which version of the operators' meanings holds; the empty domain is ONNX's own.
+/// Version of the operator set; the empty domain is ONNX's own.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct OperatorSetIdProto {
-    /// Written even when empty: a reader may insist on it.
+    /// Written even when empty: some readers require it.
     #[prost(string, optional, tag = "1")]
     pub domain: Option<String>,
     #[prost(int64, tag = "2")]
