@@ -176,16 +176,16 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Id> {
-        ensure!(self.marks.last().is_none_or(|mark| self.stack.len() > *mark), "it takes what is not there");
-        self.stack.pop().context("it takes what is not there")
+        ensure!(self.marks.last().is_none_or(|mark| self.stack.len() > *mark), "it uses an object that does not exist");
+        self.stack.pop().context("it uses an object that does not exist")
     }
 
     fn top(&self) -> Result<Id> {
-        self.stack.last().copied().context("it takes what is not there")
+        self.stack.last().copied().context("it uses an object that does not exist")
     }
 
     fn since_mark(&mut self) -> Result<Vec<Id>> {
-        let mark = self.marks.pop().context("it takes what is not there")?;
+        let mark = self.marks.pop().context("it uses an object that does not exist")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
@@ -205,7 +205,7 @@ impl<'a> Machine<'a> {
         match &self.objects[id] {
             Object::Text(text) => Ok(text.clone()),
             Object::Bytes(range) => Ok(String::from_utf8_lossy(&self.bytes[range.clone()]).into_owned()),
-            _ => bail!("it names something by what is no text"),
+            _ => bail!("it uses an object that is not text as a name"),
         }
     }
 
@@ -313,11 +313,11 @@ impl<'a> Machine<'a> {
                 0x94 => drop(memo.insert(memo.len(), self.top()?)),
                 b'h' | b'j' => {
                     let place = self.unsigned(if op == b'h' { 1 } else { 4 })?;
-                    self.stack.push(*memo.get(&place).context("it takes what is not there")?);
+                    self.stack.push(*memo.get(&place).context("it uses an object that does not exist")?);
                 }
                 b'g' => {
                     let place: usize = self.line()?.parse().context("a number is none")?;
-                    self.stack.push(*memo.get(&place).context("it takes what is not there")?);
+                    self.stack.push(*memo.get(&place).context("it uses an object that does not exist")?);
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
@@ -351,7 +351,7 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.objects[top] {
             Object::List(all) => all.extend(more),
-            _ => bail!("it appends to what is no list"),
+            _ => bail!("it appends to an object that is not a list"),
         }
         Ok(())
     }
@@ -362,7 +362,7 @@ impl<'a> Machine<'a> {
             Object::Dict(all) => all.extend(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
             // Attributes of an object of a class of somebody's own.
             Object::Call(..) => {}
-            _ => bail!("it sets entries of what is no dictionary"),
+            _ => bail!("it sets entries of an object that is not a dictionary"),
         }
         Ok(())
     }

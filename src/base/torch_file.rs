@@ -175,9 +175,9 @@ enum Found {
 /// `('storage', FloatStorage, '0', 'cpu', 12)`.
 fn storage(pickle: &Pickle, id: Id) -> Result<Storage> {
     let Object::Persistent(id) = *pickle.get(id) else { bail!("a tensor has no storage") };
-    let [_, class, key, ..] = pickle.parts(id) else { bail!("it refers to what is no storage") };
-    let Object::Global(class) = pickle.get(*class) else { bail!("it refers to what is no storage") };
-    let key = pickle.text(*key).context("it names a storage by what is no text")?;
+    let [_, class, key, ..] = pickle.parts(id) else { bail!("it refers to an object that is not a storage") };
+    let Object::Global(class) = pickle.get(*class) else { bail!("it refers to an object that is not a storage") };
+    let key = pickle.text(*key).context("it uses an object that is not text as the name of a storage")?;
     ensure!(key.len() <= LONGEST_KEY, "the name of a storage has {} bytes", key.len());
     Ok(Storage { class: class.rsplit('.').next().unwrap_or_default().to_owned(), key: key.into_owned() })
 }

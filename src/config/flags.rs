@@ -112,7 +112,8 @@ impl<const OF_A_RUN: bool> FromArgMatches for Flags<OF_A_RUN> {
         let all: Vec<_> = all_settings().into_iter().map(|(_, setting)| setting).collect();
         for info in all.iter().map(|s| s.info()).filter(|info| info.of_a_run && !OF_A_RUN) {
             if matches.contains_id(info.name) {
-                let text = format!("--{} is a setting of a run, and this command makes no run: leave it out", info.name);
+                let text =
+                    format!("--{} is a setting of a run, and this command makes no run: leave it out", info.name);
                 return Err(Error::raw(ErrorKind::ValueValidation, text));
             }
         }
