@@ -105,7 +105,7 @@ impl RealImages {
     /// What is written into names of files: nothing for the run's own images.
     pub fn label(&self) -> String {
         self.data.first().map_or_else(String::new, |data| {
-            format!("-{}", unescaped(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
+            format!("-{}", Path::new(data).file_name().unwrap_or_default().to_string_lossy().replace(':', "-"))
         })
     }
 }

@@ -9,6 +9,7 @@ use tch::Device;
 
 use super::checksum;
 use super::dataset::Dataset;
+use super::few_held_out;
 use crate::data::images::{Images, Source};
 use crate::pictures::grid;
 
@@ -32,7 +33,7 @@ pub fn describe(source: &Source) -> String {
             let _ = writeln!(out, "{:<9} {}", format!("{name} has"), class_counts(images, &source.classes));
         }
     }
-    if let Some(text) = unequal(source) {
+    for text in [few_held_out(source.test.count), unequal(source)].into_iter().flatten() {
         let _ = writeln!(out, "warning   {text}");
     }
     let _ = writeln!(out, "sha256    {}", checksum(source));
@@ -112,7 +113,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
-        assert!(!text.contains("warning"), "{text}");
+        assert!(text.contains("warning   only 2 images are held out") && !text.contains("unequal"), "{text}");
         let labels = [vec![0; 21], vec![1; 2]].concat();
         let train = Images::new([23, 1, 1, 2], vec![0; 46], labels).unwrap();
         let text = describe(&Source { train, ..source });

@@ -37,7 +37,8 @@ use arrays::Arrays;
 use images::{Images, Source};
 use picture::Fit;
 use picture_set::{PictureSet, ReadOptions};
-use subset::{CLASS, FEW_HELD_OUT, HOLDOUT, Subset};
+pub use subset::few_held_out;
+use subset::{CLASS, HOLDOUT, Subset};
 pub use subset::{TEST_LIMIT, TRAIN_LIMIT};
 
 /// Default numbers of training and held-out images of `digits`: those of MNIST.
@@ -135,14 +136,7 @@ pub const FOR_OTHER_DATA: &[&str] = &["data-dir", "cache", "fit", "resize", "bac
 /// [`crate::base::usage::Usage`] for a SPEC that is neither a known name nor a path, or for a size of a set that cannot be
 /// resized; the errors of the readers.
 pub fn open(s: &Settings) -> Result<Source> {
-    let source = open_subset(s, Subset::of(s))?;
-    if source.test.count < FEW_HELD_OUT && s.given(&TEST_LIMIT).is_none() {
-        say(&format!(
-            "data: only {} images are held out, so scores on them are rough (see --holdout)",
-            source.test.count
-        ));
-    }
-    Ok(source)
+    open_subset(s, Subset::of(s))
 }
 
 /// All images of `--data` as one set, `train` of the result: nothing is held out.

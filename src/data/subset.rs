@@ -9,7 +9,13 @@ use crate::base::setting::{Setting, Settings};
 use crate::base::usage::{nearest, usage};
 
 /// Below so many held-out images, scores are rough.
-pub const FEW_HELD_OUT: usize = 50;
+const FEW_HELD_OUT: usize = 50;
+
+/// A sentence on scores that rest on few held-out images.
+pub fn few_held_out(images: usize) -> Option<String> {
+    let text = || format!("only {images} images are held out, so scores on them are rough (see --holdout)");
+    (images < FEW_HELD_OUT).then(text)
+}
 
 /// How many images are held out of a set that does not say.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -9,6 +9,7 @@ use super::{Session, setup::Setup};
 use crate::base::progress::Progress;
 use crate::config::device;
 use crate::config::training::{KeepOptimizer, STEPS};
+use crate::data::{TEST_LIMIT, few_held_out};
 use crate::models::{ModelKind, Part};
 use crate::pictures::curves::{self, Metrics};
 use crate::run::checkpoint;
@@ -151,6 +152,12 @@ impl Session<'_> {
         (self.step == 0 && images < enough).then(|| {
             format!("warning: this run has {images} training images, which {happens}: use at least {enough}, better some thousand")
         })
+    }
+
+    /// The warning for few held-out images, unless --test-limit asks for them.
+    pub(super) fn few_held_out_warning(&self) -> Option<String> {
+        let asked = self.step > 0 || self.config.settings.given(&TEST_LIMIT).is_some();
+        few_held_out(self.setup.test.len()).filter(|_| !asked).map(|text| format!("warning: {text}"))
     }
 
     /// The warning for a run with too few updates to learn anything, unless --steps asks for them.

@@ -156,7 +156,8 @@ impl<'a> Session<'a> {
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
-        let notes = [self.size_note()?, self.few_images_warning(), self.short_run_warning()];
+        let notes =
+            [self.size_note()?, self.few_images_warning(), self.few_held_out_warning(), self.short_run_warning()];
         for note in notes.into_iter().flatten() {
             rec.progress.say(&note);
         }
