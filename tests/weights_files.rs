@@ -107,7 +107,7 @@ fn files_of_pytorch_are_read_as_data() {
     // Its tensors are in a tuple that only its own code could give names to.
     assert_eq!(read(d, "evil.pt").len(), 0);
     for (name, part) in
-        [("evil.pt", "nothing in it fits"), ("old.pth", "before 1.6"), ("odd.pth", "nothing in it fits")]
+        [("evil.pt", "none of its tensors fits"), ("old.pth", "before 1.6"), ("odd.pth", "none of its tensors fits")]
     {
         refused(
             d,
