@@ -3,10 +3,11 @@
 
     scripts/bench_decode.py [--rounds 5] [--size 64] [--data DIR] [--ganvae PATH] [--check]
 
-*ganvae*: `ganvae data FOLDER --image-size SIZE`, from launch to exit, with an empty cache. *loader*: what torchvision's
+*ganvae*: `ganvae data FOLDER --image-size SIZE` with an empty cache, from launch to exit, less what `ganvae --version` takes beside
+it (loading libtorch, about 0.2 s; Python's `import torch` takes longer). *loader*: what torchvision's
 ImageFolder with Resize, CenterCrop and ToTensor does (open, convert, scale the shorter side with an antialiased bilinear filter,
 cut, to float), in a DataLoader of two workers. *pool*: a pool of two processes; draft mode (JPEG files are decoded at a part of
-their size), Lanczos, bytes. Python's times begin after its imports.
+their size), Lanczos, bytes. Python's times begin after its imports as well.
 
 The pictures: photographs of 4000x3000 and of 500x375 made here (smooth noise of all scales, discs with sharp edges, and the noise
 of a sensor), and the small PNG files of DIR/emoji64 (default ../shared/data), or made ones where these are absent. Printed:
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,8 @@ def main():
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     failed = False
+    # Pillow's remarks on palettes.
+    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         make(work, args.data)
@@ -130,13 +134,17 @@ def main():
                 command = [args.ganvae, "data", work / name, "--image-size", str(args.size)]
                 subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-            programs = {"ganvae": ganvae, "loader": lambda: loader(paths, args.size), "pool": lambda: pool(paths, args.size)}
+            def start():
+                subprocess.run([args.ganvae, "--version"], check=True, stdout=subprocess.DEVNULL)
+
+            programs = {"start": start, "ganvae": ganvae, "loader": lambda: loader(paths, args.size), "pool": lambda: pool(paths, args.size)}
             times = {program: [] for program in programs}
             for _ in range(args.rounds):
                 for program, run in programs.items():
-                    start = time.perf_counter()
+                    begin = time.perf_counter()
                     run()
-                    times[program].append((time.perf_counter() - start) * 1e3 / len(paths))
+                    times[program].append((time.perf_counter() - begin) * 1e3 / len(paths))
+            times["ganvae"] = [all - start for all, start in zip(times["ganvae"], times.pop("start"))]
             medians = ", ".join(f"{program} {statistics.median(all):.2f}" for program, all in times.items())
             ratios = [min(a, b) / own for own, a, b in zip(times["ganvae"], times["loader"], times["pool"])]
             ratio = statistics.median(ratios)
