@@ -73,7 +73,7 @@ save("sixteen.npy", x.astype("u2") * 257); save("negative.npy", x.astype("i2") -
 save("complex.npy", x.astype("c8")); save("text.npy", np.array(["a", "b"])); save("long.npy", x.astype("f16" if hasattr(np, "float128") else "c16"))
 np.save("object.npy", np.array([x, None], dtype=object), allow_pickle=True)
 save("structured.npy", np.zeros(3, dtype=[("a", "f4"), ("b", "u1")]))
-save("one.npy", np.zeros((64, 64, 3), "u1")); save("five.npy", np.zeros((1, 2, 3, 4, 5), "u1")); save("rgba.npy", np.zeros((2, 8, 8, 4), "u1"))
+save("one.npy", np.zeros((64, 64, 3), "u1")); save("five.npy", np.zeros((1, 2, 3, 4, 5), "u1")); save("two.npy", np.zeros((2, 8, 8, 2), "u1")); save("rgba.npy", np.arange(512, dtype="u2").astype("u1").reshape(2, 8, 8, 4))
 save("either.npy", np.zeros((2, 3, 8, 3), "u1")); save("empty.npy", np.zeros((0, 8, 8), "u1")); save("wide.npy", np.zeros((2, 12), "u1"))
 np.savez("nothing.npz", a=x, b=y); np.savez("twice.npz", images=x, data=x); np.savez("count.npz", images=x, labels=y[:2])
 np.savez("classes.npz", images=x, labels=np.array([0, 1, 70000])); np.savez("signed.npz", images=x, labels=np.array([0, -1, 1]))
@@ -159,6 +159,9 @@ fn numpy_arrays_of_every_type_and_order_are_the_same_images() {
     assert!(half.train.labels.is_empty() && half.test.is_some());
     has(&half.notes.join("\n"), "x_test.npy has no labels");
 
+    let rgba = load(&at("rgba.npy")).train;
+    assert_eq!((rgba.channels, &rgba.pixels[192..196]), (4, &[3, 7, 11, 15][..]), "the alpha plane of the first image");
+
     let cut = fs::read(at("int-u1.npy")).unwrap();
     fs::write(at("cut.npy"), &cut[..cut.len() - 5]).unwrap();
     fs::write(at("more.npy"), [&cut[..], b"x"].concat()).unwrap();
@@ -182,7 +185,7 @@ fn numpy_arrays_of_every_type_and_order_are_the_same_images() {
         ("structured.npy", "numbers of type \"[('a', '<f4')"),
         ("one.npy", "shape 64x64x3, which looks like one colour picture"),
         ("five.npy", "shape 1x2x3x4x5: wanted"),
-        ("rgba.npy", "2 or 4 channels .. x[..., :3]"),
+        ("two.npy", "shape 2x8x8x2: wanted N x H x W"),
         ("either.npy", "may be N x C x H x W as well as"),
         ("empty.npy", "shape 0x8x8, which holds no pixels"),
         ("wide.npy", "rows of 12 numbers are no square grey images"),

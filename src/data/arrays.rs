@@ -168,13 +168,13 @@ pub(super) struct Layout {
 
 impl Layout {
     /// The layout of an array with these sides, in the order of C or of Fortran: N x H x W, N x H x W x C, N x C x H x W, or rows of
-    /// H·W pixels of square grey images. C is 1 or 3, and must be on one of the two places only.
+    /// H·W pixels of square grey images. C is 1 or 3 on one of the two places only, or else 4.
     ///
     /// # Errors
     /// What the shape is and what is wanted, as a phrase.
     pub(super) fn of(sides_of: &[usize], fortran: bool) -> Result<Self> {
         let text = format!("shape {}", sides(sides_of));
-        let wanted = "wanted N x H x W, or N x H x W x C or N x C x H x W with 1 or 3 channels";
+        let wanted = "wanted N x H x W, or N x H x W x C or N x C x H x W with 1, 3 or 4 channels";
         ensure!(!sides_of.contains(&0), "{text}, which holds no pixels: {wanted}");
         let product = |sides: &[usize]| sides.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
         ensure!(product(sides_of).is_some(), "{text}, more than any memory holds: {wanted}");
@@ -182,7 +182,12 @@ impl Layout {
         for (i, stride) in strides.iter_mut().enumerate() {
             *stride = product(if fortran { &sides_of[..i] } else { &sides_of[i + 1..] }).unwrap_or_default();
         }
-        let colours = |side: usize| side == 1 || side == 3;
+        // Four channels where neither place is 1 or 3: images of three pixels' width are rare.
+        let usual = |side: usize| side == 1 || side == 3;
+        let colours = |side: usize| match sides_of {
+            &[_, a, _, b] if !usual(a) && !usual(b) => side == 4,
+            _ => usual(side),
+        };
         match (sides_of, &strides[..]) {
             (&[n, pixels], [sn, s]) => {
                 let side = pixels.isqrt();
@@ -203,10 +208,7 @@ impl Layout {
                 Ok(Layout { shape: [n, c, h, w], strides: [*sn, *sc, *sh, *sw] })
             }
             (&[_, a, _, b], _) if colours(a) && colours(b) => bail!(
-                "{text}, which may be N x C x H x W as well as N x H x W x C: reshape it, so that only the channels are 1 or 3"
-            ),
-            (&[_, a, _, b], _) if [a, b].iter().any(|c| matches!(c, 2 | 4)) => bail!(
-                "{text}, which has 2 or 4 channels: {wanted}, so leave the transparency out, as x[..., :3] does in NumPy"
+                "{text}, which may be N x C x H x W as well as N x H x W x C: reshape it, so that only the channels are 1, 3 or 4"
             ),
             _ => bail!("{text}: {wanted}"),
         }
@@ -285,6 +287,7 @@ mod tests {
             (&[2, 3, 1, 2], false, [2, 3, 1, 2], vec![6, 7, 8, 9, 10, 11]),
             (&[2, 2, 1, 3], false, [2, 3, 2, 1], vec![6, 9, 7, 10, 8, 11]),
             (&[2, 2, 1, 3], true, [2, 3, 2, 1], vec![1, 3, 5, 7, 9, 11]),
+            (&[2, 2, 1, 4], false, [2, 4, 2, 1], vec![8, 12, 9, 13, 10, 14, 11, 15]),
             (&[2, 2, 5, 1], false, [2, 1, 2, 5], vec![10, 11, 12, 13, 14, 15, 16, 17, 18, 19]),
         ] {
             let count: usize = sides.iter().product();
@@ -306,7 +309,7 @@ mod tests {
             (&[32, 32, 3], "looks like one colour picture"),
             (&[5, 3, 32, 3], "may be N x C x H x W as well as"),
             (&[5, 1, 28, 1], "may be N x C x H x W as well as"),
-            (&[5, 28, 28, 4], "2 or 4 channels .. x[..., :3]"),
+            (&[5, 28, 28, 2], "shape 5x28x28x2: wanted"),
             (&[5, 28, 28, 7], "shape 5x28x28x7: wanted"),
             (&[5, 0, 28], "holds no pixels"),
             (&[usize::MAX, 3, 2], "more than any memory"),

@@ -1,82 +1,65 @@
 //! Images of an array in another size or with other channels, by the rules of pictures.
 
-use anyhow::{Result, anyhow};
-use image::imageops::FilterType;
-use image::{DynamicImage, GrayImage, RgbImage, RgbaImage};
+use anyhow::{Context, Result};
 use rayon::prelude::*;
 
 use super::idx::reserve;
 use super::images::Images;
-use super::picture::Fit;
+use super::picture::{self, Background, Fit};
 
-/// The images in the size and with the channels that `fit` asks for; as they are where it asks for none.
-///
-/// *Size.* Scaled to cover H x W (triangle filter) and center-cropped. *Channels.* Colour becomes grey by Rec. 709 weights, and grey
-/// becomes three equal channels.
+/// Images whose borders are looked at for the background.
+const BORDERS: usize = 500;
+
+/// `fit` with what it leaves open chosen for these images; and a note where the user should know of it. Images with alpha lose it
+/// where the channels are not asked for, as pictures do.
+pub fn choose(images: &Images, fit: &Fit) -> (Fit, Option<String>) {
+    let mut fit = *fit;
+    if images.channels != 4 || fit.channels == Some(4) {
+        return (fit, None);
+    }
+    fit.channels = fit.channels.or(Some(3));
+    if fit.background != Background::Auto {
+        return (fit, None);
+    }
+    let (size, area) = ((images.height, images.width), images.height * images.width);
+    let alphas =
+        images.pixels.chunks_exact(4 * area).step_by(images.count.div_ceil(BORDERS).max(1)).map(|x| &x[3 * area..]);
+    let borders = alphas.map(|alpha| picture::border_of(size, |i| alpha[i]));
+    let note = fit.choose_background(borders.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)));
+    (fit, note)
+}
+
+/// The images in the size and with the channels that `fit` asks for, as [`picture::convert`] makes them; as they are where it asks for
+/// none.
 ///
 /// # Errors
 /// When they do not fit into memory.
 pub fn fit_pixels(images: Images, fit: &Fit) -> Result<Images> {
     let (h, w) = fit.size.unwrap_or((images.height, images.width));
     let c = fit.channels.unwrap_or(images.channels);
-    if (c, h, w) == (images.channels, images.height, images.width) {
+    let (from_shape, shape) = ((images.channels, images.height, images.width), (c, h, w));
+    if shape == from_shape {
         return Ok(images);
     }
     let len = c * h * w;
-    let total = images.count.checked_mul(len).ok_or_else(|| anyhow!("too many pixels: pass a smaller --image-size"))?;
+    let total = images.count.checked_mul(len).context("too many pixels: pass a smaller --image-size")?;
     let mut pixels = Vec::new(); // [N,C,H,W]
     reserve(&mut pixels, total)?;
     pixels.resize(total, 0);
     let from = images.pixels.par_chunks_exact(images.image_len());
-    let shape = (images.channels, images.height, images.width);
-    pixels.par_chunks_exact_mut(len).zip(from).try_for_each(|(to, from)| resize_one(from, shape, (c, h, w), to))?;
+    let convert = |(to, from): (&mut [u8], &[u8])| picture::convert(from, from_shape, fit, shape, to);
+    pixels.par_chunks_exact_mut(len).zip(from).try_for_each(convert)?;
     Images::new([images.count, c, h, w], pixels, images.labels)
-}
-
-/// One image [C,H,W] in another shape.
-fn resize_one(
-    from: &[u8],
-    (c, h, w): (usize, usize, usize),
-    (c_to, h_to, w_to): (usize, usize, usize),
-    to: &mut [u8],
-) -> Result<()> {
-    let pixel = |i: usize| (0..c).map(move |channel| from[channel * h * w + i]);
-    let bytes: Vec<u8> = (0..h * w).flat_map(pixel).collect(); // [H,W,C]
-    let (width, height) = (u32::try_from(w)?, u32::try_from(h)?);
-    let picture = match c {
-        1 => GrayImage::from_raw(width, height, bytes).map(DynamicImage::ImageLuma8),
-        4 => RgbaImage::from_raw(width, height, bytes).map(DynamicImage::ImageRgba8),
-        _ => RgbImage::from_raw(width, height, bytes).map(DynamicImage::ImageRgb8),
-    };
-    let mut picture = picture.ok_or_else(|| anyhow!("an image of {c}x{h}x{w} cannot be resized"))?;
-    if c_to == 1 {
-        picture = DynamicImage::ImageLuma8(picture.into_luma8());
-    }
-    if (h, w) != (h_to, w_to) {
-        let (cut_h, cut_w) =
-            if w * h_to > h * w_to { (h, (h * w_to).div_ceil(h_to)) } else { ((w * h_to).div_ceil(w_to), w) };
-        let [x, y, cut_w, cut_h, w_to, h_to] =
-            [(w - cut_w) / 2, (h - cut_h) / 2, cut_w, cut_h, w_to, h_to].map(|n| n as u32);
-        picture = picture.crop_imm(x, y, cut_w, cut_h).resize_exact(w_to, h_to, FilterType::Lanczos3);
-    }
-    picture = match c_to {
-        3 => DynamicImage::ImageRgb8(picture.into_rgb8()),
-        4 => DynamicImage::ImageRgba8(picture.into_rgba8()),
-        _ => picture,
-    };
-    for (channel, plane) in to.chunks_exact_mut(h_to * w_to).enumerate() {
-        plane.iter_mut().zip(picture.as_bytes().chunks_exact(c_to)).for_each(|(to, pixel)| *to = pixel[channel]);
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::picture::{Filter, Shape};
     use super::*;
 
     #[test]
     fn images_are_cropped_scaled_and_converted() {
-        let fit = |size, channels| Fit { size, channels, ..Fit::default() };
+        let fit = |size, channels| Fit { size, channels, filter: Filter::Box, ..Fit::default() };
         // A white quarter in the middle columns of 2x4: cropped to 2x2, it is one value.
         let wide = Images::new([1, 1, 2, 4], vec![9, 50, 50, 9, 9, 50, 50, 9], vec![3]).unwrap();
         let small = fit_pixels(wide.clone(), &fit(Some((1, 1)), Some(3))).unwrap();
@@ -85,5 +68,39 @@ mod tests {
         // Rec. 709: 0.2126 red, 0.7152 green, 0.0722 blue.
         let colour = Images::new([2, 3, 1, 1], vec![255, 0, 0, 0, 255, 0], vec![]).unwrap();
         assert_eq!(fit_pixels(colour, &fit(None, Some(1))).unwrap().pixels, [54, 182]);
+    }
+
+    #[test]
+    fn arrays_are_padded_stretched_and_filtered_as_pictures_are() {
+        let wide = || Images::new([1, 1, 2, 4], vec![0, 100, 200, 40, 0, 100, 200, 40], vec![]).unwrap();
+        let fit = Fit { size: Some((2, 2)), ..Fit::default() };
+        let made = |shape, filter, background| {
+            fit_pixels(wide(), &Fit { shape, filter, background, ..fit }).unwrap().pixels.to_vec()
+        };
+        let grey = Background::Colour([7; 3]);
+        assert_eq!(made(Shape::Stretch, Filter::Box, grey), [50, 120, 50, 120]);
+        // One row of pixels in the middle would be between two: the picture lies on the first.
+        assert_eq!(made(Shape::Pad, Filter::Box, grey), [50, 120, 7, 7]);
+        assert_eq!(made(Shape::Crop, Filter::Nearest, grey), [100, 200, 100, 200]);
+    }
+
+    #[test]
+    fn arrays_with_alpha_are_laid_over_the_background_unless_it_is_kept() {
+        // One pixel each: red and half transparent, green and transparent, blue and opaque.
+        let images = || Images::new([3, 4, 1, 1], vec![200, 0, 0, 128, 0, 200, 0, 0, 0, 0, 200, 255], vec![]).unwrap();
+        let fitted = |fit: &Fit| {
+            let (fit, note) = choose(&images(), fit);
+            (fit_pixels(images(), &fit).unwrap().pixels.to_vec(), note)
+        };
+        // One of three borders is transparent, so the background is black.
+        let (pixels, note) = fitted(&Fit::default());
+        assert_eq!(pixels, [100, 0, 0, 0, 0, 0, 0, 0, 200]);
+        assert!(note.unwrap().contains("become black (33 %"));
+        let white = Fit { background: Background::Colour([255; 3]), ..Fit::default() };
+        assert_eq!(fitted(&white), (vec![227, 127, 127, 255, 255, 255, 0, 0, 200], None));
+        let kept = fitted(&Fit { channels: Some(4), ..Fit::default() });
+        assert_eq!(kept, (images().pixels.to_vec(), None));
+        let padded = Fit { channels: Some(4), size: Some((1, 3)), shape: Shape::Pad, ..Fit::default() };
+        assert_eq!(fitted(&padded).0[..12], [0, 200, 0, 0, 0, 0, 0, 0, 0, 0, 128, 0]);
     }
 }

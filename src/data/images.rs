@@ -67,7 +67,7 @@ impl<T: AsRef<[u8]>> PartialEq<T> for Pixels {
 pub struct Images {
     /// N.
     pub count: usize,
-    /// C: 1 (grey) or 3 (red, green, blue).
+    /// C: 1 (grey), 3 (red, green, blue) or 4 (with alpha).
     pub channels: usize,
     /// H in pixels.
     pub height: usize,

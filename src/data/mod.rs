@@ -49,7 +49,7 @@ const MOST_DIGITS: usize = 10_000_000;
 /// The data set; a path as [`Setting::path`] writes it.
 pub static DATA: Setting<String> = Setting::new(
     "data",
-    "digits, mnist, fashion-mnist, kmnist, or a folder: IDX files, images, CIFAR-10 binaries",
+    "digits, mnist, fashion-mnist, kmnist, or a path: pictures (a folder, .zip, .tar, shards), arrays (IDX, CIFAR, .npy, .npz, .csv)",
     "text",
     |text| Some(text.to_owned()),
     |v| toml::Value::String(escaped(unescaped(v))),
@@ -67,7 +67,7 @@ pub static DATA_DIR: Setting<PathBuf> =
 /// (H, W) in pixels that pictures are resized to.
 pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
     "image-size",
-    "Resize pictures of a folder: HEIGHTxWIDTH, or one number for both",
+    "Resize images: HEIGHTxWIDTH, or one number for both",
     "HEIGHTxWIDTH in pixels, each",
     |text| {
         let (h, w) = text.split_once(['x', 'X']).unwrap_or((text, text));
@@ -80,7 +80,7 @@ pub static IMAGE_SIZE: Setting<(usize, usize)> = Setting::new(
 
 /// C that pictures are converted to.
 pub static CHANNELS: Setting<u64> =
-    Setting::whole("channels", "Force pictures of a folder to grey (1), colour (3) or colour with alpha (4)")
+    Setting::whole("channels", "Convert images to grey (1), colour (3) or colour with transparency (4)")
         .range("1 (grey), 3 (colour) or 4 (colour with alpha)", |n| [1, 3, 4].contains(n))
         .value_name("1|3|4");
 
@@ -221,7 +221,9 @@ fn of_arrays(name: &str, Arrays { train, test, classes, notes }: Arrays, fit: &F
     let has_test = test.is_some();
     let test = test.unwrap_or(train.select(&[]));
     let source = Source { name: name.to_owned(), train, test, classes, sha256: None }.subset(subset, has_test)?;
-    Ok(Source { train: fit::fit_pixels(source.train, fit)?, test: fit::fit_pixels(source.test, fit)?, ..source })
+    let (fit, note) = fit::choose(&source.train, fit);
+    note.iter().for_each(|note| say(&format!("data: {note}")));
+    Ok(Source { train: fit::fit_pixels(source.train, &fit)?, test: fit::fit_pixels(source.test, &fit)?, ..source })
 }
 
 /// Whether `--data SPEC` is a path, whose images can be resized.

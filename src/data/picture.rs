@@ -169,6 +169,20 @@ impl Fit {
         })
     }
 
+    /// Chooses what transparent pixels lie on by how many of the set's border pixels are transparent, and of how many: see
+    /// [`border`]. Gives a note where there are any.
+    pub fn choose_background(&mut self, (transparent, all): (u64, u64)) -> Option<String> {
+        let (name, colour) = if 2 * transparent > all { ("white", [255; 3]) } else { ("black", [0; 3]) };
+        self.background = Background::Colour(colour);
+        let share = 100 * transparent / all.max(1);
+        (all > 0).then(|| {
+            format!(
+                "transparent pixels become {name} ({share} % of the borders are transparent; --background chooses, --channels 4 keeps \
+                 them)"
+            )
+        })
+    }
+
     fn colour(&self) -> [u8; 3] {
         match self.background {
             Background::Auto => [0; 3],
@@ -469,17 +483,58 @@ pub fn decode(bytes: &[u8], fit: &Fit, (c, h, w): (usize, usize, usize), out: &m
     };
     let ratio = |size, orientation| if fit.filter == Filter::Nearest { 1.0 } else { window(size, orientation).ratio };
     let picture = Picture::read(bytes, fit.megapixels, ratio)?;
-    let mut pixels = colour::to_srgb(picture.pixels, picture.profile.as_deref());
+    let pixels = colour::to_srgb(picture.pixels, picture.profile.as_deref());
+    let orientation = picture.orientation;
+    let window = window(picture.size, orientation);
+    place(pixels, picture.span, orientation, &window, fit, (c, h, w), out)
+}
+
+/// One image [C,H,W] of an array in another shape and with other channels, by the rules of [`decode`]; its channels are 1, 3 or 4.
+///
+/// # Errors
+/// When an image has another number of channels.
+pub fn convert(
+    image: &[u8],
+    (c, h, w): (usize, usize, usize),
+    fit: &Fit,
+    (c_to, h_to, w_to): (usize, usize, usize),
+    out: &mut [u8],
+) -> Result<()> {
+    let colours = match c {
+        1 => Colours::Grey,
+        3 => Colours::Rgb,
+        4 => Colours::Rgba,
+        _ => bail!("images of {c} channels, wanted 1 (grey), 3 (colour) or 4 (colour with alpha)"),
+    };
+    let area = h * w;
+    let data = (0..area).flat_map(|i| image.iter().skip(i).step_by(area).copied()).collect(); // [H,W,C]
+    let pixels = Pixels { width: w, height: h, colours, data };
+    let window = match fit.size {
+        None => Window::whole((w, h)),
+        Some(_) => Window::new((w, h), (w_to, h_to), fit.shape),
+    };
+    place(pixels, (w as f64, h as f64), None, &window, fit, (c_to, h_to, w_to), out)
+}
+
+/// Brings pixels to the channels and the shape of `out`, [C,H,W]: `window` is what of them goes where, in the directions of the result,
+/// and `span` as [`resize::resize`] says.
+fn place(
+    mut pixels: Pixels,
+    span: (f64, f64),
+    orientation: Option<Orientation>,
+    window: &Window,
+    fit: &Fit,
+    (c, h, w): (usize, usize, usize),
+    out: &mut [u8],
+) -> Result<()> {
     if pixels.colours.have_alpha() && c != 4 {
         pixels = colour::over(pixels, fit.colour());
     }
     if c == 1 {
         pixels = colour::to_grey(pixels);
     }
-    let orientation = picture.orientation;
-    let window = window(picture.size, orientation);
-    let stored = if orientation.is_some_and(turns) { window.turned() } else { window };
-    pixels = resize::resize(pixels, picture.span, &stored, fit.filter);
+    let stored = if orientation.is_some_and(turns) { window.turned() } else { *window };
+    pixels = resize::resize(pixels, span, &stored, fit.filter);
     if let Some(orientation) = orientation {
         pixels = turned(pixels, orientation)?;
     }
@@ -545,19 +600,18 @@ pub fn border(bytes: &[u8], fit: &Fit) -> Result<Option<(u64, u64)>> {
     if format == Format::Jpeg || !open(format, Cursor::new(bytes))?.0.color_type().has_alpha() {
         return Ok(None);
     }
-    let pixels = Picture::read(bytes, fit.megapixels, |_, _| 1.0)?.pixels;
-    let channels = pixels.colours.channels();
-    let rows = pixels.data.chunks_exact(channels * pixels.width).enumerate();
-    let (mut transparent, mut total) = (0, 0);
-    for (y, row) in rows {
-        for (x, pixel) in row.chunks_exact(channels).enumerate() {
-            if y == 0 || x == 0 || y == pixels.height - 1 || x == pixels.width - 1 {
-                total += 1;
-                transparent += u64::from(pixel[channels - 1] < OPAQUE);
-            }
-        }
-    }
-    Ok(Some((transparent, total)))
+    let Pixels { width, height, colours, data } = Picture::read(bytes, fit.megapixels, |_, _| 1.0)?.pixels;
+    let channels = colours.channels();
+    Ok(Some(border_of((height, width), |i| data[i * channels + channels - 1])))
+}
+
+/// [`border`] for an image of (H,W) pixels whose alpha at a place is known.
+pub fn border_of((h, w): (usize, usize), alpha: impl Fn(usize) -> u8) -> (u64, u64) {
+    let at_border = |i: &usize| {
+        let (y, x) = (i / w, i % w);
+        y == 0 || x == 0 || y == h - 1 || x == w - 1
+    };
+    (0..h * w).filter(at_border).fold((0, 0), |(some, all), i| (some + u64::from(alpha(i) < OPAQUE), all + 1))
 }
 
 #[cfg(test)]

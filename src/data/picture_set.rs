@@ -282,13 +282,7 @@ fn choose_background(files: &[&DataFile], fit: &mut Fit) -> Option<String> {
     let some = spread(files.len(), BORDERS);
     // What cannot be read is found when it is decoded.
     let borders = some.par_iter().filter_map(|i| picture::border(&files[*i].read().ok()?, fit).ok()?);
-    let (transparent, all) = borders.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    let (name, colour) = if 2 * transparent > all { ("white", [255; 3]) } else { ("black", [0; 3]) };
-    fit.background = Background::Colour(colour);
-    let share = 100 * transparent / all.max(1);
-    (all > 0).then(|| {
-        format!("transparent pixels become {name} ({share} % of the borders are transparent; --background chooses, --channels 4 keeps them)")
-    })
+    fit.choose_background(borders.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1)))
 }
 
 fn runs_of(sorted: &[(usize, usize)]) -> usize {

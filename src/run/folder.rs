@@ -197,9 +197,9 @@ impl RunDir {
         if !(1..=1024).contains(&threads) {
             bail!("{file} says threads = {threads} in [run.tuning]: wanted 1 to 1024; it was edited");
         }
-        if ![1, 3].contains(&channels) || [height, width].iter().any(|side| !(1..=65_536).contains(side)) {
+        if ![1, 3, 4].contains(&channels) || [height, width].iter().any(|side| !(1..=65_536).contains(side)) {
             bail!(
-                "{file} says images of {channels}x{height}x{width} in [run]: wanted 1 or 3 channels and sides from 1 to 65536; it \
+                "{file} says images of {channels}x{height}x{width} in [run]: wanted 1, 3 or 4 channels and sides from 1 to 65536; it \
                  was edited"
             );
         }
