@@ -151,3 +151,30 @@ fn a_model_takes_one_picture_some_or_a_folder() {
     good(d, &["encode", "w", "--out", "digits.npy"]);
     assert!(!d.join("digits.csv").exists());
 }
+
+#[test]
+fn transparency_is_kept_from_the_picture_to_the_sample() {
+    let dir = tempdir().unwrap();
+    let d = dir.path();
+    fs::create_dir(d.join("rgba")).unwrap();
+    for i in 0..20u8 {
+        let picture =
+            image::RgbaImage::from_fn(8, 8, |x, _| image::Rgba([i * 12, 90, 200, if x < 4 { 0 } else { 255 }]));
+        picture.save(d.join(format!("rgba/{i}.png"))).unwrap();
+    }
+    assert!(data(d, &["rgba"]).0.contains("3x8x8"), "alpha is kept where it is asked for only");
+    for (model, arch) in [("vae", "mlp"), ("gan", "conv")] {
+        let args =
+            ["--data", "rgba", "--channels", "4", "--arch", arch, "--epochs", "1", "--batch-size", "6", "--out", model];
+        good(d, &[&["train", model, "--device", "cpu", "--tune", "off"], &args[..]].concat());
+        good(d, &["sample", model, "--count", "2", "--out", &format!("{model}-samples")]);
+        let sample = image::open(d.join(format!("{model}-samples/000001.png"))).unwrap();
+        assert_eq!((sample.color(), sample.width(), sample.height()), (image::ColorType::Rgba8, 8, 8));
+        // Left, a transparent column shows the checkerboard of the grid; right, the colour of the picture.
+        let grid = image::open(d.join(model).join("data.png")).unwrap().into_rgb8();
+        assert_eq!((grid.get_pixel(2, 2).0, grid.get_pixel(10, 2).0), ([153; 3], [204; 3]));
+        assert_eq!(grid.get_pixel(2 + 55, 2).0[1..], [90, 200]);
+    }
+    good(d, &["reconstruct", "vae", "--data", "rgba/3.png", "--out", "one.png"]);
+    refused(d, &["train", "vae", "--data", "digits", "--channels", "4"], 2, &["--channels", "--data digits"]);
+}

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{Rgb, RgbImage, imageops};
+use image::{DynamicImage, Rgb, RgbImage, RgbaImage, imageops};
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::atomic_file;
@@ -17,6 +18,9 @@ const MIN_SIDE: usize = 56;
 /// Colour of the gaps: neither black nor white, so that the edges of black and white tiles are visible.
 const BACKGROUND: Rgb<u8> = Rgb([40, 44, 52]);
 
+/// Side in pixels of the squares that transparent images are shown over, and their two greys.
+const CHECKERBOARD: (i64, [i64; 2]) = (8, [153, 204]);
+
 /// An RGB picture in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture(pub RgbImage);
@@ -28,11 +32,14 @@ impl Picture {
     /// When the file cannot be written; names it.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut png = Vec::new();
-        // The encoder's own default is fast and writes files twice as large.
-        let encoder = PngEncoder::new_with_quality(&mut png, CompressionType::Default, FilterType::Adaptive);
-        self.0.write_with_encoder(encoder)?;
+        self.0.write_with_encoder(png_encoder(&mut png))?;
         Ok(atomic_file::write_unsynced(path, &png)?)
     }
+}
+
+/// The encoder's own default is fast and writes files twice as large.
+fn png_encoder(to: &mut Vec<u8>) -> PngEncoder<&mut Vec<u8>> {
+    PngEncoder::new_with_quality(to, CompressionType::Default, FilterType::Adaptive)
 }
 
 /// The number of columns that makes a grid of `n` tiles of h×w pixels about square.
@@ -41,9 +48,10 @@ pub fn columns_for(n: usize, h: usize, w: usize) -> usize {
     (ideal.round() as usize).clamp(1, n.max(1))
 }
 
-/// Draws images [N,C,H,W] (floats in [0,1] or bytes; C is 1 or 3) as a grid of `columns`, row by row from the top left.
+/// Draws images [N,C,H,W] (floats in [0,1] or bytes; C is 1, 3 or 4) as a grid of `columns`, row by row from the top left.
 ///
-/// Values outside [0,1] are clamped. All images are drawn: the last row may be partly empty.
+/// Values outside [0,1] are clamped. All images are drawn: the last row may be partly empty. Images with alpha are shown over a
+/// checkerboard.
 ///
 /// # Errors
 /// When the shape is another, a dimension is 0, or `columns` is 0.
@@ -63,12 +71,24 @@ pub fn draw(images: &Tensor, columns: usize) -> Result<Picture> {
     Ok(Picture(grid))
 }
 
-/// Each of the images [N,C,H,W] as a picture of W×H pixels.
+/// Each of the images [N,C,H,W] as a PNG of W×H pixels in RGB, or RGBA with four channels.
 ///
 /// # Errors
 /// When the shape is another, or a dimension is 0.
-pub fn singles(images: &Tensor) -> Result<Vec<Picture>> {
-    enlarged(images, 1)
+pub fn singles(images: &Tensor) -> Result<Vec<Vec<u8>>> {
+    let [n, h, w] = dims(images)?.map(|side| side as i64);
+    let c = images.size()[1].max(3);
+    let pixels = bytes(images)?.f_expand([n, c, h, w], false)?.f_permute([0, 2, 3, 1])?.f_reshape([n, -1])?; // [N,HWC]
+    let encode = |data: Vec<u8>| {
+        let image = match c {
+            4 => RgbaImage::from_raw(w as u32, h as u32, data).map(DynamicImage::from),
+            _ => RgbImage::from_raw(w as u32, h as u32, data).map(DynamicImage::from),
+        };
+        let mut png = Vec::new();
+        image.context("too few bytes")?.write_with_encoder(png_encoder(&mut png))?;
+        Ok(png)
+    };
+    Vec::<Vec<u8>>::try_from(&pixels)?.into_par_iter().map(encode).collect()
 }
 
 /// Images [N,C,H,W] of floats in [0,1] as bytes on the CPU, a quarter of the memory and the same picture. Values outside are
@@ -89,8 +109,8 @@ pub fn bytes(images: &Tensor) -> Result<Tensor> {
 /// N, H and W of images [N,C,H,W].
 fn dims(images: &Tensor) -> Result<[usize; 3]> {
     match images.size()[..] {
-        [n, 1 | 3, h, w] if n.min(h).min(w) > 0 => Ok([n, h, w].map(|side| side as usize)),
-        ref size => bail!("images must be [N,C,H,W] with C of 1 or 3 and no dimension of 0, found {size:?}"),
+        [n, 1 | 3 | 4, h, w] if n.min(h).min(w) > 0 => Ok([n, h, w].map(|side| side as usize)),
+        ref size => bail!("images must be [N,C,H,W] with C of 1, 3 or 4 and no dimension of 0, found {size:?}"),
     }
 }
 
@@ -98,15 +118,27 @@ fn dims(images: &Tensor) -> Result<[usize; 3]> {
 fn enlarged(images: &Tensor, scale: usize) -> Result<Vec<Picture>> {
     let [n, h, w] = dims(images)?.map(|side| side as i64);
     let s = scale as i64;
-    let rgb = bytes(images)?
-        .f_expand([n, 3, h, w], false)?
-        .f_permute([0, 2, 3, 1])? // [N,H,W,3]
-        .f_repeat_interleave_self_int(s, 1, None)?
-        .f_repeat_interleave_self_int(s, 2, None)? // [N,sH,sW,3]
-        .f_reshape([n, -1])?;
+    let large = bytes(images)?.f_repeat_interleave_self_int(s, 2, None)?.f_repeat_interleave_self_int(s, 3, None)?; // [N,C,sH,sW]
+    let rgb = if large.size()[1] == 4 { over_checkerboard(&large)? } else { large };
+    let rgb = rgb.f_expand([n, 3, s * h, s * w], false)?.f_permute([0, 2, 3, 1])?.f_reshape([n, -1])?; // [N,3sHsW]
     let pictures = Vec::<Vec<u8>>::try_from(&rgb)?.into_iter();
     let picture = |rgb| RgbImage::from_raw((w * s) as u32, (h * s) as u32, rgb).map(Picture).context("too few bytes");
     pictures.map(picture).collect()
+}
+
+/// Bytes [N,4,H,W] laid over a checkerboard: [N,3,H,W].
+fn over_checkerboard(rgba: &Tensor) -> Result<Tensor> {
+    let (side, [dark, light]) = CHECKERBOARD;
+    let squares = |length| -> Result<Tensor> {
+        Ok(Tensor::f_arange(length, (Kind::Int64, Device::Cpu))?.f_divide_scalar_mode(side, "floor")?)
+    };
+    let [h, w] = [rgba.size()[2], rgba.size()[3]];
+    let odd = squares(h)?.f_unsqueeze(1)?.f_add(&squares(w)?)?.f_remainder(2)?; // [H,W]
+    let board = odd.f_mul_scalar(light - dark)?.f_add_scalar(dark)?.f_to_kind(Kind::Float)?;
+    let pixels = rgba.f_to_kind(Kind::Float)?;
+    let alpha = pixels.f_narrow(1, 3, 1)?.f_div_scalar(255.0)?; // [N,1,H,W]
+    let behind = board.f_mul(&alpha.f_neg()?.f_add_scalar(1.0)?)?; // [N,1,H,W]
+    Ok(pixels.f_narrow(1, 0, 3)?.f_mul(&alpha)?.f_add(&behind)?.f_round()?.f_to_kind(Kind::Uint8)?)
 }
 
 /// Rows of `columns` originals, each row followed by the row of their reconstructions: both [N,C,H,W] -> one tensor for
@@ -170,8 +202,9 @@ mod tests {
         let images = Tensor::from_slice(&[0.0f32, 1.0, 0.2, 0.4, 0.6, 0.8, 0.1, 0.36]).view([2, 1, 2, 2]);
         let all = singles(&images).unwrap();
         assert_eq!(all.len(), 2);
-        assert_eq!(all[1].0.dimensions(), (2, 2));
-        let greys: Vec<u8> = all[1].0.pixels().map(|p| p[0]).collect();
+        let second = image::load_from_memory(&all[1]).unwrap().into_rgb8();
+        assert_eq!(second.dimensions(), (2, 2));
+        let greys: Vec<u8> = second.pixels().map(|p| p[0]).collect();
         assert_eq!(greys, [153, 204, 26, 92]);
         assert_eq!(singles(&bytes(&images).unwrap()).unwrap(), all, "bytes are the same picture");
         assert!(singles(&Tensor::zeros([1, 2, 4, 4], (Kind::Float, Device::Cpu))).is_err());
@@ -183,6 +216,25 @@ mod tests {
         assert_eq!(columns_for(10, 28, 28), 3);
         assert_eq!(columns_for(32, 64, 32), 8);
         assert_eq!(columns_for(1, 28, 28), 1);
+    }
+
+    #[test]
+    fn transparent_images_are_shown_over_a_checkerboard_and_saved_with_their_alpha() {
+        // Red, of alpha 0, 1/5 and 1 from left to right; 16x48 pixels become 56x168.
+        let alpha = Tensor::from_slice(&[0u8, 51, 255]).repeat_interleave_self_int(16, 0, None).view([1, 1, 1, 48]);
+        let full = |v: i64| Tensor::full([1, 1, 16, 48], v, (Kind::Uint8, Device::Cpu));
+        let images = Tensor::cat(&[full(250), full(0), full(0), alpha.expand([1, 1, 16, 48], true)], 1);
+        let p = draw(&images, 1).unwrap();
+        let at = |x, y| pixel(&p, GAP + x, GAP + y);
+        assert_eq!((at(0, 0), at(8, 0), at(0, 8), at(15, 15)), ([153; 3], [204; 3], [204; 3], [153; 3]));
+        // Squares 8 and 9 of the row; 4/5 of the grey and 1/5 of the red.
+        assert_eq!((at(64, 0), at(72, 0)), ([172, 122, 122], [213, 163, 163]));
+        assert_eq!((at(150, 0), at(158, 9)), ([250, 0, 0], [250, 0, 0]));
+        let single = image::load_from_memory(&singles(&images).unwrap()[0]).unwrap();
+        assert_eq!((single.color(), single.width()), (image::ColorType::Rgba8, 48));
+        let single = single.into_rgba8();
+        let at = |x| single.get_pixel(x, 3).0;
+        assert_eq!([at(0), at(20), at(47)], [[250, 0, 0, 0], [250, 0, 0, 51], [250, 0, 0, 255]]);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
+use crate::base::atomic_file;
 use crate::base::progress::Tally;
 use crate::base::shape::Shape;
 use crate::base::usage::usage;
@@ -110,8 +110,9 @@ impl ImageWriter {
             Output::Npy(file) => file.push(images)?,
             Output::Folder(next) => {
                 let pictures = grid::singles(images)?;
-                let save = |(i, p): (usize, &grid::Picture)| p.save(&self.out.join(format!("{:06}.png", *next + i)));
-                pictures.par_iter().enumerate().try_for_each(save)?;
+                for (i, png) in pictures.iter().enumerate() {
+                    atomic_file::write_unsynced(&self.out.join(format!("{:06}.png", *next + i)), png)?;
+                }
                 *next += pictures.len();
             }
         }
