@@ -97,13 +97,17 @@ pub fn singles(images: &Tensor) -> Result<Vec<Vec<u8>>> {
 /// # Errors
 /// libtorch's.
 pub fn bytes(images: &Tensor) -> Result<Tensor> {
-    let bytes = if images.kind() == Kind::Uint8 {
-        images.shallow_clone()
-    } else {
-        let unit = images.f_detach()?.f_to_kind(Kind::Float)?.f_nan_to_num(0.0, 1.0, 0.0)?;
-        unit.f_clamp(0.0, 1.0)?.f_mul_scalar(255.0)?.f_round()?.f_to_kind(Kind::Uint8)?
+    if images.kind() == Kind::Uint8 {
+        return Ok(images.f_to_device(Device::Cpu)?);
+    }
+    // A part at a time and in place: floats of large images in several copies are more than the images themselves.
+    let part = |images: &Tensor| {
+        let mut unit = images.f_to_kind(Kind::Float)?.f_nan_to_num(0.0, 1.0, 0.0)?;
+        let _ = unit.f_clamp_(0.0, 1.0)?.f_mul_scalar_(255.0)?.f_round_()?;
+        Ok(unit.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?)
     };
-    Ok(bytes.f_to_device(Device::Cpu)?)
+    let parts: Vec<Tensor> = images.f_detach()?.f_split(16, 0)?.iter().map(part).collect::<Result<_>>()?;
+    Ok(Tensor::f_cat(&parts, 0)?)
 }
 
 /// N, H and W of images [N,C,H,W].
