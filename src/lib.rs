@@ -6,6 +6,7 @@
 //! commands   the subcommands: arguments, execution, output
 //! train      the training loop
 //! run        the folder of a run, and loading its model
+//! metrics    scores of samples
 //! config     settings resolved into a configuration
 //! data       data sets and batches
 //! models     one update of a VAE and of a GAN, losses, optimizer
@@ -56,6 +57,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod export;
+pub mod metrics;
 pub mod models;
 pub mod native;
 pub mod nets;

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folders of src/ from the bottom up: a file imports from its own folder and from those before it.
-const FOLDERS: &[&str] =
-    &["base", "native", "pictures", "nets", "export", "models", "data", "config", "run", "train", "commands"];
+const FOLDERS: &[&str] = &[
+    "base", "native", "pictures", "nets", "export", "models", "data", "config", "metrics", "run", "train", "commands",
+];
 /// What may stand in src/ beside them.
 const OTHERS: &[&str] = &["assets", "lib.rs", "main.rs"];
 

@@ -30,6 +30,11 @@ pub fn numpy() -> Option<PathBuf> {
     having("import numpy")
 }
 
+/// Python with the reference implementations of scores; none, said aloud, where there is not.
+pub fn scores() -> Option<PathBuf> {
+    having("import torch_fidelity, prdc, scipy, safetensors")
+}
+
 fn having(imports: &str) -> Option<PathBuf> {
     let ours = root().join(".venv/bin/python");
     let python = if ours.exists() { ours } else { "python3".into() };
