@@ -33,7 +33,7 @@ whole = lambda n: rng.integers(0, 3, (n, 6)).astype(float)
 cases = {
     "more rows than features": (normal(600, 24), normal(500, 24, 0.2) * 1.1),
     "fewer rows than features": (normal(90, 200), normal(110, 200, 0.1)),
-    "one of them fewer": (normal(400, 128), normal(100, 128, 0.1)),
+    "one of them fewer": (normal(700, 600), normal(100, 600, 0.1)),
     "correlated": (mixed(500, 64), mixed(700, 64, 0.1)),
     "one distribution": (normal(800, 16), normal(800, 16)),
     "far from zero": (normal(400, 32, 300), normal(350, 32, 300.1)),
@@ -58,10 +58,11 @@ for name, pair in cases.items():
     a, b = stats[0]["sigma"], stats[1]["sigma"]
     root = scipy.linalg.sqrtm(a @ b)
     s["fid_scipy"] = ((stats[0]["mu"] - stats[1]["mu"]) ** 2).sum() + np.trace(a + b - 2 * root.real)
-    kid = metric_kid.kid_features_to_metric(f, r, kid_subsets=20, kid_subset_size=80, rng_seed=2020, verbose=False)
+    size = min(len(real), len(fake)) * 3 // 4
+    kid = metric_kid.kid_features_to_metric(f, r, kid_subsets=20, kid_subset_size=size, rng_seed=2020, verbose=False)
     s["kid"], s["kid_std"] = kid[metric_kid.KEY_METRIC_KID_MEAN], kid[metric_kid.KEY_METRIC_KID_STD]
     state = np.random.RandomState(2020)
-    draws = [[state.choice(len(x), 80, replace=False) for x in (fake, real)] for _ in range(20)]
+    draws = [[state.choice(len(x), size, replace=False) for x in (fake, real)] for _ in range(20)]
     arrays[f"draws.{name}"] = np.array(draws).astype(np.int64)
     s |= metric_prc.prc_features_to_metric(f, r, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -10,6 +10,8 @@ use super::features::Features;
 
 /// Rows that are converted to float64 at a time: 64 MB at 2,048 features.
 const CHUNK: usize = 4096;
+/// Columns of the scatter matrix that one product computes.
+const COLUMNS: usize = 512;
 
 /// Mean and covariance of features that come in batches, in float64; memory O(D²) for any number of images.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub struct Statistics {
     count: usize,
     /// [D]
     mean: Tensor,
-    /// Sum of the outer products of the deviations from the mean [D,D].
+    /// Sum of the outer products of the deviations from the mean [D,D]; what is below the diagonal is not kept.
     scatter: Tensor,
 }
 
@@ -90,7 +92,14 @@ impl Statistics {
             let _ = x.f_sub_(&mean)?;
             let (before, added) = (self.count as f64, rows as f64);
             let shift = mean.f_sub(&self.mean)?; // [D]
-            let _ = self.scatter.f_add_(&x.f_tr()?.f_matmul(&x)?)?;
+            // The blocks on and above the diagonal: five eighths of the work at 2,048 features.
+            for column in (0..self.dims()).step_by(COLUMNS) {
+                let width = COLUMNS.min(self.dims() - column);
+                let (right, above) = (x.f_narrow(1, column as i64, width as i64)?, (column + width) as i64);
+                let product = x.f_narrow(1, 0, above)?.f_tr()?.f_matmul(&right)?;
+                let mut part = self.scatter.f_narrow(0, 0, above)?.f_narrow(1, column as i64, width as i64)?;
+                let _ = part.f_add_(&product)?;
+            }
             let _ = self.scatter.f_add_(&shift.f_outer(&shift)?.f_mul_scalar(before * added / (before + added))?)?;
             self.mean = self.mean.f_add(&shift.f_mul_scalar(added / (before + added))?)?;
             self.count += rows;
@@ -123,15 +132,15 @@ impl Statistics {
             "a covariance of {} images was asked for, wanted at least 2: give more images",
             self.count
         );
-        Ok(self.scatter.f_div_scalar(self.count as f64 - 1.0)?)
+        let upper = self.scatter.f_triu(0)?;
+        Ok(upper.f_add(&self.scatter.f_triu(1)?.f_tr()?)?.f_div_scalar(self.count as f64 - 1.0)?)
     }
 }
 
 /// The squared Fréchet distance d² (what is called FID) between two sets of images; at least 0.
 ///
-/// The last trace is the nuclear norm of A₁ᵀ A₂ for any factors with A Aᵀ = S, because the eigenvalues of S₁½ S₂ S₁½ are the squared
-/// singular values of A₁ᵀ A₂. Its singular values carry rounding errors of 1e-16 of the largest; the square roots of eigenvalues of a
-/// product, as usually computed, carry 1e-8 in every direction that a rank-deficient covariance lacks, and may be complex.
+/// With any factors S = A Aᵀ, the eigenvalues of S₁½ S₂ S₁½ are those of B Bᵀ, B = A₁ᵀ A₂: symmetric, so that roots are never complex, and
+/// of the ranks of the covariances only, so that the directions they lack add no roots of rounding errors.
 ///
 /// The distance is biased upwards by about 1/N: compare distances of the same N only.
 ///
@@ -147,13 +156,11 @@ pub fn distance(a: &Statistics, b: &Statistics) -> Result<f64> {
     let (cov_a, cov_b) = (a.covariance()?, b.covariance()?);
     let shift = a.mean.f_sub(&b.mean)?;
     let both = factor(&cov_a, a.count)?.f_tr()?.f_matmul(&factor(&cov_b, b.count)?)?; // [rank of a, rank of b]
-    let trace = if both.numel() == 0 {
-        0.0
-    } else {
-        number(&both.f_linalg_norm_ord_str("nuc", None::<&[i64]>, false, Kind::Double)?)?
-    };
+    let both = if both.size()[0] > both.size()[1] { both.f_tr()? } else { both };
+    let squares = both.f_matmul(&both.f_tr()?)?.f_linalg_eigvalsh("L")?;
+    let trace = number(&squares.f_clamp_min(0.0)?.f_sqrt()?.f_sum(Kind::Double)?)?;
     let d2 = number(&shift.f_dot(&shift)?)? + number(&cov_a.f_trace()?)? + number(&cov_b.f_trace()?)? - 2.0 * trace;
-    Ok(d2.max(0.0)) // of rounding, -1e-15 of the traces
+    Ok(d2.max(0.0)) // rounding may leave less than 0
 }
 
 /// A [D,R] with A Aᵀ = S, where R is the rank of the covariance S of `count` images.

@@ -16,6 +16,9 @@ pub const SUBSET_SIZE: usize = 1000;
 /// Rows of a kernel matrix that one thread sums; fixed, so that sums are the same bits on any number of threads.
 const ROWS: usize = 64;
 
+/// Rows of a block of a symmetric kernel matrix.
+const PART: usize = 250;
+
 /// Rows of the real and of the generated features, equally many, each without repetition.
 pub type Draw = [Vec<i64>; 2];
 
@@ -86,17 +89,18 @@ pub fn distance_over(real: &Tensor, generated: &Tensor, draws: &[Draw]) -> Resul
     let mut variances = [0.0; 2]; // V of each set, summed over subsets
     for draw in draws {
         let pick = |i: usize| -> Result<Subset> {
-            let rows = sets[i].tensor().f_index_select(0, &Tensor::f_from_slice(&draw[i])?)?;
+            let mut moved = sets[i].tensor().f_index_select(0, &Tensor::f_from_slice(&draw[i])?)?;
+            let _ = moved.f_sub_(&center)?;
             let shifts = draw[i].iter().map(|r| shifts[i][*r as usize]).collect();
-            Ok(Subset { moved: rows.f_sub(&center)?, shifts })
+            Ok(Subset { moved, shifts })
         };
         let [x, y] = [pick(0)?, pick(1)?];
-        let within = [kernel_sums(&x, &x)?, kernel_sums(&y, &y)?];
+        let within = [sums_within(&x)?, sums_within(&y)?];
         let between = kernel_sums(&x, &y)?;
         let mut mmd2 = -2.0 * between[0].iter().sum::<f64>() / (m * m);
         for i in 0..2 {
-            mmd2 += within[i][0].iter().sum::<f64>() / (m * (m - 1.0));
-            let h = within[i][0].iter().zip(&between[i]).map(|(same, other)| same / (m - 1.0) - other / m);
+            mmd2 += within[i].iter().sum::<f64>() / (m * (m - 1.0));
+            let h = within[i].iter().zip(&between[i]).map(|(same, other)| same / (m - 1.0) - other / m);
             variances[i] += 4.0 * spread(h).1 * m / (m - 1.0);
         }
         values.push(mmd2);
@@ -120,6 +124,13 @@ struct Subset {
     shifts: Vec<f64>,
 }
 
+impl Subset {
+    fn part(&self, start: usize, rows: usize) -> Result<Subset> {
+        let moved = self.moved.f_narrow(0, start as i64, rows as i64)?;
+        Ok(Subset { moved, shifts: self.shifts[start..start + rows].to_vec() })
+    }
+}
+
 /// s(x) of all rows.
 fn shifts(set: &Features, center: &Tensor) -> Result<Vec<f64>> {
     let center = Features::view("mean of the", &center.f_unsqueeze(0)?)?;
@@ -127,6 +138,21 @@ fn shifts(set: &Features, center: &Tensor) -> Result<Vec<f64>> {
     let dot = |row: &[f32]| row.iter().zip(center).map(|(x, c)| f64::from(*x) * f64::from(*c)).sum::<f64>();
     let half = dot(center) / 2.0;
     Ok(set.values().par_chunks(set.d).map(|row| dot(row) - half).collect())
+}
+
+/// The sums of k(x,x′) over the x′ ≠ x, for each x; by the blocks on and above the diagonal of the kernel matrix.
+fn sums_within(x: &Subset) -> Result<Vec<f64>> {
+    let m = x.shifts.len();
+    let mut sums = vec![0.0; m];
+    let mut add = |start: usize, more: &[f64]| sums[start..].iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    for start in (0..m).step_by(PART) {
+        let part = x.part(start, PART.min(m - start))?;
+        add(start, &kernel_sums(&part, &part)?[0]);
+        let [above, part] = kernel_sums(&x.part(0, start)?, &part)?;
+        add(0, &above);
+        add(start, &part);
+    }
+    Ok(sums)
 }
 
 /// The sums of k(x,y) over the rows and over the columns of the kernel matrix, in float64; without the diagonal where `x` is `y`.
