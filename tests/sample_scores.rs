@@ -159,6 +159,16 @@ fn the_frechet_distance_of_known_gaussians_is_their_closed_form() {
     let outer = |v: &[f64]| v.iter().flat_map(|a| v.iter().map(move |b| a * b)).collect::<Vec<_>>();
     let d2 = frechet::distance(&kept(&[0.0; 3], &outer(&v)), &kept(&[0.0; 3], &outer(&w))).unwrap();
     assert!((d2 - (25.0 + 9.0 - 22.0)).abs() < 1e-12, "{d2}");
+    // Spread in directions that the other lacks, in a basis that is not the axes': both traces.
+    tch::manual_seed(1);
+    let basis = Tensor::randn([60, 60], (Kind::Double, tch::Device::Cpu)).linalg_eigh("L").1;
+    let project = |start| {
+        let part = basis.narrow(1, start, 30);
+        Statistics::restore(1000, &Tensor::zeros([60], (Kind::Double, tch::Device::Cpu)), &part.matmul(&part.tr()))
+            .unwrap()
+    };
+    let d2 = frechet::distance(&project(0), &project(30)).unwrap();
+    assert!((d2 - 60.0).abs() < 1e-10, "{d2}");
     // No spread at all.
     let d2 = frechet::distance(&kept(&[0.0; 2], &[0.0; 4]), &kept(&[0.0, 1.0], &identity)).unwrap();
     assert!((d2 - 3.0).abs() < 1e-12, "{d2}");

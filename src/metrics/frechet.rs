@@ -145,7 +145,7 @@ impl Statistics {
 /// The distance is biased upwards by about 1/N: compare distances of the same N only.
 ///
 /// # Errors
-/// When the numbers of features differ or a set has fewer than 2 images.
+/// When the numbers of features differ, a set has fewer than 2 images, or kept statistics are so large that they overflow.
 pub fn distance(a: &Statistics, b: &Statistics) -> Result<f64> {
     ensure!(
         a.dims() == b.dims(),
@@ -160,6 +160,10 @@ pub fn distance(a: &Statistics, b: &Statistics) -> Result<f64> {
     let squares = both.f_matmul(&both.f_tr()?)?.f_linalg_eigvalsh("L")?;
     let trace = number(&squares.f_clamp_min(0.0)?.f_sqrt()?.f_sum(Kind::Double)?)?;
     let d2 = number(&shift.f_dot(&shift)?)? + number(&cov_a.f_trace()?)? + number(&cov_b.f_trace()?)? - 2.0 * trace;
+    ensure!(
+        d2.is_finite(),
+        "the Fréchet distance of these statistics is {d2}, wanted a finite number: compute them again"
+    );
     Ok(d2.max(0.0)) // rounding may leave less than 0
 }
 
