@@ -187,6 +187,11 @@ pub trait Model {
         Ok(outputs.next().zip(outputs.next()))
     }
 
+    /// The model as one whose log p(x) has a bound; none for a GAN.
+    fn latent_variable(&self) -> Option<&dyn LatentVariable> {
+        None
+    }
+
     /// Reconstruction of x [N,C,H,W] in [0,1]: same shape; none without an encoder (GAN).
     ///
     /// # Errors
@@ -232,6 +237,29 @@ pub trait Model {
         }
         self.optimizers().into_iter().try_for_each(|adam| adam.visit(v))
     }
+}
+
+/// A model with latents z of the prior N(0, I), an approximate posterior q(z|x) = N(mu, exp(logvar)) and a likelihood p(x|z), in
+/// evaluation mode: what its bounds on log p(x) are computed from.
+pub trait LatentVariable {
+    /// q(z|x): x [B,C,H,W] in [0,1] -> (mu, logvar), [B,Z] each.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn posterior(&self, x: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// log p(x|z) of each latent, summed over pixels, in nats: x [B,C,H,W] in [0,1], z [B,K,Z] -> float64 [B,K].
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn log_likelihood(&self, x: &Tensor, z: &Tensor) -> Result<Tensor>;
+
+    /// Bits per dimension to add to −log p(x) / (D ln 2), for images of 8 bits; or why there are none
+    /// ([`losses::likelihood::Likelihood::bits`]).
+    ///
+    /// # Errors
+    /// The reason, a clause.
+    fn bits(&self) -> Result<f64, &'static str>;
 }
 
 /// Kind of state; it decides the file of a checkpoint.

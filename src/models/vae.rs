@@ -10,7 +10,7 @@ use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings};
 use super::schedule::{Scheduled, warm_up};
-use super::{Model, StepContext};
+use super::{LatentVariable, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::setting::{Group, Setting, Settings};
@@ -271,6 +271,27 @@ impl Model for Vae {
 
     fn latent(&self) -> i64 {
         self.spec.latent
+    }
+
+    fn latent_variable(&self) -> Option<&dyn LatentVariable> {
+        Some(self)
+    }
+}
+
+impl LatentVariable for Vae {
+    fn posterior(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut outputs = self.encoder.graph.evaluate(&[x])?.into_iter();
+        outputs.next().zip(outputs.next()).context("the encoder has fewer than two outputs")
+    }
+
+    fn log_likelihood(&self, x: &Tensor, z: &Tensor) -> Result<Tensor> {
+        let z = z.f_reshape([-1, self.spec.latent])?; // [B·K,Z]
+        let decode = || self.decoder.graph.forward_one(&z, self.parameters, Mode::Eval);
+        self.spec.likelihood.log_prob(&tch::no_grad(decode)?, x)
+    }
+
+    fn bits(&self) -> Result<f64, &'static str> {
+        self.spec.likelihood.bits()
     }
 }
 

@@ -211,6 +211,19 @@ struct Bernoulli : Function<Bernoulli> {
   }
 };
 
+// The binary cross entropy of logits [B,K,D] given x [B,D], summed over D: float64 [B,K].
+at::Tensor cross_entropy_rows(const at::Tensor& logits, const at::Tensor& images) {
+  const at::Tensor l = logits.contiguous(), x = images.contiguous();
+  const int64_t samples = l.size(1), each = l.size(2);
+  at::Tensor out = at::empty({l.size(0), samples}, l.options().dtype(at::kDouble));
+  const float *ls = l.const_data_ptr<float>(), *xs = x.const_data_ptr<float>();
+  double* sums = out.mutable_data_ptr<double>();
+  at::parallel_for(0, out.numel(), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, each)), [&](int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) sums[row] = cross_entropies(ls + row * each, xs + row / samples * each, each);
+  });
+  return out;
+}
+
 using Two = std::array<at::Tensor*, 2>;
 
 Two two(const variable_list& tensors) { return {handle(tensors[0]), handle(tensors[1])}; }
@@ -222,6 +235,11 @@ extern "C" {
 // z and the KL term of mu, logvar and eps, recorded by autograd.
 Outcome<Two> gv_gaussian_draw(const at::Tensor& mu, const at::Tensor& logvar, const at::Tensor& eps) {
   return guarded([&] { return two(Draw::apply(mu, logvar, eps)); });
+}
+
+// The binary cross entropy of each row; no gradient.
+Outcome<at::Tensor*> gv_bernoulli_nll(const at::Tensor& logits, const at::Tensor& x) {
+  return guarded([&] { return handle(cross_entropy_rows(logits, x)); });
 }
 
 // recon + beta kl and recon, recorded by autograd.

@@ -12,6 +12,8 @@ shim! {
     fn fused_draw(mu: &Tensor, logvar: &Tensor, eps: &Tensor) -> Result<(Tensor, Tensor)> = gv_gaussian_draw, "drawing latents";
 
     fn fused_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: f64) -> Result<(Tensor, Tensor)> = gv_bernoulli_bound, "loss";
+
+    fn fused_nll(logits: &Tensor, x: &Tensor) -> Result<Tensor> = gv_bernoulli_nll, "likelihood";
 }
 
 /// mu, logvar, eps [B,Z] -> z = mu + exp(logvar/2)·eps [B,Z], and KL(N(mu, exp(logvar)) ‖ N(0, I)), a scalar:
@@ -46,6 +48,21 @@ pub fn bernoulli_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: Factor) -
     }
 }
 
+/// logits [B,K,D], x [B,D] in [0,1] -> −log p(x|z) of independent Bernoulli pixels, summed over pixels, in nats: float64 [B,K],
+/// without a gradient.
+///
+/// # Errors
+/// As [`gaussian_draw`].
+pub fn bernoulli_nll(logits: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let [b, k, d] = logits.size3().map(|(b, k, d)| [b, k, d])?;
+    like("likelihood", logits, &[b, k, d], logits)?;
+    like("likelihood", x, &[b, d], logits)?;
+    match logits.device() {
+        Device::Cpu => fused_nll(logits, x),
+        _ => plain_nll(logits, x),
+    }
+}
+
 /// Checks that `t` is float32 of this shape on the device of `other`: the loops read raw memory.
 fn like(what: &str, t: &Tensor, shape: &[i64], other: &Tensor) -> Result<()> {
     let (size, kind) = (t.size(), t.f_kind()?);
@@ -73,6 +90,13 @@ fn plain_bound(logits: &Tensor, x: &Tensor, kl: &Tensor, beta: Factor) -> Result
     let sum = logits.f_binary_cross_entropy_with_logits::<Tensor>(x, None, None, Reduction::Sum)?;
     let recon = sum.f_div_scalar(logits.size()[0])?;
     Ok((recon.f_add(&beta.times(kl)?)?, recon))
+}
+
+/// [`bernoulli_nll`] in libtorch's operations.
+fn plain_nll(logits: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let x = x.f_unsqueeze(1)?.f_expand_as(logits)?;
+    let each = logits.f_binary_cross_entropy_with_logits::<Tensor>(&x, None, None, Reduction::None)?;
+    Ok(each.f_sum_dim_intlist(-1, false, Kind::Double)?)
 }
 
 #[cfg(test)]
@@ -142,6 +166,18 @@ mod tests {
             close("gradient of mu, of kl alone", &alone(&kl)[0], &(double(&mu) / shape[0]));
             close("gradient of mu, of z alone", &alone(&z.sum(Kind::Float))[0], &mu2.ones_like());
         }
+    }
+
+    #[test]
+    fn the_likelihood_of_each_sample_is_its_own_and_sums_to_the_loss() {
+        let (logits, x) = (randn(SEED, &[3, 5, 1111]) * 8.0, randn(SEED + 1, &[3, 1111]).sigmoid());
+        for nll in [bernoulli_nll, plain_nll] {
+            let got = nll(&logits, &x).unwrap();
+            assert_eq!((got.size(), got.kind()), (vec![3, 5], Kind::Double));
+            let (l, x) = (logits.to_kind(Kind::Double), x.to_kind(Kind::Double).unsqueeze(1));
+            close("nll", &got, &(l.softplus() - &l * &x).sum_dim_intlist(-1, false, Kind::Double));
+        }
+        assert!(bernoulli_nll(&logits, &x.narrow(0, 0, 2)).is_err());
     }
 
     /// ∫ q(z) (log q(z) − log p(z)) dz by Simpson's rule over ±12 standard deviations.

@@ -28,7 +28,7 @@ pub use layers::{
     ConvSpec, MatmulBackend, affine, channels_last, contiguous, conv_gradient, leaky_relu_, linear, linear_gradient,
     norm_relu, strided,
 };
-pub use loss::{bernoulli_bound, gaussian_draw};
+pub use loss::{bernoulli_bound, bernoulli_nll, gaussian_draw};
 pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{Distribution, fill, randn, random, seed_default, seeded};
 pub use script::{Submodule, load_script, save_script, script_description};

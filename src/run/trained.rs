@@ -17,7 +17,7 @@ use crate::data::images::{Images, Source};
 use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE};
 use crate::models::noise::Noise;
 use crate::models::tuning::{THREADS, Tuning};
-use crate::models::{Model, ModelKind, Part};
+use crate::models::{LatentVariable, Model, ModelKind, Part};
 use crate::native;
 use crate::nets::graph::Graph;
 use crate::run::checkpoint::{self, Selection};
@@ -199,6 +199,14 @@ impl Trained {
     pub fn networks(&self) -> Option<Vec<&Graph>> {
         match &self.loaded {
             LoadedModel::Run(model, ..) => Some(model.exported()),
+            LoadedModel::Modules { .. } => None,
+        }
+    }
+
+    /// The model of a run as one whose log p(x) has a bound; none for a GAN and for exported modules, which give means alone.
+    pub fn latent_variable(&self) -> Option<&dyn LatentVariable> {
+        match &self.loaded {
+            LoadedModel::Run(model, ..) => model.latent_variable(),
             LoadedModel::Modules { .. } => None,
         }
     }

@@ -50,6 +50,35 @@ impl Likelihood {
         }
     }
 
+    /// log p(x|z) of each latent, summed over pixels, in nats: parameters [B·K,P·C,H,W] of K latents for each of x [B,C,H,W] in [0,1]
+    /// -> float64 [B,K], without a gradient.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn log_prob(self, parameters: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let images = x.size()[0];
+        match self {
+            Likelihood::Bernoulli => {
+                let x = x.f_reshape([images, -1])?; // [B,D]
+                let logits = parameters.f_reshape([images, -1, x.size()[1]])?; // [B,K,D]
+                Ok(native::bernoulli_nll(&logits, &x)?.f_neg()?)
+            }
+        }
+    }
+
+    /// What log p(x) says about images of 8 bits: the bits per dimension to add to −log p(x) / (D ln 2), which are 0 for probabilities
+    /// of the 256 levels and 8 for a density on [0,1]; or why bits per dimension have no meaning.
+    ///
+    /// # Errors
+    /// The reason, a clause.
+    pub fn bits(self) -> Result<f64, &'static str> {
+        match self {
+            Likelihood::Bernoulli => Err(
+                "a Bernoulli distribution gives grey pixels no probability, so its nats are not those of 8-bit images",
+            ),
+        }
+    }
+
     /// Negative log-likelihood, in nats per image, of the uninformed prediction (for Bernoulli: logits 0).
     pub fn uniform_nll(self, shape: Shape) -> f64 {
         match self {
