@@ -109,6 +109,27 @@ pub struct Factors {
     pub jitter: u64,
 }
 
+impl Factors {
+    /// The factors in the order of [`Factors::values`], and whether each is one of a few classes; the others are continuous.
+    pub const NAMES: [(&'static str, bool); 9] = [
+        ("class", true),
+        ("style", true),
+        ("thickness", false),
+        ("slant", false),
+        ("rotation", false),
+        ("scale", false),
+        ("aspect", false),
+        ("shift_x", false),
+        ("shift_y", false),
+    ];
+
+    /// The factors as numbers; the jitter is noise, not a factor.
+    pub fn values(&self) -> [f64; 9] {
+        let Factors { class, style, thickness, slant, rotation, scale, aspect, shift_x, shift_y, jitter: _ } = *self;
+        [class.into(), style.into(), thickness, slant, rotation, scale, aspect, shift_x, shift_y].map(f64::from)
+    }
+}
+
 /// The factors of image `index` of a set. `stream` is `DigitsTrain` or `DigitsTest`; another stream gives another set.
 pub fn factors(seed: u64, stream: Stream, index: u64) -> Factors {
     // The order of the draws is part of the data set: append new factors at the end.
@@ -430,6 +451,8 @@ mod tests {
             for (name, (lo, hi), v) in ranges(&f) {
                 assert!((lo..=hi).contains(&v), "{name} is {v}");
             }
+            assert_eq!(ranges(&f).map(|(name, ..)| name), Factors::NAMES.map(|(name, _)| name));
+            assert_eq!(ranges(&f).map(|(.., v)| f64::from(v)), f.values());
             // Were a digit slid back into the frame, its shift would not be true.
             let path = DigitPath::trace(&f);
             for (axis, shift) in [f.shift_x, f.shift_y].into_iter().enumerate() {

@@ -245,7 +245,10 @@ pub fn path_of(spec: &str) -> Option<PathBuf> {
 }
 
 /// The seed of `digits` (0) or `digits:SEED`; none for another SPEC.
-fn digits_seed(spec: &str) -> Result<Option<u64>> {
+///
+/// # Errors
+/// [`crate::base::usage::Usage`] for a seed that is no whole number.
+pub fn digits_seed(spec: &str) -> Result<Option<u64>> {
     match spec.split_once(':') {
         None if spec == "digits" => Ok(Some(0)),
         Some(("digits", seed)) => match seed.parse() {
