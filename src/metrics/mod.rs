@@ -1,6 +1,8 @@
-//! Scores of trained models, as functions of tensors: no files, no settings, no models.
+//! Scores of trained models, each in its file.
 
+pub mod estimate;
 mod features;
 pub mod frechet;
 pub mod kernel_distance;
+pub mod likelihood;
 pub mod neighbours;
