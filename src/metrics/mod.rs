@@ -6,3 +6,4 @@ pub mod frechet;
 pub mod kernel_distance;
 pub mod likelihood;
 pub mod neighbours;
+pub mod reconstruction;
