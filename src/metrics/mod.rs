@@ -1,7 +1,9 @@
 //! Scores of trained models, each in its file.
 
+pub mod disentanglement;
 pub mod estimate;
 mod features;
+mod forest;
 pub mod frechet;
 pub mod kernel_distance;
 pub mod likelihood;
