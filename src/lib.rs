@@ -6,8 +6,8 @@
 //! commands   the subcommands: arguments, execution, output
 //! train      the training loop
 //! run        the folder of a run, and loading its model
-//! metrics    scores of samples
 //! config     settings resolved into a configuration
+//! metrics    scores: samples, reconstructions, likelihood, disentanglement
 //! data       data sets and batches
 //! models     one update of a VAE and of a GAN, losses, optimizer
 //! export     TorchScript, safetensors, ONNX

@@ -271,6 +271,9 @@ pub struct SetOf {
     pub names: Vec<String>,
 }
 
+/// How the names of networks for features begin, which are kept in the same folder.
+pub const FEATURES: &str = "features-";
+
 /// Removes the files of the cache that nothing has read for `unused`, and what killed processes left; gives their number and bytes.
 pub fn prune(dir: &Path, unused: Duration) -> (usize, u64) {
     let mut removed = (0, 0);
@@ -282,7 +285,8 @@ pub fn prune(dir: &Path, unused: Duration) -> (usize, u64) {
         let unused = if part { Duration::from_secs(24 * 3600) } else { unused };
         let Ok(meta) = meta else { continue };
         let old = meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age >= unused);
-        if old && (part || name.ends_with(&format!(".{ENDING}"))) && fs::remove_file(&path).is_ok() {
+        let ours = name.ends_with(&format!(".{ENDING}")) || name.starts_with(FEATURES);
+        if old && (part || ours) && fs::remove_file(&path).is_ok() {
             removed = (removed.0 + 1, removed.1 + meta.len());
         }
     }

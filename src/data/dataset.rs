@@ -65,6 +65,20 @@ impl Dataset {
         self.len() == 0
     }
 
+    /// One more than the largest class number; 0 for a set without labels.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn classes(&self) -> Result<i64> {
+        // sync: once for a network for features.
+        self.labels.as_ref().map_or(Ok(0), |labels| Ok(labels.f_max()?.f_int64_value(&[])? + 1))
+    }
+
+    /// The device that batches are on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Shape of each image.
     pub fn shape(&self) -> Shape {
         self.shape
@@ -81,6 +95,27 @@ impl Dataset {
             file.will_need((to..self.len().min(to.saturating_add(count))).map(|i| first + i));
         }
         self.gather(&Tensor::f_arange_start(from as i64, to as i64, (Kind::Int64, self.device))?)
+    }
+
+    /// At most `n` images, evenly spaced in the set, as a set of their own: all of them without a copy, else copied.
+    ///
+    /// # Errors
+    /// libtorch's, when there is not enough memory.
+    pub fn some(&self, n: usize) -> Result<Self> {
+        let rows = images::spread(self.len(), n);
+        let index =
+            Tensor::f_from_slice(&rows.iter().map(|i| *i as i64).collect::<Vec<_>>())?.f_to_device(self.device)?;
+        let len = self.shape.numel() as usize;
+        let images = match &self.images {
+            Store::Host(pixels) if rows.len() == self.len() => Store::Host(pixels.clone()),
+            Store::Host(pixels) => {
+                let bytes: Vec<u8> = rows.iter().flat_map(|i| &pixels[i * len..(i + 1) * len]).copied().collect();
+                Store::Host(bytes.into())
+            }
+            Store::Device(images) => Store::Device(images.f_index_select(0, &index)?),
+        };
+        let labels = self.labels.as_ref().map(|labels| labels.f_index_select(0, &index)).transpose()?;
+        Ok(Dataset { images, count: rows.len(), labels, shape: self.shape, device: self.device })
     }
 
     /// At most `n` images, evenly spaced in the set: at most 2^24 pixels in all, but at least four images.

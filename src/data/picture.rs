@@ -44,7 +44,7 @@ use crate::data::{CHANNELS, IMAGE_SIZE};
 pub use colour::ignored_profiles;
 pub use kind::{Format, HEAD, Kind, recognise};
 use resize::Window;
-pub use resize::{Filter, Shape};
+pub use resize::{Filter, Shape, taps};
 
 /// The largest file of a picture in bytes.
 pub const MAX_BYTES: u64 = 256 << 20;

@@ -17,7 +17,7 @@ pub const POINTS: usize = 10_000;
 /// Bins of codes and of continuous factors (Chen et al. 2018; disentanglement_lib).
 pub const BINS: usize = 20;
 /// Fewest points: below, bins are too empty for any of the scores.
-const FEWEST: usize = 1000;
+pub const FEWEST: usize = 1000;
 /// Points of one vote of the FactorVAE score, and votes to learn from and to score (Kim and Mnih 2018).
 const VOTE: usize = 64;
 const VOTES: usize = 800;

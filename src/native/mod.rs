@@ -31,7 +31,7 @@ pub use layers::{
 pub use loss::{bernoulli_bound, bernoulli_nll, gaussian_draw};
 pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{Distribution, fill, randn, random, seed_default, seeded};
-pub use script::{Submodule, load_script, save_script, script_description};
+pub use script::{ScriptModule, Submodule, load_script, save_script, script_description};
 
 /// A number on the host, or a float32 scalar on the device, which a captured step reads at each replay.
 #[derive(Clone, Copy, Debug)]

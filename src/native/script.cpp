@@ -1,8 +1,11 @@
-// Not for speed: tch cannot write modules with named parameters.
-// TorchScript modules written from source text, with real sub-modules, parameters and buffers.
+// Not for speed: tch cannot write modules with named parameters, open a sub-module, or pass a parameter by name.
+// TorchScript modules: written from source text, with real sub-modules, parameters and buffers; opened and called.
 
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/export.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <c10/core/InferenceMode.h>
 
 #include <cerrno>
 #include <fstream>
@@ -79,6 +82,39 @@ Outcome<void> gv_script_save(Text file, Text name, Text described, Text descript
     out.write(bytes.data(), bytes.size());
     out.close();
     TORCH_CHECK(out, std::strerror(errno));
+  });
+}
+
+// A module of a file on a device, or its sub-module `part` if that is not empty; the caller closes it.
+Outcome<void*> gv_script_open(Text file, Text part, int64_t cuda_index) {
+  return guarded([&]() -> void* {
+    const at::Device device = cuda_index < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, cuda_index);
+    Module module = torch::jit::load(string(file), device);
+    module.eval();
+    if (part.count > 0) module = module.attr(string(part)).toModule();
+    return new Module(module);
+  });
+}
+
+Outcome<void> gv_script_close(void* module) {
+  return guarded([&] { delete static_cast<Module*>(module); });
+}
+
+// Whether its `forward` has a parameter of this name.
+Outcome<bool> gv_script_takes(void* module, Text parameter) {
+  return guarded([&] {
+    const auto& schema = static_cast<Module*>(module)->get_method("forward").function().getSchema();
+    return schema.argumentIndexWithName(string(parameter)).has_value();
+  });
+}
+
+// forward(x), with the parameter `on` set to true if it is not empty.
+Outcome<at::Tensor*> gv_script_call(void* module, const at::Tensor* x, Text on) {
+  return guarded([&] {
+    torch::jit::Kwargs named;
+    if (on.count > 0) named[string(on)] = true;
+    c10::InferenceMode no_gradients;
+    return handle(static_cast<Module*>(module)->forward({*x}, named).toTensor());
   });
 }
 

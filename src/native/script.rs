@@ -1,5 +1,6 @@
 //! TorchScript modules on disk: written with real sub-modules, parameters and buffers, which tracing would freeze into constants.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -44,6 +45,48 @@ shim! {
     fn save(
         file: &[u8], name: &str, described: &str, description: &str, methods: &str, parts: &[Part], entries: &[Entry],
     ) -> Result<()> = gv_script_save, "TorchScript";
+    fn open(file: &[u8], part: &str, cuda_index: i64) -> Result<*mut c_void> = gv_script_open, "TorchScript";
+    fn close(module: *mut c_void) -> Result<()> = gv_script_close, "TorchScript";
+    fn takes(module: *mut c_void, parameter: &str) -> Result<bool> = gv_script_takes, "TorchScript";
+    fn call(module: *mut c_void, x: &Tensor, on: &str) -> Result<Tensor> = gv_script_call, "TorchScript";
+}
+
+/// A TorchScript module of any origin, in evaluation mode.
+#[derive(Debug)]
+pub struct ScriptModule(*mut c_void);
+
+impl ScriptModule {
+    /// The module of a file, or its sub-module `part`, on a device.
+    ///
+    /// # Errors
+    /// libtorch's, when the file cannot be read, is no TorchScript module, or has no such part.
+    pub fn open(path: &Path, part: Option<&str>, device: Device) -> Result<Self> {
+        let index = if let Device::Cuda(index) = device { index as i64 } else { -1 };
+        Ok(ScriptModule(open(path.as_os_str().as_bytes(), part.unwrap_or_default(), index)?))
+    }
+
+    /// Whether its `forward` has a parameter of this name.
+    ///
+    /// # Errors
+    /// libtorch's, when it has no `forward`.
+    pub fn takes(&self, parameter: &str) -> Result<bool> {
+        takes(self.0, parameter)
+    }
+
+    /// `forward(x)` without gradients, with the parameter `on` set to true if given.
+    ///
+    /// # Errors
+    /// libtorch's; when the result is no tensor.
+    pub fn call(&self, x: &Tensor, on: Option<&str>) -> Result<Tensor> {
+        call(self.0, x, on.unwrap_or_default())
+    }
+}
+
+impl Drop for ScriptModule {
+    fn drop(&mut self) {
+        // It cannot fail: the module is this value's own.
+        let _ = close(self.0);
+    }
 }
 
 /// Loads a TorchScript module.

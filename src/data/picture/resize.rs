@@ -119,25 +119,31 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
 }
 
+/// For each of `count` pixels that `from` to `from + length` of a line of `size` pixels becomes, the first pixel that counts, and the
+/// weights of it and those after it, of the sum 1: those of Pillow.
+pub fn taps(size: usize, from: f64, length: f64, count: usize, filter: Filter) -> Vec<(usize, Vec<f64>)> {
+    let (kernel, support) = filter.kernel();
+    let scale = length / count as f64;
+    let wide = scale.max(1.0);
+    (0..count)
+        .map(|i| {
+            let center = from + (i as f64 + 0.5) * scale;
+            if filter == Filter::Nearest {
+                return ((center as usize).min(size - 1), vec![1.0]);
+            }
+            let first = (center - support * wide + 0.5).max(0.0) as usize;
+            let end = ((center + support * wide + 0.5) as usize).min(size);
+            let weights: Vec<f64> = (first..end).map(|x| kernel((x as f64 - center + 0.5) / wide)).collect();
+            let sum: f64 = weights.iter().sum();
+            (first, weights.iter().map(|w| if sum == 0.0 { 0.0 } else { w / sum }).collect())
+        })
+        .collect()
+}
+
 impl Weights {
     /// For `from` to `from + length` of a line of `size` pixels, as `count` pixels.
     fn new(size: usize, from: f64, length: f64, count: usize, filter: Filter) -> Self {
-        let (kernel, support) = filter.kernel();
-        let scale = length / count as f64;
-        let wide = scale.max(1.0);
-        let lines: Vec<(usize, Vec<f64>)> = (0..count)
-            .map(|i| {
-                let center = from + (i as f64 + 0.5) * scale;
-                if filter == Filter::Nearest {
-                    return ((center as usize).min(size - 1), vec![1.0]);
-                }
-                let first = (center - support * wide + 0.5).max(0.0) as usize;
-                let end = ((center + support * wide + 0.5) as usize).min(size);
-                let weights: Vec<f64> = (first..end).map(|x| kernel((x as f64 - center + 0.5) / wide)).collect();
-                let sum: f64 = weights.iter().sum();
-                (first, weights.iter().map(|w| if sum == 0.0 { 0.0 } else { w / sum }).collect())
-            })
-            .collect();
+        let lines = taps(size, from, length, count, filter);
         let most = lines.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0).next_multiple_of(LANES).max(LANES);
         let largest = lines.iter().flat_map(|(_, weights)| weights).fold(0.0, |all: f64, w| all.max(w.abs()));
         // As many bits as 16 hold; and no sum of weights times pixels passes 2^30.
