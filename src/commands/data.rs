@@ -9,7 +9,7 @@ use clap::Args;
 use super::print;
 use crate::base::names::printable;
 use crate::base::usage::usage;
-use crate::config::flags::{DataFlags, escaped_text};
+use crate::config::flags::{GroupFlags, OfData, escaped_text};
 use crate::data::{self, DATA, cache, cache_dir, describe};
 
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ pub(super) struct Data {
     #[arg(long)]
     clear_cache: bool,
     #[command(flatten)]
-    flags: DataFlags,
+    flags: GroupFlags<OfData>,
 }
 
 impl Data {

@@ -6,6 +6,7 @@ mod data;
 pub mod doctor;
 mod encode;
 mod error;
+mod eval;
 mod export;
 mod interpolate;
 mod latent_paths;
@@ -52,6 +53,8 @@ enum Command {
     Traverse(traverse::Traverse),
     /// Write the latents of images as NumPy arrays (VAE)
     Encode(encode::Encode),
+    /// Score runs: distances of samples from real images, reconstructions
+    Eval(Box<eval::Eval>),
     /// Time the training step and its phases
     Bench(Box<bench::Bench>),
     /// Draw loss curves of runs, the latents of a VAE, or an animation
@@ -75,6 +78,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Interpolate(args) => args.run(),
         Command::Traverse(args) => args.run(),
         Command::Encode(args) => args.run(),
+        Command::Eval(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Plot(args) => args.run(),
         Command::Data(args) => args.run(),

@@ -1,5 +1,7 @@
 //! Settings as command-line flags: generates clap's arguments and both pages of help from the declarations and the presets.
 
+use std::marker::PhantomData;
+
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
@@ -8,8 +10,8 @@ use toml::Value;
 use super::training::PRESET;
 use super::{all_settings, presets};
 use crate::base::names::escaped;
-use crate::base::setting::{AnySetting, Settings, text_of};
-use crate::data::{self, DATA, HFLIP};
+use crate::base::setting::{AnySetting, Group, Settings, text_of};
+use crate::data;
 use crate::models::ModelKind;
 
 /// Settings given as flags; `OF_A_RUN`: whether settings of a run's folder and length are accepted.
@@ -32,7 +34,7 @@ const SHORT_PAGE: [(&str, &str); 15] = [
     ("seed", "Seed of all random numbers"),
     ("init-from", "Start with the weights of a run, export or file"),
     ("device", "auto, cpu, cuda or cuda:N"),
-    ("data", "digits, mnist, ... or a path: a folder, .zip, .npy"),
+    ("data", "digits, mnist, ... or a path"),
     ("image-size", "Resize images, such as 64 or 48x64"),
     ("train-limit", "Use only N training images"),
     ("out", "The run's folder [default: a new one in runs/]"),
@@ -138,22 +140,41 @@ fn given(matches: &ArgMatches, all: &[&'static dyn AnySetting]) -> Result<Settin
     Ok(settings)
 }
 
-/// The settings of a data set as flags, but for its name.
-#[derive(Clone, Debug)]
-pub struct DataFlags(pub Settings);
+/// A group of settings that a command takes as flags.
+pub trait FlagGroup {
+    /// The group.
+    const GROUP: &'static Group;
+    /// Names of settings in it that the command does not take.
+    const LEFT_OUT: &'static [&'static str] = &[];
+    /// Other names of flags: the setting's, and the other.
+    const ALIASES: &'static [(&'static str, &'static str)] = &[];
 
-impl DataFlags {
+    /// The settings that it takes.
     fn settings() -> Vec<&'static dyn AnySetting> {
-        let of_training = [DATA.name(), HFLIP.name()];
-        data::SETTINGS.settings.iter().copied().filter(|s| !of_training.contains(&s.info().name)).collect()
+        Self::GROUP.settings.iter().copied().filter(|s| !Self::LEFT_OUT.contains(&s.info().name)).collect()
     }
 }
 
-impl Args for DataFlags {
+/// The settings of a group as flags.
+#[derive(Clone, Debug)]
+pub struct GroupFlags<G>(pub Settings, PhantomData<G>);
+
+/// The settings of a data set, but for its name.
+#[derive(Clone, Debug)]
+pub struct OfData;
+
+impl FlagGroup for OfData {
+    const GROUP: &'static Group = &data::SETTINGS;
+    const LEFT_OUT: &'static [&'static str] = &["data", "hflip"];
+}
+
+impl<G: FlagGroup> Args for GroupFlags<G> {
     fn augment_args(command: Command) -> Command {
-        let argument =
-            |setting: &&'static dyn AnySetting| argument(data::SETTINGS.heading, *setting, &[]).hide_short_help(false);
-        command.args(DataFlags::settings().iter().map(argument))
+        let argument = |setting: &'static dyn AnySetting| {
+            let aliases = G::ALIASES.iter().filter(|(name, _)| *name == setting.info().name).map(|(_, alias)| *alias);
+            argument(G::GROUP.heading, setting, &[]).hide_short_help(false).visible_aliases(aliases)
+        };
+        command.args(G::settings().into_iter().map(argument))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -161,9 +182,9 @@ impl Args for DataFlags {
     }
 }
 
-impl FromArgMatches for DataFlags {
+impl<G: FlagGroup> FromArgMatches for GroupFlags<G> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        given(matches, &DataFlags::settings()).map(DataFlags)
+        given(matches, &G::settings()).map(|settings| GroupFlags(settings, PhantomData))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {

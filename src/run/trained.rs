@@ -263,6 +263,11 @@ impl Trained {
         mu.zip(logvar).context("an encoder gives mu and logvar")
     }
 
+    /// Whether it makes images of latents: an encoder alone does not.
+    pub fn generates(&self) -> bool {
+        !matches!(&self.loaded, LoadedModel::Modules { decoder: None, .. })
+    }
+
     /// Refuses, as a usage error, a model without an encoder.
     pub fn check_encoder(&self) -> Result<()> {
         let root = self.root.display();
