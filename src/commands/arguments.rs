@@ -33,7 +33,7 @@ pub struct TrainedModel {
 /// Which of a run's checkpoints is read.
 #[derive(Debug, Args)]
 pub struct CheckpointChoice {
-    /// Checkpoint of the run: latest (the default), best (a VAE's lowest held-out loss) or the number of a step
+    /// Checkpoint of the run: latest (the default), best (by --score, else a VAE's lowest held-out loss) or the number of a step
     #[arg(long = "checkpoint", value_name = "best|latest|STEP", default_value = "latest", hide_default_value = true)]
     pub selection: Selection,
 }

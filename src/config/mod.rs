@@ -21,6 +21,7 @@ use crate::base::setting::{AnySetting, Group, Settings};
 use crate::base::usage::usage;
 use crate::data::{self, DATA, DATA_DIR};
 use crate::export::Origin;
+use crate::metrics::extractor;
 use crate::models::optimizer::LR;
 use crate::models::tuning::{Plan, TUNE};
 use crate::models::{Model, ModelKind, tuning};
@@ -76,7 +77,15 @@ pub struct Config {
 /// The settings of a kind of model, in the order of the help.
 fn groups(model: ModelKind) -> impl Iterator<Item = &'static Group> {
     static PRESET: Group = Group { heading: "Network", settings: &[&training::PRESET] };
-    let run = [&training::TRAINING, &device::SETTINGS, &tuning::SETTINGS, &crate::data::SETTINGS, &training::RUN];
+    let run = [
+        &training::TRAINING,
+        &device::SETTINGS,
+        &tuning::SETTINGS,
+        &crate::data::SETTINGS,
+        &training::RUN,
+        &training::SCORES,
+        &extractor::SETTINGS,
+    ];
     [&PRESET].into_iter().chain(model.settings()).chain(run)
 }
 

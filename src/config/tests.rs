@@ -208,8 +208,18 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
         // A number has a unit, named by its placeholder or by its text, or is known to have none.
         let pure = ["NUMBER", "DECAY", "NORM", "TIMES", "1|3"].contains(&info.value_name);
         let numeric = !setting.range().is_empty();
-        let units =
-            ["dimensions", "channels", "units", "epochs", "steps", "images", "checkpoints", "threads", "pixels"];
+        let units = [
+            "dimensions",
+            "channels",
+            "units",
+            "epochs",
+            "steps",
+            "images",
+            "checkpoints",
+            "threads",
+            "pixels",
+            "scores",
+        ];
         let shown = format!("{} {}", entry.split('[').next().unwrap(), setting.range()).to_lowercase();
         assert!(!numeric || pure || units.iter().any(|unit| shown.contains(unit)), "no unit: {entry}");
     }

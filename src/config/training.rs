@@ -121,6 +121,50 @@ pub static EVAL_EVERY: Setting<u64> =
         .of_a_run()
         .may_change_on_resume();
 
+/// A score that is computed while training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScoreKind {
+    /// Fréchet distance of samples from held-out images, on the features of --features.
+    Fid,
+    /// Kernel distance of the same.
+    Kid,
+    /// Importance-weighted bound on the negative log-likelihood of held-out images, 20 samples (VAE), in nats.
+    Nll,
+    /// Peak signal-to-noise ratio of reconstructions of held-out images (VAE), in dB.
+    Psnr,
+}
+
+/// Which score is computed while training.
+pub static SCORE: Setting<ScoreKind> = Setting::choice(
+    "score",
+    "Score images while training: --checkpoint best is then the best by it [default: none; a VAE's best is by held-out loss]",
+)
+.value_name("SCORE")
+.of_a_run();
+
+/// Epochs between scores.
+pub static SCORE_EVERY: Setting<u64> =
+    Setting::count("score-every", "Epochs between scores of --score [default: as many as make 500 updates]")
+        .value_name("EPOCHS")
+        .of_a_run();
+
+/// Images of a score.
+pub static SCORE_COUNT: Setting<u64> =
+    Setting::whole("score-count", "Images for --score, at most as many as are held out [default: 1000]")
+        .range("from 2 to 1000000", |n| (2..=1_000_000).contains(n))
+        .value_name("IMAGES")
+        .of_a_run();
+
+/// Scores without improvement before a run ends.
+pub static PATIENCE: Setting<u64> =
+    Setting::count("patience", "End the run when this many scores of --score in a row are no better [default: never]")
+        .value_name("SCORES")
+        .of_a_run()
+        .may_change_on_resume();
+
+/// Scores while training.
+pub static SCORES: Group = Group { heading: "Scores", settings: &[&SCORE, &SCORE_EVERY, &SCORE_COUNT, &PATIENCE] };
+
 /// Number of newest checkpoints to keep.
 pub static KEEP: Setting<u64> = Setting::count(
     "keep",

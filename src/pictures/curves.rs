@@ -393,8 +393,11 @@ fn run_panel(metrics: &Metrics, scalars: &[&Scalar], colors: &mut impl Iterator<
             true => (BLUE, format!("train (smoothed{last})")),
             false => (colors.next().unwrap_or(BLACK), format!("{} ({}{last})", scalar.name, scalar.key)),
         };
-        curves.push(curve(Style::Raw, color, &extremes(&whole), String::new()));
-        curves.push(curve(Style::Line, color, &smooth, text));
+        // A score is of held-out images only.
+        if !single || !whole.is_empty() || test.is_empty() {
+            curves.push(curve(Style::Raw, color, &extremes(&whole), String::new()));
+            curves.push(curve(Style::Line, color, &smooth, text));
+        }
         if single && !test.is_empty() {
             curves.push(curve(Style::Dots, VERMILLION, test, format!("test{}", last_value(test))));
         } else if !test.is_empty() {

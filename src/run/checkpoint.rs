@@ -321,7 +321,7 @@ fn named(folder: &Path, selection: Selection) -> Result<Option<PathBuf>> {
     let Some((_, state)) = newest_intact(folder)? else { return Ok(None) };
     let Some(best) = state.best else {
         usage!(
-            "--checkpoint best: {place} has no best checkpoint (a GAN has no held-out score, and a VAE has one from its first score on): \
+            "--checkpoint best: {place} has no best checkpoint (a VAE has one from its first held-out loss on, a GAN with `train --score fid`): \
              wanted latest, or a step of {steps}"
         );
     };

@@ -30,16 +30,27 @@ impl Session<'_> {
         let epoch = self.step / self.setup.per_epoch;
         let complete = self.step.is_multiple_of(self.setup.per_epoch);
         let due = |every: u64| last || (complete && every > 0 && epoch.is_multiple_of(every));
+        let mut row = Vec::new();
+        let mut said = Vec::new();
         if due(self.config.eval_every) {
             rec.progress.doing("scoring the held-out images");
             let Some(values) = self.evaluate(stop)? else { return Ok(false) };
-            let mut row = self.row_head(rec);
             row.extend(values.iter().map(|(k, v)| (format!("test_{k}"), *v)));
-            rec.log.append(&row)?;
-            let values = distinct(values).into_iter().map(|(k, v)| format!("test_{k} {v:.3}")).collect::<Vec<_>>();
-            rec.scores = values.join("  ");
+            said.extend(distinct(values).into_iter().map(|(k, v)| format!("test_{k} {v:.3}")));
+        }
+        if self.score_due(epoch, complete, last) {
+            rec.progress.doing("scoring samples");
+            let Some((key, value)) = self.score_images(stop)? else { return Ok(false) };
+            // First: what was asked for must fit into the line.
+            said.insert(0, format!("{key} {value:.3}{}", self.since_best(value)));
+            row.push((key, value));
+        }
+        // One row, once nothing can interrupt it any more: a resumed run does all of this again.
+        if !row.is_empty() {
+            rec.log.append(&[self.row_head(rec), row].concat())?;
+            rec.scores = said.join("  ");
             let epoch = format!("epoch {:.2}", self.step as f64 / self.setup.per_epoch as f64);
-            rec.progress.say(&as_fit([epoch].into_iter().chain(values), "  ", progress::COLUMNS));
+            rec.progress.say(&as_fit([epoch].into_iter().chain(said), "  ", progress::COLUMNS));
         }
         if due(self.config.sample_every) {
             rec.progress.doing("drawing");
@@ -69,7 +80,9 @@ impl Session<'_> {
         }
         let means = meter.means()?;
         divergence::check("test_", self.setup.model.scalars(), &means, self.step)?;
-        self.score = self.setup.model.criterion().map(|index| Best { step: self.step, value: means[index] });
+        if self.tracker.is_none() {
+            self.score = self.setup.model.criterion().map(|index| Best { step: self.step, value: means[index] });
+        }
         Ok(Some(self.report(&means)))
     }
 

@@ -78,9 +78,15 @@ impl Session<'_> {
 
     /// The line of the summary on the best checkpoint, for a model that has a score.
     fn best_line(&self, root: &str) -> String {
-        let (Some(best), Some(index)) = (self.best, self.setup.model.criterion()) else { return String::new() };
-        let (key, epoch) = (&self.setup.model.scalars()[index].key, best.step as f64 / self.setup.per_epoch as f64);
-        let score = format!("test_{key} {:.3}", best.value);
+        let key = match (&self.tracker, self.setup.model.criterion()) {
+            (Some(tracker), _) => tracker.scalar().key,
+            (None, Some(index)) => self.setup.model.scalars()[index].key.clone(),
+            (None, None) => return String::new(),
+        };
+        let Some(best) = self.best else { return String::new() };
+        let epoch = best.step as f64 / self.setup.per_epoch as f64;
+        let value = self.tracker.as_ref().map_or(best.value, |tracker| tracker.shown(best.value));
+        let score = format!("test_{key} {value:.3}");
         match best.step == self.step {
             true => format!("best     epoch {epoch:.2}, the last: {score}\n"),
             false => format!("best     epoch {epoch:.2}: {score} (ganvae sample {root} --checkpoint best)\n"),

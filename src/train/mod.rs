@@ -6,6 +6,7 @@ mod finish;
 pub mod initial_weights;
 mod log;
 mod resume;
+mod score;
 pub mod setup;
 mod state;
 pub mod stepper;
@@ -31,6 +32,7 @@ use divergence::{Diverged, WarningFilter};
 use evaluation::{COLUMNS, SAMPLES};
 use initial_weights::init_from;
 use log::Recorder;
+use score::Tracker;
 use setup::Setup;
 use state::BestCopy;
 use stepper::{AverageMeter, ExecutionMode, StepPosition, Stepper};
@@ -80,6 +82,10 @@ struct Session<'a> {
     best_copy: Option<BestCopy>,
     /// The held-out value of the model's criterion, and its step.
     score: Option<Best>,
+    /// The score of --score.
+    tracker: Option<Tracker>,
+    /// Whether --patience has ended the run.
+    ended_early: bool,
     warnings: WarningFilter,
 }
 
@@ -103,6 +109,7 @@ impl<'a> Session<'a> {
                 tuning: setup.chosen.tuning,
             },
             config,
+            tracker: Tracker::of(config, &setup)?,
             setup,
             step: 0,
             epoch_due: false,
@@ -110,6 +117,7 @@ impl<'a> Session<'a> {
             best: None,
             best_copy: None,
             score: None,
+            ended_early: false,
             warnings: WarningFilter::default(),
         })
     }
@@ -133,7 +141,8 @@ impl<'a> Session<'a> {
     fn run(&mut self, run: RunDir, lock: Lock, state: State) -> Result<Outcome> {
         make_folder(&run.samples())?;
         make_folder(&run.checkpoints())?;
-        scalar::write(&run.path("scalars.json"), self.setup.model.scalars())?;
+        let scalars = self.setup.model.scalars().iter().cloned().chain(self.tracker.as_ref().map(Tracker::scalar));
+        scalar::write(&run.path("scalars.json"), &scalars.collect::<Vec<_>>())?;
         if !run.path("data.png").exists() {
             grid::draw(&self.setup.train.spread(SAMPLES)?.x, COLUMNS)?.save(&run.path("data.png"))?;
         }
@@ -158,7 +167,7 @@ impl<'a> Session<'a> {
         rec.progress.say(&self.setup.chosen.to_string());
         let notes =
             [self.size_note()?, self.few_images_warning(), self.few_held_out_warning(), self.short_run_warning()];
-        for note in notes.into_iter().flatten() {
+        for note in notes.into_iter().flatten().chain(self.tracker.as_ref().map(Tracker::describe)) {
             rec.progress.say(&note);
         }
         if self.step == self.setup.total && !self.epoch_due {
@@ -168,7 +177,7 @@ impl<'a> Session<'a> {
             // For a rollback before the first regular checkpoint.
             self.checkpoint(&mut rec)?;
         }
-        while self.step < self.setup.total || self.epoch_due {
+        while (self.step < self.setup.total && !self.ended_early) || self.epoch_due {
             let diverged = match self.advance(&mut rec, &stop) {
                 Ok(None) => continue,
                 Ok(Some(outcome)) => return Ok(outcome),

@@ -122,9 +122,14 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// The best score before this step, of a checkpoint or of the copy in memory.
+    pub(super) fn best_so_far(&self) -> Option<Best> {
+        self.best_copy.as_ref().map_or(self.best, |copy| copy.state.best)
+    }
+
     /// The score of this step, if it is better than any before.
     fn better_score(&self) -> Option<Best> {
-        let best = self.best_copy.as_ref().map_or(self.best, |copy| copy.state.best);
+        let best = self.best_so_far();
         self.score.filter(|score| score.step == self.step && best.is_none_or(|best| score.value < best.value))
     }
 

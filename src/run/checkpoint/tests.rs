@@ -218,7 +218,7 @@ fn checkpoints_are_chosen_by_name_or_step() {
         assert_eq!(read(of).unwrap(), None, "no checkpoint yet");
     }
     save(dir.path(), state(1), keep(5), &mut show(&tensors(1))).unwrap();
-    assert!(read("best").unwrap_err().to_string().contains("a GAN has no held-out score"));
+    assert!(read("best").unwrap_err().to_string().contains("a GAN with `train --score fid`"));
     for step in [2, 3] {
         let best = Some(Best { step: 2, value: 1.0 });
         save(dir.path(), State { best, ..state(step) }, keep(5), &mut show(&tensors(1))).unwrap();
