@@ -11,7 +11,7 @@ use super::arguments::{CheckpointChoice, SplitChoice, check_range};
 use super::print;
 use crate::base::atomic_file;
 use crate::base::names::printable;
-use crate::base::progress::{Tally, say};
+use crate::base::progress::Tally;
 use crate::base::seed::Stream;
 use crate::base::setting::Group;
 use crate::base::usage::usage;
@@ -20,11 +20,10 @@ use crate::data::dataset::Dataset;
 use crate::data::images::Source;
 use crate::data::{self, cache_dir, digits_seed};
 use crate::metrics::disentanglement;
-use crate::metrics::extractor::{self, Extractor, ScriptExtractor};
-use crate::metrics::feature_net::FeatureNet;
+use crate::metrics::extractor::{self, Extractor};
 use crate::metrics::likelihood;
 use crate::metrics::reconstruction::{self, PrincipalComponents};
-use crate::metrics::sample_scores::{Distances, Reference, Training, features_of_made};
+use crate::metrics::sample_scores::{Distances, Reference, Training, features_of_made, frechet_distance};
 use crate::models::LatentVariable;
 use crate::run::trained::Trained;
 
@@ -155,22 +154,14 @@ impl Eval {
         let [train, test] = [&source.train, &source.test].map(|images| Dataset::new(images, device));
         let (train, test) = (train?, test?);
         let settings = trained.origin().map(|(config, _)| config.settings.clone()).unwrap_or_default();
-        let extractor = match ScriptExtractor::of(&self.features.0, trained.shape(), device)? {
-            Some(script) => Extractor::Script(script),
-            None => {
-                let cache = cache_dir(&settings);
-                let (net, note) = FeatureNet::of((&train, &test), &sha256, cache.as_deref())?;
-                note.iter().for_each(|note| say(&format!("note: {note}")));
-                Extractor::Own(Box::new(net))
-            }
-        };
+        let cache = cache_dir(&settings);
+        let extractor = Extractor::open(&self.features.0, (&train, &test), &sha256, cache.as_deref())?;
         let on_train = self.split == SplitChoice::Train;
         let reference = Reference::new(extractor, (&train, &test), on_train, self.count, self.seed)?;
         let held_out = if on_train { &reference.other } else { &reference.real };
         let training = Training::new(&reference.extractor, &train, held_out)?;
         let shape = [source.train.channels, source.train.height, source.train.width];
-        let images = if on_train { &source.train } else { &source.test };
-        let real = Dataset::new(images, device)?.some(reference.count())?;
+        let real = if on_train { &train } else { &test }.some(reference.count())?;
         Ok(Data { sha256, shape, name: source.name.clone(), train, real, reference, training })
     }
 
@@ -221,9 +212,7 @@ impl Eval {
             notes,
         })
     }
-}
 
-impl Eval {
     /// Scores of reconstructions of the real images, and the PSNR of as many principal components of the training set as there are
     /// latents.
     fn reconstruction_rows(&self, trained: &Trained, data: &Data) -> Result<Vec<Row>> {
@@ -240,7 +229,7 @@ impl Eval {
         let made = features_of_made(&data.reference.extractor, data.real.len(), |from, count| {
             reconstruct(&data.real.range(from, count)?.x)
         })?;
-        let rfid = Distances::between(&data.reference.real, &made, self.seed)?.fid;
+        let rfid = frechet_distance(&data.reference.real, &made)?;
         let mut rows = vec![Row::new("psnr", scores.psnr.mean, 2), Row::new("psnr_pca", of_linear, 2)];
         rows.extend(scores.ssim.map(|ssim| Row::new("ssim", ssim.mean, 4)));
         rows.push(Row::new("rfid", rfid, 3));

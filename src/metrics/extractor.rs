@@ -1,6 +1,6 @@
 //! Features of images: from a TorchScript file of the user's, or from ganvae's own network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -9,9 +9,11 @@ use tch::{Device, Kind, Tensor};
 use super::feature_net::FeatureNet;
 use crate::base::hash;
 use crate::base::names::printable;
+use crate::base::progress::say;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::usage::usage;
+use crate::data::dataset::Dataset;
 use crate::data::picture::{Filter, taps};
 use crate::native::{self, ScriptModule};
 
@@ -109,6 +111,20 @@ enum Input {
 }
 
 impl Extractor {
+    /// The file that `s` names, else ganvae's own network for the training and held-out images `sets` with the checksum `data_sha256`,
+    /// kept in the folder `cache`.
+    ///
+    /// # Errors
+    /// As [`ScriptExtractor::of`] and [`FeatureNet::of`].
+    pub fn open(s: &Settings, sets: (&Dataset, &Dataset), data_sha256: &str, cache: Option<&Path>) -> Result<Self> {
+        if let Some(script) = ScriptExtractor::of(s, sets.0.shape(), sets.0.device())? {
+            return Ok(Extractor::Script(script));
+        }
+        let (net, note) = FeatureNet::of(sets, data_sha256, cache)?;
+        note.iter().for_each(|note| say(&format!("note: {note}")));
+        Ok(Extractor::Own(Box::new(net)))
+    }
+
     /// Features [B,D], float32 on the CPU, of images [B,C,H,W] as bytes.
     ///
     /// # Errors

@@ -32,11 +32,19 @@ impl Distances {
     /// When a set has too few images, or a feature is not finite.
     pub fn between(real: &Tensor, generated: &Tensor, seed: u64) -> Result<Self> {
         Ok(Distances {
-            fid: frechet::distance(&Statistics::of(real)?, &Statistics::of(generated)?)?,
+            fid: frechet_distance(real, generated)?,
             kid: kernel_distance::distance(real, generated, seed)?,
             manifold: neighbours::manifold_scores(real, generated)?,
         })
     }
+}
+
+/// The Fréchet distance alone of `generated` [M,D] from `real` [N,D].
+///
+/// # Errors
+/// When a set has too few images, or a feature is not finite.
+pub fn frechet_distance(real: &Tensor, generated: &Tensor) -> Result<f64> {
+    frechet::distance(&Statistics::of(real)?, &Statistics::of(generated)?)
 }
 
 /// Features [N,D] of a set's images with these indices.

@@ -5,7 +5,6 @@ use tch::Tensor;
 
 use super::Session;
 use super::setup::Setup;
-use crate::base::progress::say;
 use crate::base::scalar::Scalar;
 use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
@@ -14,11 +13,9 @@ use crate::config::Config;
 use crate::config::training::{PATIENCE, SCORE, SCORE_COUNT, SCORE_EVERY, ScoreKind};
 use crate::data::cache_dir;
 use crate::data::dataset::Dataset;
-use crate::metrics::extractor::{Extractor, ScriptExtractor};
-use crate::metrics::feature_net::FeatureNet;
-use crate::metrics::frechet::{self, Statistics};
+use crate::metrics::extractor::Extractor;
 use crate::metrics::kernel_distance;
-use crate::metrics::sample_scores::{Reference, features_of_made};
+use crate::metrics::sample_scores::{Reference, features_of_made, frechet_distance};
 use crate::metrics::{likelihood, reconstruction};
 use crate::models::ModelKind;
 use crate::models::noise::Noise;
@@ -72,17 +69,9 @@ impl Tracker {
         let reference = match kind {
             ScoreKind::Psnr | ScoreKind::Nll => None,
             ScoreKind::Fid | ScoreKind::Kid => {
-                let extractor = match ScriptExtractor::of(s, setup.train.shape(), setup.device)? {
-                    Some(script) => Extractor::Script(script),
-                    None => {
-                        let cache = cache_dir(s);
-                        let sets = (&setup.train, &setup.test);
-                        let (net, note) = FeatureNet::of(sets, &setup.data_sha256, cache.as_deref())?;
-                        note.iter().for_each(|note| say(&format!("note: {note}")));
-                        Extractor::Own(Box::new(net))
-                    }
-                };
-                Some(Reference::new(extractor, (&setup.train, &setup.test), false, count, config.seed)?)
+                let (sets, cache) = ((&setup.train, &setup.test), cache_dir(s));
+                let extractor = Extractor::open(s, sets, &setup.data_sha256, cache.as_deref())?;
+                Some(Reference::new(extractor, sets, false, count, config.seed)?)
             }
         };
         let held_out = match reference {
@@ -119,16 +108,16 @@ impl Tracker {
         format!("score    {} {every}, of {of}", self.scalar().key)
     }
 
-    /// The value of a score that is ranked by `less`: less is better.
+    /// A score as it is shown, of one as it is ranked (less is better), and the other way round.
     pub fn shown(&self, ranked: f64) -> f64 {
         if self.kind == ScoreKind::Psnr { -ranked } else { ranked }
     }
 
-    fn of_features(&self, reference: &Reference, features: &Tensor) -> Result<f64> {
-        Ok(match self.kind {
-            ScoreKind::Kid => kernel_distance::distance(&reference.real, features, 0)?.mean,
-            _ => frechet::distance(&Statistics::of(&reference.real)?, &Statistics::of(features)?)?,
-        })
+    fn of_features(&self, reference: &Reference, features: &Tensor, seed: u64) -> Result<f64> {
+        match self.kind {
+            ScoreKind::Kid => Ok(kernel_distance::distance(&reference.real, features, seed)?.mean),
+            _ => frechet_distance(&reference.real, features),
+        }
     }
 }
 
@@ -154,7 +143,7 @@ impl Session<'_> {
                 });
                 match features {
                     Err(e) if e.is::<Interrupted>() => return Ok(None),
-                    features => tracker.of_features(reference, &features?)?,
+                    features => tracker.of_features(reference, &features?, self.config.seed)?,
                 }
             }
             None => {
