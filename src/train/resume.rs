@@ -52,9 +52,6 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     }
     let mut tuning = info.tuning;
     tuning.threads = config.settings.given(&THREADS).map_or(tuning.threads, |n| n as u32);
-    if config.plan.deterministic && tuning.threads > 1 && !tuning.compute.matmul.is_deterministic() {
-        usage!("--threads {}: the run is --deterministic with products=blas, which needs --threads 1", tuning.threads);
-    }
     let build = || Session::build(&config, Some(tuning));
     let mut session = found.as_ref().map_or_else(build, |(dir, _)| checkpoint::built_for(dir, build))?;
     ensure!(

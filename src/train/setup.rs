@@ -61,6 +61,14 @@ impl Setup {
                 "--tune with products or kernels is for the CPU, and this run is on {name}: leave it out, or use --device cpu"
             );
         }
+        // On a GPU the threads compute none of the training.
+        if let Some(Tuning { threads: threads @ 2.., compute }) = stored
+            && device == Device::Cpu
+            && config.plan.deterministic
+            && !compute.matmul.is_deterministic()
+        {
+            usage!("--threads {threads}: the run is --deterministic with products=blas, which needs --threads 1");
+        }
         let precision = device::precision(&config.settings, device)?;
         let source = data::open(&config.settings)?;
         let train = Dataset::new(&source.train, device)?;
