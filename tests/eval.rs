@@ -15,6 +15,7 @@ use ganvae::metrics::feature_net::FeatureNet;
 use ganvae::metrics::sample_scores::{Distances, Training, features_of_made};
 use ganvae::native;
 use ganvae::nets::Shape;
+use ganvae::pictures::npy::NpyWriter;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use tempfile::tempdir;
@@ -133,6 +134,41 @@ fn samples_are_scored_beside_real_images_and_runs_beside_each_other() {
     let csv = fs::read_to_string(d.join("scores.csv")).unwrap();
     let rows: Vec<_> = csv.lines().collect();
     assert!(rows.len() == 3 && rows[0].starts_with("run,step,data,") && rows[1].starts_with("\"gan\",4,"), "{csv}");
+    // Images of another program: the same pixels have the same scores, whoever made them.
+    good(d, &["sample", "gan", "--seed", "0", "--count", "60", "--out", "made.npy"]);
+    let both = json(&["gan", "--samples", "made.npy"]);
+    let [own, made] = &both[..] else { panic!("an object for each") };
+    assert_eq!(made["run"], "made.npy");
+    for key in ["fid", "kid", "precision", "coverage", "copied", "fid_real"] {
+        assert_eq!(number(own, key), number(made, key), "{key}");
+    }
+    assert!(made["step"].is_null() && number(made, "n") == 60.0);
+    good(d, &["sample", "gan", "--seed", "0", "--count", "40", "--out", "few.npy"]);
+    let few = json(&["gan", "--samples", "few.npy"]);
+    assert_eq!((number(&few[0], "n"), number(&few[1], "n")), (40.0, 40.0), "all get as many as the smallest set has");
+    refused(d, &["eval", "--samples", "made.npy"], 2, &["--data is missing", "without a run"]);
+    refused(d, &["eval", "--samples", "not-there.npy", "--data", "digits"], 2, &["not-there.npy"]);
+    let mut npy = NpyWriter::create(&d.join("small.npy"), &[60, 20, 20], Kind::Float).unwrap();
+    npy.push(&Tensor::zeros([60, 20, 20], (Kind::Float, Device::Cpu))).unwrap();
+    npy.finish().unwrap();
+    refused(d, &["eval", "gan", "--samples", "small.npy"], 2, &["1x20x20", "1x28x28", "a resize changes the scores"]);
+    // The pictures.
+    let said = text(&good(d, &["eval", "gan", "--nearest", "near.png", "--plot", "one.svg"]).stdout);
+    assert!(said.contains("near.png: rows of samples, each above the training image nearest to it"), "{said}");
+    let near = image::open(d.join("near.png")).unwrap();
+    assert!(
+        near.width() >= 8 * 28 && near.height() >= 8 * 28,
+        "32 pairs in rows of 8: {}x{}",
+        near.width(),
+        near.height()
+    );
+    good(d, &["eval", "gan", "vae", "--samples", "made.npy", "--k", "5", "--plot", "bars.svg"]);
+    let bars = fs::read_to_string(d.join("bars.svg")).unwrap();
+    for name in ["fid", "kid", "nll", "psnr", "gan", "vae", "made.npy", "real images", "lower is better"] {
+        assert!(bars.contains(&format!("\n{name}\n")), "{name} is in the chart");
+    }
+    refused(d, &["eval", "gan", "--plot", "bars.gif"], 2, &["--plot bars.gif: wanted a .png or a .svg"]);
+    refused(d, &["eval", "gan", "vae", "--nearest", "near.png"], 2, &["--nearest draws the samples of one run"]);
     // Other data: another number of digits.
     train(d, "vae", &["--train-limit", "100", "--steps", "1", "--out", "other"]);
     refused(d, &["eval", "gan", "other"], 2, &["scores on different data cannot be compared", "one by one"]);

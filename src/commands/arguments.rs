@@ -147,3 +147,12 @@ pub fn check_range<T: Display + PartialOrd>(flag: &str, value: T, range: RangeIn
     }
     Ok(())
 }
+
+/// Refuses a file of `--flag` that ends in none of `endings` (in lower case, without the dot), with a [`crate::base::usage::Usage`] error.
+pub fn check_ending(flag: &str, file: &Path, endings: &[&str]) -> Result<()> {
+    let ends_in = |ending: &&str| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
+    if !endings.iter().any(ends_in) {
+        usage!("--{flag} {}: wanted a .{}", file.display(), endings.join(" or a ."));
+    }
+    Ok(())
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use super::arguments::check_ending;
 use super::print;
 use crate::base::names::printable;
 use crate::base::usage::usage;
@@ -29,9 +30,7 @@ pub(super) struct Data {
 
 impl Data {
     pub(super) fn run(&self) -> Result<u8> {
-        if let Some(out) = self.out.as_ref().filter(|o| o.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png"))) {
-            usage!("--out {}: wanted a .png", out.display());
-        }
+        self.out.as_deref().map_or(Ok(()), |out| check_ending("out", out, &["png"]))?;
         let mut text = String::new();
         if self.clear_cache {
             let Some(dir) = cache_dir(&self.flags.0) else {

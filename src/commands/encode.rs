@@ -6,11 +6,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use tch::{Kind, Tensor};
 
-use super::arguments::{RealImages, TrainedModel, write_names};
+use super::arguments::{RealImages, TrainedModel, check_ending, write_names};
 use super::print;
 use crate::base::names::printable;
 use crate::base::progress::Tally;
-use crate::base::usage::usage;
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 use crate::pictures::npy::NpyWriter;
@@ -32,9 +31,7 @@ pub(super) struct Encode {
 impl Encode {
     pub(super) fn run(&self) -> Result<u8> {
         let out = self.out.clone().unwrap_or_else(|| self.of.default_place("", "latents.npy"));
-        if out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("npy")) {
-            usage!("--out {}: wanted a .npy", out.display());
-        }
+        check_ending("out", &out, &["npy"])?;
         let trained = self.of.open_with_encoder()?;
         let images = &self.images.images(&trained)?;
         let (n, z) = (images.count, trained.latent() as usize);

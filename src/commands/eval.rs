@@ -1,31 +1,36 @@
-//! `ganvae eval`: scores of trained models.
+//! `ganvae eval`: scores of trained models, and of images that other programs made.
+
+mod report;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use serde_json::{Map, Value, json};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use super::arguments::{CheckpointChoice, SplitChoice, check_range};
+use super::arguments::{CheckpointChoice, SplitChoice, check_ending, check_range};
 use super::print;
 use crate::base::atomic_file;
 use crate::base::names::printable;
 use crate::base::progress::Tally;
 use crate::base::seed::Stream;
-use crate::base::setting::Group;
+use crate::base::setting::{Group, Settings};
 use crate::base::usage::usage;
+use crate::config::device::{self, DEVICE};
 use crate::config::flags::{FlagGroup, GroupFlags, escaped_text};
 use crate::data::dataset::Dataset;
-use crate::data::images::Source;
-use crate::data::{self, cache_dir, digits_seed};
+use crate::data::images::{Source, spread};
+use crate::data::{self, CHANNELS, DATA, DATA_DIR, cache_dir, digits_seed};
 use crate::metrics::disentanglement;
 use crate::metrics::extractor::{self, Extractor};
 use crate::metrics::likelihood;
+use crate::metrics::neighbours::Nearest;
 use crate::metrics::reconstruction::{self, PrincipalComponents};
-use crate::metrics::sample_scores::{Distances, Reference, Training, features_of_made, frechet_distance};
+use crate::metrics::sample_scores::{Reference, Training, features_of, features_of_made, frechet_distance};
 use crate::models::LatentVariable;
+use crate::pictures::grid;
 use crate::run::trained::Trained;
+use report::{Row, Scored, bars, csv_of, distance_rows, table};
 
 /// The flags of features.
 #[derive(Clone, Debug)]
@@ -39,8 +44,11 @@ impl FlagGroup for OfFeatures {
 #[derive(Debug, Args)]
 pub(super) struct Eval {
     /// Runs' folders, folders of exports, or exported .pt files; several are compared
-    #[arg(value_name = "RUN", required = true, num_args = 1..)]
+    #[arg(value_name = "RUN", required_unless_present = "samples", num_args = 1..)]
     runs: Vec<PathBuf>,
+    /// Images that another program made, of the size of the real ones: anything that --data takes; may be repeated
+    #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
+    samples: Vec<String>,
     #[command(flatten)]
     checkpoint: CheckpointChoice,
     /// Real images, as `train --data` names them [default: the run's]
@@ -67,6 +75,12 @@ pub(super) struct Eval {
     /// Also write the table into this file
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
+    /// Also draw the scores as bars
+    #[arg(long, value_name = "FILE.png|.svg")]
+    plot: Option<PathBuf>,
+    /// Also draw the samples that are nearest to training images, each above that image
+    #[arg(long, value_name = "FILE.png")]
+    nearest: Option<PathBuf>,
     /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -74,34 +88,28 @@ pub(super) struct Eval {
     features: GroupFlags<OfFeatures>,
 }
 
-/// A score in the order of the table: its key, its value, the value of real images, and its digits after the point.
-struct Row {
-    key: &'static str,
-    value: f64,
-    real: Option<f64>,
-    digits: usize,
+fn settings_of(trained: &Trained) -> Settings {
+    trained.origin().map(|(config, _)| config.settings.clone()).unwrap_or_default()
 }
 
-/// The scores of one run.
-struct Scored {
-    run: PathBuf,
-    step: Option<u64>,
-    data: String,
-    data_sha256: String,
-    split: SplitChoice,
-    n: usize,
-    k: Option<i64>,
-    seed: u64,
-    features: (String, String),
-    rows: Vec<Row>,
-    /// What the numbers do not say.
-    notes: Vec<String>,
+/// Samples that [`Eval::nearest`] shows.
+const SHOWN: usize = 32;
+const COLUMNS: usize = 8;
+
+/// The samples nearest to training images, the nearest first; below each row the row of those training images.
+fn draw_nearest(nearest: &Nearest, data: &Data, image: impl Fn(usize) -> Result<Tensor>) -> Result<grid::Picture> {
+    let mut order: Vec<usize> = (0..nearest.distance.len()).collect();
+    order.sort_by(|a, b| nearest.distance[*a].total_cmp(&nearest.distance[*b]));
+    order.truncate(SHOWN);
+    let samples = order.iter().map(|i| image(*i)).collect::<Result<Vec<_>>>()?;
+    let theirs = order.iter().map(|i| Ok(data.train.range(nearest.index[*i], 1)?.x)).collect::<Result<Vec<_>>>()?;
+    let [samples, theirs] = [samples, theirs].map(|images| Tensor::f_cat(&images, 0));
+    grid::draw(&grid::alternate(&samples?, &theirs?, COLUMNS)?, COLUMNS)
 }
 
-/// Real images and their features, for all runs on the same data.
+/// Real images and their features, for all that is scored on them.
 struct Data {
     sha256: String,
-    shape: [usize; 3],
     name: String,
     train: Dataset,
     /// The real images of the reference.
@@ -117,80 +125,122 @@ impl Eval {
         if self.split == SplitChoice::All {
             usage!("--split all: wanted train or test, so that the scores of real images can stand beside");
         }
-        let mut data: Option<Data> = None;
+        self.plot.as_deref().map_or(Ok(()), |out| check_ending("plot", out, &["png", "svg"]))?;
+        self.nearest.as_deref().map_or(Ok(()), |out| check_ending("nearest", out, &["png"]))?;
+        if self.nearest.is_some() && self.runs.len() + self.samples.len() > 1 {
+            usage!("--nearest draws the samples of one run: give one");
+        }
+        let first = self.runs.first().map(|run| self.open_run(run)).transpose()?;
+        let (source, settings, device) = match &first {
+            Some(trained) => (self.source(trained)?, settings_of(trained), trained.device()),
+            None => self.source_alone()?,
+        };
+        let samples: Vec<_> =
+            self.samples.iter().map(|spec| self.open_samples(spec, &source, device)).collect::<Result<_>>()?;
+        let data = self.open_data(source, &settings, (device, &samples))?;
         let mut all = Vec::new();
+        let mut first = first;
         for run in &self.runs {
-            let trained = Trained::open_checkpoint(run, self.checkpoint.selection, &self.device)?;
-            let source = trained.source(self.data.as_deref(), self.data_dir.as_deref(), false)?;
-            let sha256 = data::checksum(&source);
-            let shape = [source.train.channels, source.train.height, source.train.width];
-            match &data {
-                Some(known) if known.sha256 == sha256 && known.shape == shape => {}
-                Some(known) => usage!(
-                    "{} is scored on {} and {} on {}, whose images differ: scores on different data cannot be compared, so give one \
-                     --data that fits both, or score them one by one",
-                    self.runs[0].display(),
-                    known.name,
-                    run.display(),
-                    source.name
-                ),
-                None => data = Some(self.open_data(&trained, &source, sha256)?),
-            }
-            let data = data.as_ref().context("the data are open")?;
-            all.push(self.score(run, &trained, data)?);
+            let trained = match first.take() {
+                Some(trained) => trained,
+                None => self.open_other(run, &data)?,
+            };
+            all.push(self.score_run(run, &trained, &data)?);
+        }
+        for (spec, set) in self.samples.iter().zip(&samples) {
+            all.push(self.score_samples(spec, set, &data)?);
         }
         if let Some(csv) = &self.csv {
             atomic_file::write(csv, csv_of(&all).as_bytes())?;
         }
+        if let Some(plot) = &self.plot {
+            bars(&all, data.reference.extractor.name()).draw_to(plot)?;
+        }
         if self.json {
             return print(&all.iter().map(|scored| format!("{}\n", scored.json())).collect::<String>());
         }
-        let extractor = data.as_ref().map(|data| data.reference.extractor.describe()).unwrap_or_default();
-        print(&table(&all, &extractor))
+        print(&table(&all, &data.reference.extractor.describe()))
     }
 
-    fn open_data(&self, trained: &Trained, source: &Source, sha256: String) -> Result<Data> {
-        let device = trained.device();
+    fn open_run(&self, run: &Path) -> Result<Trained> {
+        Trained::open_checkpoint(run, self.checkpoint.selection, &self.device)
+    }
+
+    fn source(&self, trained: &Trained) -> Result<Source> {
+        trained.source(self.data.as_deref(), self.data_dir.as_deref(), false)
+    }
+
+    /// The real images where no run says what they are.
+    fn source_alone(&self) -> Result<(Source, Settings, Device)> {
+        let Some(data) = &self.data else {
+            usage!("--data is missing: without a run, nothing says which real images --samples are compared with")
+        };
+        let settings = Settings::default().with(&DATA, data.clone()).with_some(&DATA_DIR, self.data_dir.clone());
+        let device = device::open(&settings.clone().with(&DEVICE, self.device.clone()))?;
+        Ok((data::open(&settings)?, settings, device))
+    }
+
+    /// Another run, which must have the same real images.
+    fn open_other(&self, run: &Path, data: &Data) -> Result<Trained> {
+        let trained = self.open_run(run)?;
+        let source = self.source(&trained)?;
+        if data::checksum(&source) != data.sha256 || source.train.shape() != data.train.shape() {
+            usage!(
+                "{} is scored on {} and {} on {}, whose images differ: scores on different data cannot be compared, so give one \
+                 --data that fits both, or score them one by one",
+                self.runs[0].display(),
+                data.name,
+                run.display(),
+                source.name
+            );
+        }
+        Ok(trained)
+    }
+
+    /// Images of another program, all of them, unchanged but for their number of channels.
+    fn open_samples(&self, spec: &str, real: &Source, device: Device) -> Result<Dataset> {
+        let mut settings = Settings::default().with(&DATA, spec.to_owned());
+        if data::resizable(spec) {
+            settings = settings.with(&CHANNELS, real.train.channels as u64);
+        }
+        let source = data::open_whole(&settings)?;
+        if source.train.shape() != real.train.shape() {
+            usage!(
+                "--samples {spec} are images of {}, and the real ones are {}: make samples of that size, since a resize changes the scores",
+                source.train.shape(),
+                real.train.shape()
+            );
+        }
+        Dataset::new(&source.train, device)
+    }
+
+    fn open_data(&self, source: Source, settings: &Settings, (device, samples): (Device, &[Dataset])) -> Result<Data> {
+        let sha256 = data::checksum(&source);
         let [train, test] = [&source.train, &source.test].map(|images| Dataset::new(images, device));
         let (train, test) = (train?, test?);
-        let settings = trained.origin().map(|(config, _)| config.settings.clone()).unwrap_or_default();
-        let cache = cache_dir(&settings);
+        let cache = cache_dir(settings);
         let extractor = Extractor::open(&self.features.0, (&train, &test), &sha256, cache.as_deref())?;
         let on_train = self.split == SplitChoice::Train;
-        let reference = Reference::new(extractor, (&train, &test), on_train, self.count, self.seed)?;
+        let count = samples.iter().map(Dataset::len).fold(self.count, usize::min);
+        let reference = Reference::new(extractor, (&train, &test), on_train, count, self.seed)?;
         let held_out = if on_train { &reference.other } else { &reference.real };
         let training = Training::new(&reference.extractor, &train, held_out)?;
-        let shape = [source.train.channels, source.train.height, source.train.width];
         let real = if on_train { &train } else { &test }.some(reference.count())?;
-        Ok(Data { sha256, shape, name: source.name.clone(), train, real, reference, training })
+        Ok(Data { sha256, name: source.name, train, real, reference, training })
     }
 
-    fn score(&self, run: &Path, trained: &Trained, data: &Data) -> Result<Scored> {
-        let reference = &data.reference;
-        let n = reference.count();
-        let mut rows = Vec::new();
-        let mut notes = Vec::new();
+    fn score_run(&self, run: &Path, trained: &Trained, data: &Data) -> Result<Scored> {
+        let (mut rows, mut notes) = (Vec::new(), Vec::new());
         if trained.generates() {
-            let generated = features_of_made(&reference.extractor, n, |from, count| {
-                trained.decode(&trained.prior(self.seed, from as i64, count as i64)?)
-            })?;
-            rows.extend(distance_rows(&reference.distances(&generated)?, &reference.floor));
-            let (_, copies) = data.training.memorisation(&generated)?;
-            rows.push(Row { key: "copied", value: copies.share, real: Some(copies.held_out_share), digits: 4 });
-            if copies.flagged {
-                notes.push(format!(
-                    "warning: the model repeats training images: {:.1} % of its samples are as near to one as the nearest {:.1} % of the \
-                     held-out images are (z {:.1})",
-                    100.0 * copies.share,
-                    100.0 * copies.held_out_share,
-                    copies.z
-                ));
-            }
+            let make = |from, count| trained.decode(&trained.prior(self.seed, from as i64, count as i64)?);
+            let generated = features_of_made(&data.reference.extractor, data.reference.count(), make)?;
+            (rows, notes) = self.sample_rows(&generated, data, |i| make(i, 1))?;
         }
         if trained.generates() && trained.check_encoder().is_ok() {
             rows.extend(self.reconstruction_rows(trained, data)?);
         }
-        if let Some(model) = trained.latent_variable() {
+        let model = trained.latent_variable();
+        if let Some(model) = model {
             let (more, note) = self.likelihood_rows(model, data)?;
             rows.extend(more);
             notes.extend(note);
@@ -198,19 +248,65 @@ impl Eval {
         if trained.check_encoder().is_ok() {
             rows.extend(self.disentanglement_rows(trained, data)?);
         }
-        Ok(Scored {
-            run: run.to_owned(),
-            step: trained.origin().map(|(_, step)| step),
+        let step = trained.origin().map(|(_, step)| step);
+        Ok(self.scored(printable(run), (step, model.map(|_| self.k)), (rows, notes), data))
+    }
+
+    fn score_samples(&self, spec: &str, set: &Dataset, data: &Data) -> Result<Scored> {
+        let rows = spread(set.len(), data.reference.count());
+        let generated = features_of(&data.reference.extractor, set, &rows)?;
+        let found = self.sample_rows(&generated, data, |i| Ok(set.range(rows[i], 1)?.x))?;
+        Ok(self.scored(printable(spec), (None, None), found, data))
+    }
+
+    /// The scores of samples with these features and what is to be said of them; `image(i)` is sample i, [1,C,H,W].
+    fn sample_rows(
+        &self,
+        generated: &Tensor,
+        data: &Data,
+        image: impl Fn(usize) -> Result<Tensor>,
+    ) -> Result<(Vec<Row>, Vec<String>)> {
+        let mut rows = distance_rows(&data.reference.distances(generated)?, &data.reference.floor);
+        let (nearest, copies) = data.training.memorisation(generated)?;
+        rows.push(Row { key: "copied", value: copies.share, real: Some(copies.held_out_share), digits: 4 });
+        let mut notes = Vec::new();
+        if copies.flagged {
+            notes.push(format!(
+                "warning: the model repeats training images: {:.1} % of its samples are as near to one as the nearest {:.1} % of the \
+                 held-out images are (z {:.1}); look at them with --nearest",
+                100.0 * copies.share,
+                100.0 * copies.held_out_share,
+                copies.z
+            ));
+        }
+        if let Some(out) = &self.nearest {
+            draw_nearest(&nearest, data, image)?.save(out)?;
+            notes.push(format!("{}: rows of samples, each above the training image nearest to it", printable(out)));
+        }
+        Ok((rows, notes))
+    }
+
+    fn scored(
+        &self,
+        name: String,
+        (step, k): (Option<u64>, Option<i64>),
+        (rows, notes): (Vec<Row>, Vec<String>),
+        data: &Data,
+    ) -> Scored {
+        let extractor = &data.reference.extractor;
+        Scored {
+            name,
+            step,
             data: data.name.clone(),
             data_sha256: data.sha256.clone(),
             split: self.split,
-            n,
-            k: trained.latent_variable().map(|_| self.k),
+            n: data.reference.count(),
+            k,
             seed: self.seed,
-            features: (reference.extractor.name().to_owned(), reference.extractor.sha256().to_owned()),
+            features: (extractor.name().to_owned(), extractor.sha256().to_owned()),
             rows,
             notes,
-        })
+        }
     }
 
     /// Scores of reconstructions of the real images, and the PSNR of as many principal components of the training set as there are
@@ -287,132 +383,4 @@ impl Eval {
         ];
         Ok(all.into_iter().map(|(key, value)| Row::new(key, value, 4)).collect())
     }
-}
-
-impl Row {
-    fn new(key: &'static str, value: f64, digits: usize) -> Self {
-        Row { key, value, real: None, digits }
-    }
-}
-
-fn distance_rows(found: &Distances, real: &Distances) -> Vec<Row> {
-    let row = |key, digits, of: &dyn Fn(&Distances) -> f64| Row { key, value: of(found), real: Some(of(real)), digits };
-    vec![
-        row("fid", 3, &|d| d.fid),
-        row("kid", 5, &|d| d.kid.mean),
-        row("kid_se", 5, &|d| d.kid.standard_error),
-        row("precision", 4, &|d| d.manifold.precision),
-        row("recall", 4, &|d| d.manifold.recall),
-        row("density", 4, &|d| d.manifold.density),
-        row("coverage", 4, &|d| d.manifold.coverage),
-    ]
-}
-
-impl Scored {
-    fn split_name(&self) -> &'static str {
-        if self.split == SplitChoice::Train { "train" } else { "test" }
-    }
-
-    fn json(&self) -> Value {
-        let mut all = Map::new();
-        let (features, sha256) = &self.features;
-        all.insert("run".into(), json!(printable(&self.run)));
-        all.insert("step".into(), json!(self.step));
-        all.insert("data".into(), json!(self.data));
-        all.insert("data_sha256".into(), json!(self.data_sha256));
-        all.insert("split".into(), json!(self.split_name()));
-        all.insert("n".into(), json!(self.n));
-        if let Some(k) = self.k {
-            all.insert("k".into(), json!(k));
-        }
-        all.insert("seed".into(), json!(self.seed));
-        all.insert("features".into(), json!({"name": features, "sha256": sha256}));
-        for row in &self.rows {
-            all.insert(row.key.into(), json!(row.value));
-            if let Some(real) = row.real {
-                all.insert(format!("{}_real", row.key), json!(real));
-            }
-        }
-        Value::Object(all)
-    }
-}
-
-/// The scores as text: a row for each score, a column for each run and one for real images.
-fn table(all: &[Scored], extractor: &str) -> String {
-    let Some(first) = all.first() else { return String::new() };
-    let other = if first.split == SplitChoice::Train { "held-out" } else { "training" };
-    let of = if first.split == SplitChoice::Train { "training" } else { "held-out" };
-    let mut text = String::new();
-    for (i, scored) in all.iter().enumerate() {
-        let name = if all.len() == 1 { "run      ".to_owned() } else { format!("run {}    ", i + 1) };
-        let step = scored.step.map_or_else(String::new, |step| format!(", step {step}"));
-        text.push_str(&format!("{name} {}{step}\n", printable(&scored.run)));
-    }
-    let k = all.iter().find_map(|scored| scored.k).map_or_else(String::new, |k| format!("; nll with K = {k}"));
-    text.push_str(&format!("data      {}: {} {of} images; seed {}{k}\n", first.data, first.n, first.seed));
-    text.push_str(&format!("features  {extractor}\n\n"));
-    let heads: Vec<String> = match all.len() {
-        1 => vec!["samples".into()],
-        n => (1..=n).map(|i| format!("run {i}")).collect(),
-    };
-    let real = format!("real ({other})");
-    text.push_str(&format!("{:20}", ""));
-    heads.iter().chain([&real]).for_each(|head| text.push_str(&format!("{head:>17}")));
-    text.push('\n');
-    let mut keys: Vec<&str> = Vec::new();
-    all.iter().flat_map(|scored| &scored.rows).for_each(|row| {
-        if !keys.contains(&row.key) {
-            keys.push(row.key);
-        }
-    });
-    for key in keys {
-        text.push_str(&format!("{key:20}"));
-        let mut real = String::new();
-        for scored in all {
-            let found = scored.rows.iter().find(|row| row.key == key);
-            let shown = found.map_or_else(String::new, |row| format!("{:.*}", row.digits, row.value));
-            text.push_str(&format!("{shown:>17}"));
-            if let Some((row, value)) = found.and_then(|row| Some((row, row.real?))) {
-                real = format!("{value:.*}", row.digits);
-            }
-        }
-        text.push_str(&format!("{real:>17}\n"));
-    }
-    for (i, scored) in all.iter().enumerate() {
-        let of = if all.len() == 1 { String::new() } else { format!("run {}: ", i + 1) };
-        scored.notes.iter().for_each(|note| text.push_str(&format!("{of}{note}\n")));
-    }
-    text
-}
-
-/// A line for each run: what its scores depend on, then the scores.
-fn csv_of(all: &[Scored]) -> String {
-    let mut keys: Vec<String> = Vec::new();
-    let objects: Vec<Map<String, Value>> = all
-        .iter()
-        .filter_map(|scored| match scored.json() {
-            Value::Object(mut object) => {
-                let (name, sha256) = scored.features.clone();
-                object.insert("features".into(), json!(name));
-                object.insert("features_sha256".into(), json!(sha256));
-                Some(object)
-            }
-            _ => None,
-        })
-        .collect();
-    for key in objects.iter().flat_map(Map::keys) {
-        if !keys.contains(key) {
-            keys.push(key.clone());
-        }
-    }
-    let mut text = format!("{}\n", keys.join(","));
-    for object in &objects {
-        let cells = keys.iter().map(|key| match object.get(key) {
-            Some(Value::String(s)) => format!("\"{}\"", s.replace('"', "\"\"")),
-            Some(Value::Null) | None => String::new(),
-            Some(value) => value.to_string(),
-        });
-        text.push_str(&format!("{}\n", cells.collect::<Vec<_>>().join(",")));
-    }
-    text
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::arguments::{CheckpointChoice, TrainedModel};
+use super::arguments::{CheckpointChoice, TrainedModel, check_ending};
 use super::latent_plane::{self, Projection};
 use super::print_path;
 use crate::base::names::printable;
@@ -82,9 +82,7 @@ impl PlotCommand {
             device: self.device.clone().unwrap_or_else(|| "auto".into()),
         };
         let out = self.out.clone().unwrap_or_else(|| of.default_place("", "latent.png"));
-        if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png") || e.eq_ignore_ascii_case("svg")) {
-            usage!("--out {}: --latent draws a .png or a .svg", out.display());
-        }
+        check_ending("out", &out, &["png", "svg"])?;
         let trained = of.open()?;
         trained.check_encoder()?;
         if trained.latent() < 2 {
@@ -100,9 +98,7 @@ impl PlotCommand {
         let run = RunDir::open(root)?;
         let (model, settings, info) = run.config()?;
         let out = self.out.clone().unwrap_or_else(|| run.samples().join("progress.gif"));
-        if !animation::is_gif(&out) {
-            usage!("--out {}: --progress draws a .gif", out.display());
-        }
+        check_ending("out", &out, &["gif"])?;
         let per_epoch = config::resolve(model, &settings)?.steps_per_epoch(info.train_images);
         if !animation::draw_training(&run.samples(), per_epoch, &out)? {
             bail!(

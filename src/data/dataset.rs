@@ -40,8 +40,7 @@ impl Dataset {
     /// # Errors
     /// libtorch's, when there is not enough memory.
     pub fn new(images: &Images, device: Device) -> Result<Self> {
-        let shape =
-            Shape { channels: images.channels as i64, height: images.height as i64, width: images.width as i64 };
+        let shape = images.shape();
         let dims = [images.count as i64, shape.channels, shape.height, shape.width];
         let load = || -> Result<Self> {
             let labels = images.label_tensor()?.f_to_device(device)?;

@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::cache::Mapped;
 use super::layout::Split;
 use super::subset::Subset;
+use crate::base::shape::Shape;
 
 /// Class numbers are below this.
 pub const MOST_CLASSES: u32 = 1 << 16;
@@ -82,6 +83,11 @@ pub struct Images {
 }
 
 impl Images {
+    /// Shape of each image.
+    pub fn shape(&self) -> Shape {
+        Shape { channels: self.channels as i64, height: self.height as i64, width: self.width as i64 }
+    }
+
     /// Checks that the bytes and labels fit the shape [N,C,H,W].
     ///
     /// # Errors

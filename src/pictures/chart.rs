@@ -56,7 +56,12 @@ pub(super) enum Style {
 
 impl Style {
     /// Draws the line through `points`.
-    fn line<DB: Backend, C>(self, on: &DrawingArea<DB, C>, color: RGBColor, points: Vec<C::From>) -> Result<()>
+    pub(super) fn line<DB: Backend, C>(
+        self,
+        on: &DrawingArea<DB, C>,
+        color: RGBColor,
+        points: Vec<C::From>,
+    ) -> Result<()>
     where
         C: CoordTranslate<From: Clone + 'static>,
     {
@@ -253,7 +258,7 @@ impl<DB: Backend> Surface<DB> {
         Ok(())
     }
 
-    fn legend(&self, rows: &[Vec<Entry>], (x0, y0): Pt) -> Result<()> {
+    pub(super) fn legend(&self, rows: &[Vec<Entry>], (x0, y0): Pt) -> Result<()> {
         for (i, row) in rows.iter().enumerate() {
             let y = y0 + (i as f64 + 0.5) * LEGEND_ROW;
             for entry in row {
@@ -403,14 +408,14 @@ fn y_range(panel: &Panel) -> Pt {
 
 /// An entry of a legend: a text and the line that it explains.
 #[derive(Debug)]
-struct Entry {
+pub(super) struct Entry {
     x: f64,
     text: String,
     line: Option<(Style, RGBColor)>,
 }
 
 /// The legend of curves in rows of this width. Entries beyond the last row are replaced by their number.
-fn legend_rows(curves: &[Curve], width: f64) -> Vec<Vec<Entry>> {
+pub(super) fn legend_rows(curves: &[Curve], width: f64) -> Vec<Vec<Entry>> {
     let named: Vec<&Curve> = curves.iter().filter(|c| !c.label.is_empty()).collect();
     let mut rows: Vec<Vec<Entry>> = Vec::new();
     let mut x = f64::INFINITY;

@@ -303,7 +303,7 @@ fn in_rows(panels: Vec<Panel>, first: usize) -> Vec<Vec<Panel>> {
 }
 
 /// Colour number `i` of runs and scalars.
-fn color(i: usize) -> RGBColor {
+pub(super) fn color(i: usize) -> RGBColor {
     shade(&COLORS, i)
 }
 

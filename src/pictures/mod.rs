@@ -7,5 +7,6 @@ pub mod grid;
 pub mod image_writer;
 pub mod latent_scatter;
 pub mod npy;
+pub mod score_bars;
 mod surface;
 mod ticks;

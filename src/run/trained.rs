@@ -315,8 +315,7 @@ impl Trained {
         };
         settings = settings.with_some(&DATA_DIR, data_dir.map(Path::to_owned));
         let source = if whole { data::open_whole(&settings) } else { data::open(&settings) }?;
-        let Images { channels, height, width, .. } = source.train;
-        let found = Shape { channels: channels as i64, height: height as i64, width: width as i64 };
+        let found = source.train.shape();
         if found != self.shape {
             usage!(
                 "--data {} has images of {found}, and {} takes {}: name images of that shape, or a folder of pictures, which are \
