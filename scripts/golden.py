@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes PyTorch's own values for three updates of six small models: what the tests hold ganvae's updates against.
+"""Writes PyTorch's own values for three updates of small models and for augmented images: what the tests hold ganvae against.
 
 Usage: golden.py [--check] [OUT_DIR]        (OUT_DIR defaults to tests/golden; needs torch, numpy and safetensors)
 
@@ -17,6 +17,12 @@ account of the same mathematics. A file holds, all in float32 but the values:
     exp_avg.NAME, exp_avg_sq.NAME     Adam's moments after the third update
     eval.decoded              images in [0,1] of z = noise.2, in evaluation mode, after the third update
     eval.mu, eval.logvar      (VAE) of x.2; eval.logits (GAN): the discriminator's of x.2
+
+A case of augmented images (DiffAugment's published functions, with given numbers in place of random ones) holds:
+
+    x, uniform                images [N,C,H,W] in [0,1]; numbers in [0,1) [N,16]
+    y.LIST@P, grad.LIST@P     the images with the augmentations LIST, each at probability P; the gradient of sum(weight * y) in x
+    weight                    [N,C,H,W]
 
 The metadata key `case` is a JSON object: the case's name, its model and every hyper-parameter, and torch's version.
 """
@@ -52,6 +58,9 @@ CASES = {
     "gan-mlp-ns": GAN_MLP,
     "gan-mlp-minimax": dict(GAN_MLP, gan_loss="minimax", activation="relu"),
     "gan-conv": dict(GAN_CONV, generator_hidden=[], discriminator_hidden=[]),
+    "augment-colour": dict(model="augment", shape=[3, 8, 8], without=[]),
+    "augment-alpha": dict(model="augment", shape=[4, 5, 5], without=[]),
+    "augment-grey": dict(model="augment", shape=[1, 7, 10], without=["turn", "saturation"]),
 }
 
 
@@ -265,10 +274,96 @@ def evaluation(nets, x, z):
     return {"eval.decoded": nets["generator"](z), "eval.logits": nets["discriminator"](x)}
 
 
+# After https://github.com/mit-han-lab/data-efficient-gans, DiffAugment_pytorch.py, on images in [-1,1]: `u` [N,...] is what
+# torch.rand gives there, and whole numbers below n, which torch.randint gives there, are floor(u * n).
+
+
+def brightness(x, u):
+    return x + (u[0] - 0.5)
+
+
+def saturation(x, u):
+    x_mean = x.mean(dim=1, keepdim=True)
+    return (x - x_mean) * (u[0] * 2) + x_mean
+
+
+def contrast(x, u):
+    x_mean = x.mean(dim=[1, 2, 3], keepdim=True)
+    return (x - x_mean) * (u[0] + 0.5) + x_mean
+
+
+def shift(x, u, ratio=0.125):
+    shift_x, shift_y = int(x.size(2) * ratio + 0.5), int(x.size(3) * ratio + 0.5)
+    translation_x = (u[0] * (2 * shift_x + 1)).floor().long().view(-1, 1, 1) - shift_x
+    translation_y = (u[1] * (2 * shift_y + 1)).floor().long().view(-1, 1, 1) - shift_y
+    grid_batch, grid_x, grid_y = torch.meshgrid(
+        torch.arange(x.size(0)), torch.arange(x.size(2)), torch.arange(x.size(3)), indexing="ij"
+    )
+    grid_x = torch.clamp(grid_x + translation_x + 1, 0, x.size(2) + 1)
+    grid_y = torch.clamp(grid_y + translation_y + 1, 0, x.size(3) + 1)
+    x_pad = F.pad(x, [1, 1, 1, 1, 0, 0, 0, 0])
+    return x_pad.permute(0, 2, 3, 1).contiguous()[grid_batch, grid_x, grid_y].permute(0, 3, 1, 2)
+
+
+def cutout(x, u, ratio=0.5):
+    cutout_size = int(x.size(2) * ratio + 0.5), int(x.size(3) * ratio + 0.5)
+    offset_x = (u[0] * (x.size(2) + (1 - cutout_size[0] % 2))).floor().long().view(-1, 1, 1)
+    offset_y = (u[1] * (x.size(3) + (1 - cutout_size[1] % 2))).floor().long().view(-1, 1, 1)
+    grid_batch, grid_x, grid_y = torch.meshgrid(
+        torch.arange(x.size(0)), torch.arange(cutout_size[0]), torch.arange(cutout_size[1]), indexing="ij"
+    )
+    grid_x = torch.clamp(grid_x + offset_x - cutout_size[0] // 2, min=0, max=x.size(2) - 1)
+    grid_y = torch.clamp(grid_y + offset_y - cutout_size[1] // 2, min=0, max=x.size(3) - 1)
+    mask = torch.ones(x.size(0), x.size(2), x.size(3), dtype=x.dtype)
+    mask[grid_batch, grid_x, grid_y] = 0
+    return x * mask.unsqueeze(1)
+
+
+def mirror(x, u):
+    return torch.stack([torch.flip(image, [2]) if v < 0.5 else image for image, v in zip(x, u[0].flatten())])
+
+
+def turn(x, u):
+    return torch.stack([torch.rot90(image, int(v * 4), [1, 2]) for image, v in zip(x, u[0].flatten())])
+
+
+# In the order of application, with the columns of `uniform`: whether it is applied, then its numbers.
+COLOURS = {"brightness": (brightness, [0, 1]), "saturation": (saturation, [2, 3]), "contrast": (contrast, [4, 5])}
+MOVES = {"mirror": (mirror, [6, 7]), "turn": (turn, [8, 9]), "shift": (shift, [10, 11, 12])}
+AUGMENTATIONS = COLOURS | MOVES | {"cutout": (cutout, [13, 14, 15])}
+
+
+def augmented(x, uniform, names, p):
+    for name in names:
+        function, (gate, *places) = AUGMENTATIONS[name]
+        u = [uniform[:, i].view(-1, 1, 1, 1) for i in places]
+        chosen = uniform[:, gate].view(-1, 1, 1, 1) < p
+        colour, alpha = (x[:, :3], x[:, 3:]) if name in COLOURS else (x, x[:, :0])
+        x = torch.where(chosen, torch.cat([function(colour, u), alpha], 1), x)
+    return x
+
+
+def run_augment(case, dtype):
+    n = 8
+    x = torch.rand(n, *case["shape"]).to(dtype).requires_grad_()
+    uniform = torch.rand(n, 16).to(dtype)
+    weight = torch.randn(n, *case["shape"]).to(dtype)
+    out = {"x": x.detach(), "uniform": uniform, "weight": weight}
+    names = [name for name in AUGMENTATIONS if name not in case["without"]]
+    for used, p in [([name], 1.0) for name in names] + [(names, 1.0), (names, 0.625)]:
+        y = (augmented(2 * x - 1, uniform, used, p) + 1) / 2
+        (grad,) = torch.autograd.grad((weight * y).sum(), x)
+        key = f"{','.join(used)}@{p}"
+        out |= {f"y.{key}": y.detach(), f"grad.{key}": grad}
+    return out
+
+
 def run(name, dtype):
     """All tensors of a case. The draws are float32 whatever the dtype, so that the two precisions start alike."""
     case = CASES[name]
     torch.manual_seed(1000 + list(CASES).index(name))
+    if case["model"] == "augment":
+        return run_augment(case, dtype)
     nets = build(case).to(dtype)
     # Grey levels of 8 bits, about a seventh of them exactly 0 and as many exactly 1.
     xs = [(torch.rand(n, *case["shape"]) * 1.4 - 0.2).clamp(0, 1).mul(255).round().div(255).to(dtype) for n in BATCHES]

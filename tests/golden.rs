@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 use ganvae::base::timer::StepTimer;
+use ganvae::models::augment::{ApplyProbability, AugmentSpec, Augmentation, Augmenter};
 use ganvae::models::gan::{Gan, GanSpec};
 use ganvae::models::losses::adversarial::GanLoss;
 use ganvae::models::losses::likelihood::Likelihood;
@@ -280,6 +281,7 @@ fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
         discriminator: net(Arch::Mlp, &[8, 6], 1, activation, false),
         loss,
         ema: 0.0,
+        augment: None,
     }
 }
 
@@ -304,6 +306,7 @@ fn dcgan_updates_as_in_pytorch() {
         discriminator: net(Arch::Conv, &[], 3, Activation::LeakyRelu, true),
         loss: GanLoss::NonSaturating,
         ema: 0.0,
+        augment: None,
     };
     check_gan("gan-conv", spec, AdamSettings { lr: 2e-4, beta1: 0.5, beta2: 0.999, ..AdamSettings::default() });
 }
@@ -372,4 +375,28 @@ fn each_player_updates_itself_alone() {
     for adam in gan.optimizers() {
         assert!(adam.params().iter().all(|p| !p.grad().defined()));
     }
+}
+
+/// Values and gradients of each augmentation alone and of all in turn, by the same uniform numbers.
+#[test]
+fn augmented_images_and_their_gradients_are_those_of_diffaugment() {
+    let mut compared = 0;
+    for case in ["augment-colour", "augment-alpha", "augment-grey"] {
+        let golden = golden(case);
+        let of = golden["x"].size();
+        for (key, want) in &golden {
+            let Some((list, p)) = key.strip_prefix("y.").and_then(|key| key.split_once('@')) else { continue };
+            let list = list.split(',').map(|name| Augmentation::from_str(name, false).unwrap()).collect();
+            let spec = AugmentSpec { list, p: ApplyProbability::Fixed(p.parse().unwrap()) };
+            let augmenter = Augmenter::new(spec, shape(of[1], of[2], of[3]), Device::Cpu).unwrap();
+            let x = golden["x"].copy().set_requires_grad(true);
+            let y = augmenter.apply(&x, &golden["uniform"]).unwrap();
+            close(&format!("{case}: {key}"), &y, want, 1e-5, 1e-6);
+            let grads = Tensor::run_backward(&[(y * &golden["weight"]).sum(Kind::Float)], &[&x], false, false);
+            let (grad, most) = (key.replacen('y', "grad", 1), golden["weight"].abs().max().double_value(&[]));
+            close(&format!("{case}: {grad}"), &grads[0], &golden[&grad], 1e-5, 2e-6 * most);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 9 + 9 + 7);
 }

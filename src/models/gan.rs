@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
+use super::augment::{AUGMENT, AUGMENT_P, AugmentSpec, Augmenter};
 use super::losses::adversarial::{GAN_LOSS, GanLoss};
 use super::moving_average::MovingAverage;
 use super::network::Network;
@@ -35,6 +36,8 @@ pub struct GanSpec {
     pub loss: GanLoss,
     /// Decay of the generator's moving average; 0 keeps none.
     pub ema: f64,
+    /// Augmentation of the images that the discriminator sees.
+    pub augment: Option<AugmentSpec>,
 }
 
 /// Hidden layers of the generator.
@@ -53,8 +56,10 @@ pub static EMA: Setting<f64> =
         .value_name("DECAY");
 
 /// The settings of a GAN.
-pub static SETTINGS: Group =
-    Group { heading: "GAN", settings: &[&GENERATOR_HIDDEN, &DISCRIMINATOR_HIDDEN, &GAN_LOSS, &EMA] };
+pub static SETTINGS: Group = Group {
+    heading: "GAN",
+    settings: &[&GENERATOR_HIDDEN, &DISCRIMINATOR_HIDDEN, &GAN_LOSS, &EMA, &AUGMENT, &AUGMENT_P],
+};
 
 impl GanSpec {
     /// The GAN that the settings describe, for images of this shape.
@@ -70,6 +75,7 @@ impl GanSpec {
             discriminator: NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan(),
             loss: s.get(&GAN_LOSS)?,
             ema: s.get(&EMA)?,
+            augment: AugmentSpec::from_settings(s)?,
         })
     }
 }
@@ -86,6 +92,7 @@ pub struct Gan {
     adam_g: Adam,
     adam_d: Adam,
     average: Option<MovingAverage>,
+    augmenter: Option<Augmenter>,
     scalars: Vec<Scalar>,
 }
 
@@ -148,6 +155,9 @@ fn scalars(loss: GanLoss) -> Vec<Scalar> {
     ]
 }
 
+/// The measured values that [`GanTerms`] has; the probability of an adaptive augmentation follows them.
+const TERMS: usize = 7;
+
 /// Mean over pixels of the variance over the batch: x [B,C,H,W] -> scalar.
 fn variance(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_sub(&x.f_mean_dim(0, true, Kind::Float)?)?.f_square()?.f_mean(Kind::Float)?)
@@ -196,10 +206,16 @@ impl Gan {
             true => Some(MovingAverage::new(&g, generator(&spec, device)?.0, spec.ema, device)?),
             false => None,
         };
+        let augmenter = spec.augment.clone().map(|augment| Augmenter::new(augment, spec.shape, device)).transpose()?;
+        let mut scalars = scalars(spec.loss);
+        if augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some() {
+            scalars.push(Scalar::new("augment_p", "probability", "share", "augmentation"));
+        }
         Ok(Gan {
             adam_g: Adam::new("generator.step", &[&g], hyper)?,
             adam_d: Adam::new("discriminator.step", &[&d], hyper)?,
-            scalars: scalars(spec.loss),
+            scalars,
+            augmenter,
             spec,
             generator: g,
             discriminator: d,
@@ -217,6 +233,11 @@ impl Gan {
     /// x [B,C,H,W] in [0,1] -> logits [B].
     fn judge(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         self.discriminator.graph.forward_one(x, self.logits, mode)
+    }
+
+    /// x [B,C,H,W] in [0,1] as the discriminator sees it in training: augmented by the step's noise under `name`.
+    fn seen(&self, x: &Tensor, name: &'static str, noise: &Noise) -> Result<Tensor> {
+        self.augmenter.as_ref().map_or_else(|| Ok(x.shallow_clone()), |augmenter| augmenter.augmented(x, noise, name))
     }
 
     /// Logits of real and generated images: in one pass, or in two with batch statistics, which over a mixed batch would reveal the
@@ -249,19 +270,33 @@ impl Gan {
         mut minimise: impl FnMut(&Adam, &Tensor) -> Result<()>,
     ) -> Result<GanTerms> {
         let fake = self.generate(&self.generator, z, Mode::Train)?; // [B,C,H,W]
-        let (real_logits, fake_logits) = self.judge_both(x, &fake.f_detach()?, Mode::Train)?;
+        let real_seen = self.seen(x, "augment-real", cx.noise)?;
+        let fake_seen = self.seen(&fake.f_detach()?, "augment-fake", cx.noise)?;
+        let (real_logits, fake_logits) = self.judge_both(&real_seen, &fake_seen, Mode::Train)?;
         let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
         cx.timer.lap(Phase::Forward);
         minimise(&self.adam_d, &d_loss)?;
 
-        let g_loss = self.spec.loss.generator(&self.judge(&fake, Mode::Batch)?)?;
+        let fake_seen = self.seen(&fake, "augment-generated", cx.noise)?;
+        let g_loss = self.spec.loss.generator(&self.judge(&fake_seen, Mode::Batch)?)?;
         cx.timer.lap(Phase::Forward);
         minimise(&self.adam_g, &g_loss)?;
         if let Some(average) = &self.average {
             average.follow(cx.on_device)?;
         }
+        if let Some(augmenter) = &self.augmenter {
+            augmenter.observe(&real_logits)?;
+        }
         cx.timer.lap(Phase::Optimizer);
         GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))
+    }
+
+    /// Measured values [K], with the probability of an adaptive augmentation at their end; NaN for held-out images, which are not
+    /// augmented.
+    fn with_p(&self, terms: Tensor, training: bool) -> Result<Tensor> {
+        let Some(p) = self.augmenter.as_ref().and_then(Augmenter::adaptive_p) else { return Ok(terms) };
+        let p = if training { p.shallow_clone() } else { p.f_full_like(f64::NAN)? };
+        Ok(Tensor::f_cat(&[terms, p.f_view([1])?], 0)?)
     }
 
     fn z(&self, x: &Tensor, noise: &Noise) -> Result<Tensor> {
@@ -272,7 +307,8 @@ impl Gan {
 impl Model for Gan {
     fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor> {
         let z = self.z(&batch.x, cx.noise)?;
-        self.update(&batch.x, &z, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()
+        let terms = self.update(&batch.x, &z, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()?;
+        self.with_p(terms, true)
     }
 
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
@@ -283,7 +319,8 @@ impl Model for Gan {
             let (real_logits, fake_logits) = self.judge_both(x, &fake, Mode::Eval)?;
             let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
             let g_loss = self.spec.loss.generator(&fake_logits)?;
-            GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))?.stacked()
+            let terms = GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))?.stacked()?;
+            self.with_p(terms, false)
         })
     }
 
@@ -302,16 +339,18 @@ impl Model for Gan {
     }
 
     fn measured(&self) -> usize {
-        7
+        TERMS + usize::from(self.augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some())
     }
 
     fn report(&self, measured: &[f64]) -> Vec<f64> {
-        let [terms @ .., real_variance, fake_variance] = measured else { return Vec::new() };
-        terms.iter().copied().chain([diversity(*real_variance, *fake_variance)]).collect()
+        let Some(([terms @ .., real_variance, fake_variance], p)) = measured.split_at_checked(TERMS) else {
+            return Vec::new();
+        };
+        terms.iter().copied().chain([diversity(*real_variance, *fake_variance)]).chain(p.iter().copied()).collect()
     }
 
     fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
-        let [.., accuracy, real_variance, fake_variance] = measured else { return Vec::new() };
+        let Some([.., accuracy, real_variance, fake_variance]) = measured.get(..TERMS) else { return Vec::new() };
         let mut all = Vec::new();
         if *accuracy > 0.995 {
             all.push(
@@ -347,6 +386,10 @@ impl Model for Gan {
         vec![&mut self.adam_g, &mut self.adam_d]
     }
 
+    fn more_state(&self) -> Vec<(&'static str, &Tensor)> {
+        self.augmenter.iter().flat_map(Augmenter::state).collect()
+    }
+
     fn work(&self, batch: i64) -> Vec<Work> {
         let (generator, discriminator) = (&self.generator.graph, &self.discriminator.graph);
         let passes = if discriminator.has_batch_norm() { vec![batch; 2] } else { vec![2 * batch] };
@@ -377,7 +420,15 @@ mod tests {
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
         let (generator, discriminator) = (net.clone(), net);
-        let spec = GanSpec { shape, latent: 2, generator, discriminator, loss: GanLoss::NonSaturating, ema: 0.0 };
+        let spec = GanSpec {
+            shape,
+            latent: 2,
+            generator,
+            discriminator,
+            loss: GanLoss::NonSaturating,
+            ema: 0.0,
+            augment: None,
+        };
         let gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let worries = |accuracy, diversity| {
             gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, 1.0, diversity * diversity]).join(" and ")

@@ -1,5 +1,6 @@
 //! The [`Model`] trait: networks, optimizers, one update, scores. Saving, loading and exporting are loops over these.
 
+pub mod augment;
 pub mod gan;
 pub mod losses;
 pub mod moving_average;
@@ -153,6 +154,11 @@ pub trait Model {
     /// [`Model::optimizers`], mutable.
     fn optimizers_mut(&mut self) -> Vec<&mut Adam>;
 
+    /// Tensors besides networks and optimizers that resuming needs, by name.
+    fn more_state(&self) -> Vec<(&'static str, &Tensor)> {
+        Vec::new()
+    }
+
     /// The matmuls and convolutions of one step on `batch` images.
     fn work(&self, batch: i64) -> Vec<Work>;
 
@@ -225,7 +231,8 @@ pub trait Model {
         self.optimizers_mut().into_iter().for_each(Adam::free);
     }
 
-    /// Passes all state to `v` in a fixed order: weights, buffers, averages, optimizer moments, counters.
+    /// Passes all state to `v` in a fixed order: weights, buffers, averages, optimizer moments, counters,
+    /// [`Model::more_state`].
     ///
     /// # Errors
     /// The visitor's.
@@ -235,7 +242,8 @@ pub trait Model {
                 v.tensor(Part::Model, &name, &t)?;
             }
         }
-        self.optimizers().into_iter().try_for_each(|adam| adam.visit(v))
+        self.optimizers().into_iter().try_for_each(|adam| adam.visit(v))?;
+        self.more_state().into_iter().try_for_each(|(name, t)| v.tensor(Part::Optimizer, name, t))
     }
 }
 

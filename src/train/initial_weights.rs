@@ -313,6 +313,7 @@ mod tests {
             discriminator: net(),
             loss: GanLoss::NonSaturating,
             ema: 0.9,
+            augment: None,
         };
         let mut gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let before = all(&mut gan);
