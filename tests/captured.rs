@@ -12,6 +12,7 @@ use ganvae::config::device::DEVICE;
 use ganvae::config::training::BATCH_SIZE;
 use ganvae::config::{self, Config};
 use ganvae::data::{TEST_LIMIT, TRAIN_LIMIT};
+use ganvae::models::augment::{AUGMENT, AUGMENT_P, ApplyProbability, Augmentation};
 use ganvae::models::gan::EMA;
 use ganvae::models::optimizer::{ADAM_EPS, CLIP_NORM, LR, WEIGHT_DECAY};
 use ganvae::models::tuning::TUNE;
@@ -70,6 +71,15 @@ fn gan() -> Config {
     config(ModelKind::Gan, Settings::default().with(&BASE_WIDTH, 4).with(&EMA, 0.9).with(&WEIGHT_DECAY, 0.01))
 }
 
+fn augmented_gan() -> Config {
+    use Augmentation::{Colour, Cutout, Mirror, Shift, Turn};
+    let more = Settings::default()
+        .with(&BASE_WIDTH, 4)
+        .with(&AUGMENT, vec![Colour, Mirror, Turn, Shift, Cutout])
+        .with(&AUGMENT_P, ApplyProbability::Fixed(0.5));
+    config(ModelKind::Gan, more)
+}
+
 struct Run {
     config: Config,
     setup: Setup,
@@ -121,7 +131,7 @@ const EXACT: u64 = 6;
 #[test]
 fn numbers_on_the_device_give_the_same_training() {
     let _alone = alone();
-    for config in [vae(), gan()] {
+    for config in [vae(), gan(), augmented_gan()] {
         let (mut host, mut there) = (Run::new(&config, ExecutionMode::Host), Run::new(&config, ExecutionMode::Device));
         assert_eq!(host.setup.per_epoch, 4);
         // Two players amplify the rounding of one step in the next, their moments the most.
@@ -148,7 +158,7 @@ fn numbers_on_the_device_give_the_same_training() {
 #[test]
 fn numbers_on_the_device_follow_a_resumed_run() {
     let _alone = alone();
-    for config in [vae(), gan()] {
+    for config in [vae(), gan(), augmented_gan()] {
         let mut whole = Run::new(&config, ExecutionMode::Device);
         (0..11).for_each(|step| whole.step(step));
         let mut parts = Run::new(&config, ExecutionMode::Device);
@@ -208,7 +218,7 @@ const READS: &[&str] = &[
 #[test]
 fn a_step_that_may_be_captured_reads_nothing_back() {
     let _alone = alone();
-    for config in [vae(), gan()] {
+    for config in [vae(), gan(), augmented_gan()] {
         let mut run = Run::new(&config, ExecutionMode::Device);
         run.step(0);
         let ops = native::operations_of(|| {

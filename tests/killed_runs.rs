@@ -33,9 +33,13 @@ const CUT: &[&str] = &[
 ];
 
 fn preset_run_cut_at_step_5_ends_as_the_whole_one(kind: &str, preset: &str, controls: bool) {
+    run_cut_at_step_5_ends_as_the_whole_one(&[kind, "--preset", preset], controls);
+}
+
+fn run_cut_at_step_5_ends_as_the_whole_one(args: &[&str], controls: bool) {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    good(d, &with(&["train", kind, "--preset", preset, "--out", "whole"], CUT));
+    good(d, &with(&with(&["train"], args), &with(&["--out", "whole"], CUT)));
     let whole = d.join("whole");
     let resumed = |name: &str, step: u64, change: &dyn Fn(&Path)| {
         let part = d.join(name);
@@ -45,7 +49,7 @@ fn preset_run_cut_at_step_5_ends_as_the_whole_one(kind: &str, preset: &str, cont
         assert!(said.contains(&format!("resuming {name} at step {step}")), "{said}");
         difference(&whole, &part)
     };
-    assert_eq!(resumed("part", 5, &|_| ()), None, "{kind} {preset}");
+    assert_eq!(resumed("part", 5, &|_| ()), None, "{args:?}");
     assert!(half_written(&d.join("part")).is_empty());
     if !controls {
         return;
@@ -85,6 +89,16 @@ fn a_resumed_conv_vae_is_the_uninterrupted_one() {
 #[test]
 fn a_resumed_dcgan_is_the_uninterrupted_one_and_the_comparison_can_fail() {
     preset_run_cut_at_step_5_ends_as_the_whole_one("gan", "dcgan", true);
+}
+
+/// Also within the four updates after which an adaptive probability changes.
+#[test]
+fn a_resumed_gan_with_augmentation_is_the_uninterrupted_one() {
+    for p in ["0.5", "adaptive"] {
+        let all = "mirror,turn,shift,colour,cutout";
+        let args = ["gan", "--base-width", "4", "--augment", all, "--augment-p", p];
+        run_cut_at_step_5_ends_as_the_whole_one(&args, false);
+    }
 }
 
 /// A run that was given few steps and then more has rows of its first end, and the weights of the longer run.
