@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::arguments::check_ending;
 use super::print;
 use crate::base::setting::Settings;
 use crate::base::usage::usage;
@@ -33,6 +34,11 @@ pub(super) struct Train {
     /// Print the resolved settings as TOML and exit
     #[arg(long)]
     print_config: bool,
+    /// Draw training images as the discriminator sees them with --augment, and exit
+    ///
+    /// Each row of the grid begins with a training image; seven augmented versions of it follow.
+    #[arg(long, value_name = "FILE.png", hide_short_help = true, conflicts_with = "resume")]
+    augment_preview: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags<true>,
 }
@@ -50,6 +56,10 @@ impl Train {
                 let config = config::resolve(model, &given)?;
                 if self.print_config {
                     return print(&config.to_toml());
+                }
+                if let Some(file) = &self.augment_preview {
+                    check_ending("augment-preview", file, &["png"])?;
+                    return print(&train::augment_preview(&config, file)?);
                 }
                 train::train(&config)?
             }

@@ -5,6 +5,7 @@ mod evaluation;
 mod finish;
 pub mod initial_weights;
 mod log;
+mod preview;
 mod resume;
 mod score;
 pub mod setup;
@@ -37,6 +38,7 @@ use setup::Setup;
 use state::BestCopy;
 use stepper::{AverageMeter, ExecutionMode, StepPosition, Stepper};
 
+pub use preview::augment_preview;
 pub use resume::resume;
 
 /// How a run ended.
