@@ -10,6 +10,7 @@ use crate::base::progress::Progress;
 use crate::config::device;
 use crate::config::training::{KeepOptimizer, STEPS};
 use crate::data::{TEST_LIMIT, few_held_out};
+use crate::models::augment::AUGMENT;
 use crate::models::{ModelKind, Part};
 use crate::pictures::curves::{self, Metrics};
 use crate::run::checkpoint;
@@ -149,8 +150,15 @@ impl Session<'_> {
                 (self.setup.train.len(), 1000, "a GAN's discriminator memorizes, so that the new images are poor")
             }
         };
+        let augmented = self.config.settings.given(&AUGMENT).is_some_and(|list| !list.is_empty());
+        let or = match self.config.model {
+            ModelKind::Gan if !augmented => ", or --augment shift,colour,cutout",
+            _ => "",
+        };
         (self.step == 0 && images < enough).then(|| {
-            format!("warning: this run has {images} training images, which {happens}: use at least {enough}, better some thousand")
+            format!(
+                "warning: this run has {images} training images, which {happens}: use at least {enough}, better some thousand{or}"
+            )
         })
     }
 
