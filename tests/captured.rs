@@ -71,13 +71,17 @@ fn gan() -> Config {
     config(ModelKind::Gan, Settings::default().with(&BASE_WIDTH, 4).with(&EMA, 0.9).with(&WEIGHT_DECAY, 0.01))
 }
 
-fn augmented_gan() -> Config {
+fn augmented_gan(p: ApplyProbability) -> Config {
     use Augmentation::{Colour, Cutout, Mirror, Shift, Turn};
     let more = Settings::default()
         .with(&BASE_WIDTH, 4)
         .with(&AUGMENT, vec![Colour, Mirror, Turn, Shift, Cutout])
-        .with(&AUGMENT_P, ApplyProbability::Fixed(0.5));
+        .with(&AUGMENT_P, p);
     config(ModelKind::Gan, more)
+}
+
+fn all() -> [Config; 4] {
+    [vae(), gan(), augmented_gan(ApplyProbability::Fixed(0.5)), augmented_gan(ApplyProbability::Adaptive)]
 }
 
 struct Run {
@@ -131,7 +135,7 @@ const EXACT: u64 = 6;
 #[test]
 fn numbers_on_the_device_give_the_same_training() {
     let _alone = alone();
-    for config in [vae(), gan(), augmented_gan()] {
+    for config in all() {
         let (mut host, mut there) = (Run::new(&config, ExecutionMode::Host), Run::new(&config, ExecutionMode::Device));
         assert_eq!(host.setup.per_epoch, 4);
         // Two players amplify the rounding of one step in the next, their moments the most.
@@ -158,7 +162,7 @@ fn numbers_on_the_device_give_the_same_training() {
 #[test]
 fn numbers_on_the_device_follow_a_resumed_run() {
     let _alone = alone();
-    for config in [vae(), gan(), augmented_gan()] {
+    for config in all() {
         let mut whole = Run::new(&config, ExecutionMode::Device);
         (0..11).for_each(|step| whole.step(step));
         let mut parts = Run::new(&config, ExecutionMode::Device);
@@ -218,7 +222,7 @@ const READS: &[&str] = &[
 #[test]
 fn a_step_that_may_be_captured_reads_nothing_back() {
     let _alone = alone();
-    for config in [vae(), gan(), augmented_gan()] {
+    for config in all() {
         let mut run = Run::new(&config, ExecutionMode::Device);
         run.step(0);
         let ops = native::operations_of(|| {
