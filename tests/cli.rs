@@ -889,3 +889,35 @@ fn the_short_help_is_a_line_for_each_option_and_says_where_the_rest_is() {
         assert!(page.contains("--preset <NAME>") && !page.contains("--adam-eps"), "{page}");
     }
 }
+
+/// Without a run: the first column is the training images, which nothing changes at probability 0.
+#[test]
+fn a_preview_shows_training_images_and_their_augmented_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let base = ["train", "gan", "--train-limit", "100", "--test-limit", "20", "--augment", "colour,shift"];
+    let tiles = |p: &str| {
+        good(d, &with(&base, &["--augment-p", p, "--augment-preview", "p.png"]));
+        let grid = image::open(d.join("p.png")).unwrap().to_rgb8();
+        // 28x28 digits at twice their size, with 2 pixels around each.
+        assert_eq!(grid.dimensions(), (8 * 58 + 2, 8 * 58 + 2));
+        let tile = |row: u32, column: u32| {
+            image::imageops::crop_imm(&grid, 2 + 58 * column, 2 + 58 * row, 56, 56).to_image().into_raw()
+        };
+        (0..8).map(|row| (0..8).map(|column| tile(row, column)).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    let (never, always) = (tiles("0"), tiles("1"));
+    for (row, (images, augmented)) in never.iter().zip(&always).enumerate() {
+        assert!(images.iter().all(|tile| *tile == images[0]), "row {row} at probability 0");
+        assert_eq!(augmented[0], images[0], "row {row}");
+        for column in 1..8 {
+            assert!(!augmented[..column].contains(&augmented[column]), "row {row}, column {column}");
+        }
+    }
+    assert_ne!(never[0][0], never[1][0]);
+    assert_eq!(listing(d), [d.join("p.png")], "no run");
+    let none = &["train", "gan", "--augment-preview", "p.png"];
+    refused(d, none, 2, &["nothing is augmented", "--augment shift,colour,cutout"]);
+    refused(d, &with(&base, &["--augment-preview", "p.gif"]), 2, &["--augment-preview p.gif", "a .png"]);
+    refused(d, &["train", "vae", "--augment", "shift"], 2, &["--augment is a setting of a GAN"]);
+}

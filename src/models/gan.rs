@@ -209,7 +209,7 @@ impl Gan {
         let augmenter = spec.augment.clone().map(|augment| Augmenter::new(augment, spec.shape, device)).transpose()?;
         let mut scalars = scalars(spec.loss);
         if augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some() {
-            scalars.push(Scalar::new("augment_p", "probability", "share", "augmentation"));
+            scalars.push(Scalar::new("augment_p", "probability", "", "augmentation probability"));
         }
         Ok(Gan {
             adam_g: Adam::new("generator.step", &[&g], hyper)?,
