@@ -11,8 +11,10 @@ account of the same mathematics. A file holds, all in float32 but the values:
 
     x.I, noise.I              images in [0,1] and eps (VAE) or z (GAN) of update I = 0, 1, 2; the last batch is smaller
     init.NAME                 weights and buffers before the first update
-    value.I.KEY               float64 scalars of update I: loss, recon, kl, or d_loss, g_loss, d_real, d_fake
-    grad.0.NAME               gradients of the first update (a GAN's generator against the updated discriminator)
+    value.I.KEY               float64 scalars of update I: loss, recon, kl, or d_loss, g_loss, d_real, d_fake, penalty
+    mix.I, eps_real.I, eps_fake.I     the random numbers of a GAN's penalties, where it has some
+    grad.0.NAME               gradients of the first update (a GAN's generator against the updated discriminator), of the
+                              last one of the discriminator where a step has several
     final.NAME                weights and buffers after the third update
     exp_avg.NAME, exp_avg_sq.NAME     Adam's moments after the third update
     eval.decoded              images in [0,1] of z = noise.2, in evaluation mode, after the third update
@@ -46,6 +48,8 @@ ADAM = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
 VAE = dict(ADAM, model="vae", arch="mlp", batch_norm=False, activation="relu", beta=1.0)
 GAN = dict(ADAM, model="gan", arch="mlp", batch_norm=False, activation="leaky-relu", gan_loss="non-saturating")
 GAN_MLP = dict(GAN, shape=[1, 6, 5], latent=4, generator_hidden=[5, 8], discriminator_hidden=[8, 6])
+# The last bias has a gradient of 0 where only differences of logits count: with this eps, rounding in it moves nothing.
+GAN_DIFFERENCES = dict(GAN_MLP, eps=1e-4)
 VAE_CONV = dict(VAE, arch="conv", shape=[1, 16, 16], base_width=4, latent=4, encoder_hidden=[10], decoder_hidden=[10])
 GAN_CONV = dict(GAN, arch="conv", shape=[3, 16, 16], base_width=3, batch_norm=True, latent=5, lr=2e-4, beta1=0.5)
 
@@ -61,6 +65,18 @@ CASES = {
     "augment-colour": dict(model="augment", shape=[3, 8, 8], without=[]),
     "augment-alpha": dict(model="augment", shape=[4, 5, 5], without=[]),
     "augment-grey": dict(model="augment", shape=[1, 7, 10], without=["turn", "saturation"]),
+    "gan-least-squares": dict(GAN_MLP, gan_loss="least-squares"),
+    "gan-hinge": dict(GAN_DIFFERENCES, gan_loss="hinge"),
+    "gan-wasserstein": dict(GAN_DIFFERENCES, gan_loss="wasserstein"),
+    "gan-relativistic": dict(GAN_DIFFERENCES, gan_loss="relativistic"),
+    "gan-r1-r2": dict(GAN_DIFFERENCES, gan_loss="relativistic", r1=0.5, r2=0.2),
+    "gan-r1-lazy": dict(GAN_MLP, r1=3.0, every=2, d_lr=2e-3),
+    "gan-wgan-gp": dict(GAN_MLP, eps=1e-3, gan_loss="wasserstein", gradient=10.0, d_steps=2),
+    "gan-lecam": dict(GAN_MLP, gan_loss="least-squares", lecam=0.3),
+    "gan-first-order": dict(GAN_MLP, r1=2.0, r2=5.0, first_order=True),
+    "gan-conv-r1-r2": dict(
+        GAN_CONV, generator_hidden=[], discriminator_hidden=[], base_width=2, d_norm=False, activation="tanh", r1=1.5, r2=2.5
+    ),
 }
 
 
@@ -131,7 +147,7 @@ def features(case, hidden):
         n, h, w = stages(case)
         for i in range(1, n + 1):
             out = case["base_width"] * 2 ** (i - 1)
-            norm = case["batch_norm"] and i > 1
+            norm = case.get("d_norm", case["batch_norm"]) and i > 1
             layers[f"conv{i}"] = nn.Conv2d(channels, out, 4, stride=2, padding=1, bias=not norm)
             if norm:
                 layers[f"bn{i}"] = nn.BatchNorm2d(out)
@@ -199,6 +215,14 @@ def adam(net, case):
     return torch.optim.Adam(net.parameters(), lr=case["lr"], betas=(case["beta1"], case["beta2"]), eps=case["eps"])
 
 
+def adam_of_discriminator(net, case):
+    """With its own learning rate, and scaled for lazy penalties (arXiv 1912.04958, appendix B)."""
+    k = case.get("every", 1)
+    c = k / (k + 1) if k > 1 else 1
+    lr, betas = case.get("d_lr", case["lr"]) * c, (case["beta1"] ** c, case["beta2"] ** c)
+    return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, eps=case["eps"])
+
+
 def moments(nets, optimizers):
     out = {}
     for name, p in nets.named_parameters():
@@ -237,31 +261,99 @@ def running_statistics(net, updated):
             layer.momentum = 0.1 if updated else 0.0
 
 
-def train_gan(case, nets, xs, noises):
-    out, bce = {}, nn.BCEWithLogitsLoss()
+def losses(case):
+    """The losses of both players: functions of the logits r of real and f of generated images."""
+    bce, mse, relu = nn.BCEWithLogitsLoss(), nn.MSELoss(), torch.relu
+    one, zero = torch.ones_like, torch.zeros_like
+    logistic = lambda r, f: bce(r, one(r)) + bce(f, zero(f))
+    return {
+        "non-saturating": (logistic, lambda r, f: bce(f, one(f))),
+        "minimax": (logistic, lambda r, f: -bce(f, zero(f))),
+        "least-squares": (lambda r, f: (mse(r, one(r)) + mse(f, zero(f))) / 2, lambda r, f: mse(f, one(f)) / 2),
+        "hinge": (lambda r, f: relu(1 - r).mean() + relu(1 + f).mean(), lambda r, f: -f.mean()),
+        "wasserstein": (lambda r, f: f.mean() - r.mean(), lambda r, f: -f.mean()),
+        "relativistic": (lambda r, f: bce(r - f, one(r)), lambda r, f: bce(f - r, one(r))),
+    }[case["gan_loss"]]
+
+
+def slope_penalty(case, discriminator, x, fake, draws):
+    """R1, R2 and WGAN-GP's, of images u in [-1,1]."""
+    critic, total = lambda u: discriminator((u + 1) / 2), 0
+    for kind, images in (("r1", 2 * x - 1), ("r2", 2 * fake - 1)):
+        gamma = case.get(kind, 0)
+        if gamma and case.get("first_order"):
+            moved = images + 0.01 * draws["eps_real" if kind == "r1" else "eps_fake"]
+            total += gamma / (2 * 0.01**2) * F.mse_loss(critic(images), critic(moved))
+        elif gamma:
+            u = images.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(critic(u).sum(), u, create_graph=True)
+            total += gamma / 2 * slope.flatten(1).pow(2).sum(1).mean()
+    if case.get("gradient"):
+        u = (draws["mix"] * (2 * x - 1) + (1 - draws["mix"]) * (2 * fake - 1)).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(critic(u).sum(), u, create_graph=True)
+        total += case["gradient"] * (slope.flatten(1).norm(dim=1) - 1).pow(2).mean()
+    return total
+
+
+def lecam(case, means, r, f):
+    """LeCam's penalty; `means` are those of r and of f in all updates, this one included, the newest last."""
+    weights = torch.tensor([0.99**age for age in range(len(means))], dtype=r.dtype).flip(0)
+    of_real, of_fake = (torch.tensor(kind, dtype=r.dtype) @ weights / weights.sum() for kind in zip(*means))
+    return case["lecam"] * (torch.relu(r - of_fake).pow(2).mean() + torch.relu(of_real - f).pow(2).mean())
+
+
+def penalty_noise(case, x):
+    """The random numbers of a step's penalties, float32."""
+    if case.get("first_order"):
+        return {"eps_real": torch.randn(x.shape), "eps_fake": torch.randn(x.shape)}
+    return {"mix": torch.rand(len(x), 1, 1, 1)} if case.get("gradient") else {}
+
+
+def train_gan(case, nets, xs, noises, draws):
+    out, (d_loss_of, g_loss_of) = {}, losses(case)
     generator, discriminator = nets["generator"], nets["discriminator"]
-    adam_d, adam_g = adam(discriminator, case), adam(generator, case)
-    for i, (x, z) in enumerate(zip(xs, noises)):
-        real_label, fake_label = x.new_ones(len(x)), x.new_zeros(len(x))
-        fake = generator(z)
-        adam_d.zero_grad()
-        running_statistics(discriminator, True)
-        real_logits = discriminator(x)
-        running_statistics(discriminator, False)  # they are those of real images
-        fake_logits = discriminator(fake.detach())
-        d_loss = bce(real_logits, real_label) + bce(fake_logits, fake_label)
-        d_loss.backward()
-        if i == 0:
-            out |= gradients(discriminator, "discriminator")
-        adam_d.step()
+    adam_d, adam_g = adam_of_discriminator(discriminator, case), adam(generator, case)
+    paired, means, updates = case["gan_loss"] == "relativistic", [], 0
+    for i, (x, z, drawn) in enumerate(zip(xs, noises, draws)):
+        # A part of the batch for each update: the paired loss has one of its own in the generator's.
+        size = -(-len(x) // (case.get("d_steps", 1) + paired))
+        parts = list(zip(x.split(size), z.split(size), *(drawn[key].split(size) for key in drawn)))
+        g_part, d_parts = parts[-1], parts[:-1] if paired else parts
+        penalties = []
+        for x, z, *part in d_parts:
+            drawn_now = dict(zip(drawn, part))
+            fake = generator(z)
+            adam_d.zero_grad()
+            running_statistics(discriminator, True)
+            real_logits = discriminator(x)
+            running_statistics(discriminator, False)  # they are those of real images
+            fake_logits = discriminator(fake.detach())
+            d_loss = d_loss_of(real_logits, fake_logits)
+            penalty, k = 0 * d_loss, case.get("every", 1)
+            if updates % k == 0:
+                penalty = penalty + slope_penalty(case, discriminator, x, fake.detach(), drawn_now)
+            total = d_loss + k * penalty
+            if case.get("lecam"):
+                means.append((real_logits.mean().item(), fake_logits.mean().item()))
+                penalty = penalty + lecam(case, means, real_logits, fake_logits)
+                total = d_loss + penalty
+            total.backward()
+            if i == 0:
+                out |= gradients(discriminator, "discriminator")
+            adam_d.step()
+            penalties.append(penalty.detach())
+            updates += 1
         adam_g.zero_grad()
-        judged = discriminator(fake)  # the same images, the updated discriminator
-        g_loss = -bce(judged, fake_label) if case["gan_loss"] == "minimax" else bce(judged, real_label)
+        if paired:
+            x, fake = g_part[0], generator(g_part[1])
+        g_loss = g_loss_of(discriminator(x), discriminator(fake))  # the updated discriminator, else the same images
         g_loss.backward()
         if i == 0:
             out |= gradients(generator, "generator")
         adam_g.step()
         out |= values(i, d_loss=d_loss, g_loss=g_loss, d_real=real_logits.mean(), d_fake=fake_logits.mean())
+        if any(case.get(key) for key in ("r1", "r2", "gradient", "lecam")):
+            out |= values(i, penalty=torch.stack(penalties).mean())
     return out | moments(nets, [adam_d, adam_g])
 
 
@@ -370,7 +462,12 @@ def run(name, dtype):
     noises = [torch.randn(n, case["latent"]).to(dtype) for n in BATCHES]
     out = {f"x.{i}": x for i, x in enumerate(xs)} | {f"noise.{i}": z for i, z in enumerate(noises)}
     out |= state(nets, "init")
-    out |= (train_vae if case["model"] == "vae" else train_gan)(case, nets, xs, noises)
+    if case["model"] == "vae":
+        out |= train_vae(case, nets, xs, noises)
+    else:
+        draws = [{key: t.to(dtype) for key, t in penalty_noise(case, x).items()} for x in xs]
+        out |= {f"{key}.{i}": t for i, drawn in enumerate(draws) for key, t in drawn.items()}
+        out |= train_gan(case, nets, xs, noises, draws)
     return out | state(nets, "final") | evaluation(nets, xs[-1], noises[-1])
 
 

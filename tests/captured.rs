@@ -13,7 +13,9 @@ use ganvae::config::training::BATCH_SIZE;
 use ganvae::config::{self, Config};
 use ganvae::data::{TEST_LIMIT, TRAIN_LIMIT};
 use ganvae::models::augment::{AUGMENT, AUGMENT_P, ApplyProbability, Augmentation};
-use ganvae::models::gan::EMA;
+use ganvae::models::gan::{D_LR, D_STEPS, DISCRIMINATOR_NORM, DiscriminatorNorm, EMA};
+use ganvae::models::losses::adversarial::{GAN_LOSS, GanLoss};
+use ganvae::models::losses::penalty::{GRADIENT_PENALTY, LECAM, R1, R2};
 use ganvae::models::optimizer::{ADAM_EPS, CLIP_NORM, LR, WEIGHT_DECAY};
 use ganvae::models::tuning::TUNE;
 use ganvae::models::vae::{BETA, DECODER_HIDDEN, ENCODER_HIDDEN, KL_WARMUP};
@@ -80,8 +82,27 @@ fn augmented_gan(p: ApplyProbability) -> Config {
     config(ModelKind::Gan, more)
 }
 
-fn all() -> [Config; 4] {
-    [vae(), gan(), augmented_gan(ApplyProbability::Fixed(0.5)), augmented_gan(ApplyProbability::Adaptive)]
+/// With every penalty that may be captured, and a batch of its own for the generator's update.
+fn penalised_gan() -> Config {
+    let penalties = Settings::default().with(&R1, 0.5).with(&R2, 0.5).with(&GRADIENT_PENALTY, 0.1).with(&LECAM, 0.3);
+    let spec = penalties.with(&DISCRIMINATOR_NORM, DiscriminatorNorm::None).with(&GAN_LOSS, GanLoss::Relativistic);
+    let config = config(ModelKind::Gan, spec.with(&BASE_WIDTH, 4).with(&D_LR, 2e-3));
+    // Twice the images a step: two batches.
+    assert_eq!((config.batch_size, config.cuda_graph), (128, true));
+    config
+}
+
+/// Augmentation under penalties, several updates of the discriminator in a step.
+fn augmented_and_penalised_gan() -> Config {
+    let penalties = Settings::default().with(&R1, 0.5).with(&GRADIENT_PENALTY, 0.1).with(&D_STEPS, 2);
+    let spec = penalties.with(&DISCRIMINATOR_NORM, DiscriminatorNorm::None).with(&BASE_WIDTH, 4);
+    let augment = vec![Augmentation::Colour, Augmentation::Shift];
+    config(ModelKind::Gan, spec.with(&AUGMENT, augment).with(&AUGMENT_P, ApplyProbability::Adaptive))
+}
+
+fn all() -> [Config; 6] {
+    let [fixed, adaptive] = [ApplyProbability::Fixed(0.5), ApplyProbability::Adaptive].map(augmented_gan);
+    [vae(), gan(), fixed, adaptive, penalised_gan(), augmented_and_penalised_gan()]
 }
 
 struct Run {
@@ -137,7 +158,7 @@ fn numbers_on_the_device_give_the_same_training() {
     let _alone = alone();
     for config in all() {
         let (mut host, mut there) = (Run::new(&config, ExecutionMode::Host), Run::new(&config, ExecutionMode::Device));
-        assert_eq!(host.setup.per_epoch, 4);
+        assert_eq!(host.setup.per_epoch, 200_u64.div_ceil(config.batch_size as u64));
         // Two players amplify the rounding of one step in the next, their moments the most.
         let later = if config.model == ModelKind::Vae { (1e-5, 1e-4) } else { (5e-2, f64::INFINITY) };
         for step in 0..20 {

@@ -149,7 +149,10 @@ fn the_same_seed_gives_the_same_run_and_another_another() {
 /// State handling of DESIGN 5 and 8: a run stopped in the middle of an epoch and resumed is the uninterrupted run.
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
-    for (base, name) in [(SMALL_VAE, "vae"), (SMALL_GAN, "gan")] {
+    // Lazy penalties depend on the number of updates, LeCam on moving averages; a step is of three batches.
+    let penalised = "--batch-size 16 --discriminator-norm none --r1 1 --lecam 0.3 --penalty-every 4 --d-steps 2 --d-lr 3e-4 --gan-loss relativistic";
+    let penalised = with(SMALL_GAN, &penalised.split(' ').collect::<Vec<_>>());
+    for (base, name) in [(SMALL_VAE, "vae"), (SMALL_GAN, "gan"), (&penalised, "penalised gan")] {
         let dir = tempfile::tempdir().unwrap();
         let base = with(base, &["--checkpoint-every", "1", "--keep", "99", "--keep-optimizer", "all"]);
         good(dir.path(), &with(&base, &["--out", "whole"]));
@@ -183,6 +186,31 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
         good(dir.path(), &["train", "--resume", "part", "--epochs", "3"]);
         assert!(part.join("samples/epoch-0003.png").is_file());
     }
+}
+
+/// Every loss under every penalty: finite rows, with the penalty where there is one; what contradicts itself is refused.
+#[test]
+fn every_loss_trains_under_every_penalty() {
+    let dir = tempfile::tempdir().unwrap();
+    let conv = "train gan --arch conv --base-width 4 --discriminator-norm none --train-limit 64 --test-limit 8 \
+                --batch-size 8 --steps 4 --log-every 2 --device cpu --deterministic";
+    for loss in ["non-saturating", "minimax", "least-squares", "hinge", "wasserstein", "relativistic"] {
+        for penalty in ["", "--r1 1 --r2 1", "--gradient-penalty 10 --d-steps 3", "--lecam 0.3", "--r1 1 --first-order"]
+        {
+            let flags: Vec<_> = conv.split_whitespace().chain(penalty.split_whitespace()).collect();
+            let out = format!("{loss}{penalty}").replace(' ', "");
+            good(dir.path(), &with(&flags, &["--gan-loss", loss, "--out", &out]));
+            let rows = rows(&dir.path().join(&out));
+            for row in rows.iter().filter(|row| row.contains_key("d_loss")) {
+                let value = row.get("penalty").and_then(serde_json::Value::as_f64);
+                assert_eq!(value.is_some_and(|v| v.is_finite() && v >= 0.0), !penalty.is_empty(), "{out}: {row:?}");
+            }
+        }
+    }
+    let conv = ["train", "gan", "--arch", "conv", "--gan-loss", "wasserstein", "--gradient-penalty", "10"];
+    refused(dir.path(), &conv, 2, &["--gradient-penalty", "batch normalisation", "--discriminator-norm none"]);
+    let mlp = ["train", "gan", "--arch", "mlp", "--discriminator-norm", "batch"];
+    refused(dir.path(), &mlp, 2, &["--discriminator-norm batch", "--arch conv"]);
 }
 
 #[test]

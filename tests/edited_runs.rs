@@ -59,9 +59,14 @@ fn resuming_names_every_setting_that_may_not_change() {
     }
     vae(&["--deterministic=false"], &[cannot, "deterministic", "true in the run, false asked for"]);
     vae(&["--out", "elsewhere"], &["out"]);
-    for (flag, value) in
-        [("gan-loss", "minimax"), ("ema", "0.5"), ("base-width", "8"), ("discriminator-hidden", "9"), ("lr", "1e-5")]
-    {
+    for (flag, value) in [
+        ("gan-loss", "minimax"),
+        ("ema", "0.5"),
+        ("lecam", "1"),
+        ("d-lr", "1e-5"),
+        ("discriminator-hidden", "9"),
+        ("lr", "1e-5"),
+    ] {
         gan(&[&format!("--{flag}"), value], &[cannot, flag]);
     }
     // Fewer than there are.

@@ -48,7 +48,7 @@ pub struct Config {
     pub settings: Settings,
     /// Length of training.
     pub budget: Budget,
-    /// Images per update.
+    /// Images per step: of all its updates.
     pub batch_size: usize,
     /// Seed of all random numbers.
     pub seed: u64,
@@ -276,11 +276,11 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
             Some(steps) => Budget::Steps(steps),
             None => Budget::Epochs(s.get(&training::EPOCHS)?),
         },
-        batch_size: s.get(&training::BATCH_SIZE)? as usize,
+        batch_size: s.get(&training::BATCH_SIZE)?.saturating_mul(model.batches_per_step(&s)?) as usize,
         seed: s.get(&training::SEED)?,
         lr: s.get(&LR)?,
         plan: Plan::from_settings(&s)?,
-        cuda_graph: s.get(&device::CUDA_GRAPH)? == GraphCapture::Auto,
+        cuda_graph: s.get(&device::CUDA_GRAPH)? == GraphCapture::Auto && model.steps_alike(&s)?,
         log_every: s.get(&training::LOG_EVERY)?,
         checkpoint_every: s.given(&training::CHECKPOINT_EVERY),
         best_every: s.get(&training::BEST_EVERY)?,

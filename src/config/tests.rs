@@ -103,7 +103,7 @@ fn unknown_keys_name_the_nearest_known_one() {
         ("latnet = 3", "did you mean 'latent'?"),
         ("qqqq = 3", "lists the keys"),
         ("lr = 'fast'", "lr = \"fast\": wanted a number above 0"),
-        ("gan-loss = 'vae'", "gan-loss = \"vae\": wanted non-saturating or minimax"),
+        ("gan-loss = 'vae'", "gan-loss = \"vae\": wanted non-saturating or minimax or least-squares or hinge or"),
         ("model = 'diffusion'", "wanted vae or gan"),
         ("seed = -1", "seed = -1"),
         ("lr = 1\nlr = 2", "line 2"),
@@ -219,6 +219,7 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
             "threads",
             "pixels",
             "scores",
+            "updates",
         ];
         let shown = format!("{} {}", entry.split('[').next().unwrap(), setting.range()).to_lowercase();
         assert!(!numeric || pure || units.iter().any(|unit| shown.contains(unit)), "no unit: {entry}");

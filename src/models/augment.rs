@@ -137,6 +137,41 @@ const TARGET: f64 = 0.6;
 /// Largest adaptive probability: from about here on, augmentations leak into generated images (section 2.2).
 pub const MOST: f64 = 0.8;
 
+/// The uniform numbers of a step's images, [B,[`DRAWS`]] each.
+#[derive(Debug)]
+pub struct AugmentDraws {
+    /// Of real images.
+    pub real: Tensor,
+    /// Of generated images, in the discriminator's update.
+    pub fake: Tensor,
+    /// Of generated images, in the generator's update.
+    pub generated: Tensor,
+}
+
+impl AugmentDraws {
+    /// For B images.
+    ///
+    /// # Errors
+    /// As [`Noise::uniform`].
+    pub fn new(noise: &Noise, images: i64) -> Result<Self> {
+        let draw = |name| noise.uniform(name, &[images, DRAWS]);
+        Ok(AugmentDraws {
+            real: draw("augment-real")?,
+            fake: draw("augment-fake")?,
+            generated: draw("augment-generated")?,
+        })
+    }
+
+    /// Those of the images `from` to `from + count`.
+    ///
+    /// # Errors
+    /// When there are not that many.
+    pub fn narrow(&self, from: i64, count: i64) -> Result<Self> {
+        let part = |t: &Tensor| t.f_narrow(0, from, count);
+        Ok(AugmentDraws { real: part(&self.real)?, fake: part(&self.fake)?, generated: part(&self.generated)? })
+    }
+}
+
 /// Augments images on a device. No number comes back to the host, so that a step with it can be captured.
 #[derive(Debug)]
 pub struct Augmenter {
@@ -523,6 +558,9 @@ mod tests {
             generator: NetSpec { activation: Activation::Relu, ..net() },
             discriminator: net(),
             loss: GanLoss::NonSaturating,
+            penalties: crate::models::losses::penalty::Penalties::default(),
+            d_steps: 1,
+            d_lr: None,
             ema: 0.0,
             augment: Some(AugmentSpec { list: read_list(ALL).unwrap(), p: ApplyProbability::Fixed(0.5) }),
         };

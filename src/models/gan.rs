@@ -3,10 +3,14 @@
 //! Goodfellow et al. 2014 (arXiv 1406.2661). Knows no files, paths or ranks.
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
-use super::augment::{AUGMENT, AUGMENT_P, AugmentSpec, Augmenter};
+use super::augment::{AUGMENT, AUGMENT_P, AugmentDraws, AugmentSpec, Augmenter};
 use super::losses::adversarial::{GAN_LOSS, GanLoss};
+use super::losses::penalty::{
+    Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R2,
+};
 use super::moving_average::MovingAverage;
 use super::network::Network;
 use super::noise::Noise;
@@ -17,6 +21,8 @@ use crate::base::scalar::Scalar;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
+use crate::base::usage::usage;
+use crate::native::AdamSettings;
 use crate::nets::cost::Work;
 use crate::nets::graph::{Function, Op, Port, Value};
 use crate::nets::{Activation, LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
@@ -34,6 +40,12 @@ pub struct GanSpec {
     pub discriminator: NetSpec,
     /// The loss of both networks.
     pub loss: GanLoss,
+    /// The penalties of the discriminator.
+    pub penalties: Penalties,
+    /// N, the discriminator's updates for each of the generator (arXiv 1406.2661, algorithm 1, k; 5 in arXiv 1704.00028).
+    pub d_steps: u64,
+    /// The discriminator's learning rate; none for that of the generator (two learning rates: arXiv 1706.08500).
+    pub d_lr: Option<f64>,
     /// Decay of the generator's moving average; 0 keeps none.
     pub ema: f64,
     /// Augmentation of the images that the discriminator sees.
@@ -48,6 +60,35 @@ pub static GENERATOR_HIDDEN: Setting<Vec<i64>> =
 pub static DISCRIMINATOR_HIDDEN: Setting<Vec<i64>> =
     hidden_widths("discriminator-hidden", "Units of the hidden layers of the discriminator");
 
+/// Normalisation in the discriminator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiscriminatorNorm {
+    /// After each convolution but the first, as in DCGAN.
+    Batch,
+    /// Nothing, so that the logit of an image does not depend on the others of the batch.
+    None,
+}
+
+/// Normalisation in the discriminator.
+pub static DISCRIMINATOR_NORM: Setting<DiscriminatorNorm> = Setting::choice(
+    "discriminator-norm",
+    "Normalisation in the discriminator (--arch conv); penalties of its slope need none [default: batch]",
+);
+
+/// See [`GanSpec::d_steps`].
+pub static D_STEPS: Setting<u64> = Setting::whole(
+    "d-steps",
+    "Updates of the discriminator for each of the generator; a step then takes so many batches",
+)
+.range("from 1 to 1000", |n| (1..=1000).contains(n))
+.default("1", "Goodfellow et al. 2014, section 4")
+.value_name("UPDATES");
+
+/// See [`GanSpec::d_lr`].
+pub static D_LR: Setting<f64> =
+    Setting::number("d-lr", "Adam's learning rate of the discriminator [default: that of --lr]")
+        .range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0);
+
 /// See [`GanSpec::ema`].
 pub static EMA: Setting<f64> =
     Setting::number("ema", "Decay of the generator's moving average, used for sample grids and exports; 0 for none")
@@ -58,7 +99,23 @@ pub static EMA: Setting<f64> =
 /// The settings of a GAN.
 pub static SETTINGS: Group = Group {
     heading: "GAN",
-    settings: &[&GENERATOR_HIDDEN, &DISCRIMINATOR_HIDDEN, &GAN_LOSS, &EMA, &AUGMENT, &AUGMENT_P],
+    settings: &[
+        &GENERATOR_HIDDEN,
+        &DISCRIMINATOR_HIDDEN,
+        &DISCRIMINATOR_NORM,
+        &GAN_LOSS,
+        &R1,
+        &R2,
+        &GRADIENT_PENALTY,
+        &LECAM,
+        &FIRST_ORDER,
+        &PENALTY_EVERY,
+        &D_STEPS,
+        &D_LR,
+        &EMA,
+        &AUGMENT,
+        &AUGMENT_P,
+    ],
 };
 
 impl GanSpec {
@@ -68,15 +125,44 @@ impl GanSpec {
     /// [`crate::base::usage::Usage`] for contradictory settings.
     pub fn from_settings(s: &Settings, shape: Shape) -> Result<Self> {
         let generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
+        let mut discriminator = NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan();
+        match s.given(&DISCRIMINATOR_NORM) {
+            Some(DiscriminatorNorm::Batch) if !discriminator.batch_norm => {
+                usage!("--discriminator-norm batch is a setting of --arch conv, and this is --arch mlp: leave it out")
+            }
+            Some(DiscriminatorNorm::None) => discriminator.batch_norm = false,
+            Some(DiscriminatorNorm::Batch) | None => {}
+        }
         Ok(GanSpec {
             shape,
             latent: s.get(&LATENT)? as i64,
             generator: NetSpec { activation: Activation::Relu, ..generator },
-            discriminator: NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan(),
+            penalties: Penalties::from_settings(s, discriminator.batch_norm)?,
+            discriminator,
             loss: s.get(&GAN_LOSS)?,
+            d_steps: s.get(&D_STEPS)?,
+            d_lr: s.given(&D_LR),
             ema: s.get(&EMA)?,
             augment: AugmentSpec::from_settings(s)?,
         })
+    }
+
+    /// Batches of a step: one for each update of the discriminator, and one for the generator's if its loss reads real images.
+    pub fn batches(&self) -> u64 {
+        self.d_steps + u64::from(self.loss.pairs())
+    }
+
+    /// The images of a step of `images`, as (from, count): of each update of the discriminator, then of the generator's, which
+    /// may be those of the last one before it.
+    fn parts(&self, images: i64) -> Vec<(i64, i64)> {
+        let batches = self.batches() as i64;
+        let each = ((images + batches - 1) / batches).max(1);
+        let mut parts: Vec<_> =
+            (0..images).step_by(each as usize).map(|from| (from, each.min(images - from))).collect();
+        if !self.loss.pairs() || parts.len() == 1 {
+            parts.extend(parts.last().copied());
+        }
+        parts
     }
 }
 
@@ -91,9 +177,36 @@ pub struct Gan {
     logits: Value,
     adam_g: Adam,
     adam_d: Adam,
+    lecam: Option<LeCam>,
+    /// The discriminator's learning rate over the generator's.
+    d_lr_ratio: f64,
+    /// Updates before the next one.
+    step: u64,
     average: Option<MovingAverage>,
     augmenter: Option<Augmenter>,
     scalars: Vec<Scalar>,
+}
+
+/// The random numbers of a step's images, in their order.
+#[derive(Debug)]
+pub struct StepNoise {
+    /// [B,Z], from N(0, I).
+    pub z: Tensor,
+    /// Those of the penalties.
+    pub penalty: Draws,
+    /// Those of the augmentation.
+    pub augment: Option<AugmentDraws>,
+}
+
+impl StepNoise {
+    /// The numbers of `count` images from image `from` on.
+    fn narrow(&self, (from, count): (i64, i64)) -> Result<Self> {
+        Ok(StepNoise {
+            z: self.z.f_narrow(0, from, count)?,
+            penalty: self.penalty.narrow(from, count)?,
+            augment: self.augment.as_ref().map(|augment| augment.narrow(from, count)).transpose()?,
+        })
+    }
 }
 
 /// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1].
@@ -126,9 +239,9 @@ fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
 /// The values of one update, all scalars.
 #[derive(Debug)]
 pub struct GanTerms {
-    /// The discriminator's loss before its update, nats.
+    /// The discriminator's loss before its update, in [`GanLoss::unit`].
     pub d_loss: Tensor,
-    /// The generator's loss against the updated discriminator, nats.
+    /// The generator's loss against the updated discriminator, in the same unit.
     pub g_loss: Tensor,
     /// Mean logit of real images.
     pub d_real: Tensor,
@@ -140,23 +253,31 @@ pub struct GanTerms {
     pub real_variance: Tensor,
     /// The same of the generated batch.
     pub fake_variance: Tensor,
+    /// Means over the discriminator's updates, [3]: penalties of slopes (not times k), the share of updates with them, LeCam.
+    pub penalty: Option<Tensor>,
 }
 
-/// Descriptions of [`GanTerms`], in their order; the two variances give one scalar, [`diversity`].
-fn scalars(loss: GanLoss) -> Vec<Scalar> {
+/// Descriptions of [`GanTerms`], in their order; the two variances give one scalar, [`diversity`], and the penalties one.
+fn scalars(loss: GanLoss, penalties: &Penalties) -> Vec<Scalar> {
     let [d, g] = loss.equilibrium();
-    vec![
-        Scalar::new("d_loss", "discriminator", "nats", "loss").limit(loss.limit()).equilibrium(d),
-        Scalar::new("g_loss", "generator", "nats", "loss").limit(loss.limit()).equilibrium(g),
+    let mut all = vec![
+        Scalar::new("d_loss", "discriminator", loss.unit(), "loss").limit(loss.limit()).equilibrium(d),
+        Scalar::new("g_loss", "generator", loss.unit(), "loss").limit(loss.limit()).equilibrium(g),
         Scalar::new("d_real", "real images", "logit", "mean critic output"),
         Scalar::new("d_fake", "generated images", "logit", "mean critic output"),
         Scalar::new("d_accuracy", "accuracy", "share", "accuracy and diversity"),
         Scalar::new("diversity", "diversity", "ratio", "accuracy and diversity").higher(),
-    ]
+    ];
+    if penalties.any() {
+        all.push(Scalar::new("penalty", "penalty", loss.unit(), "penalty"));
+    }
+    all
 }
 
-/// The measured values that [`GanTerms`] has; the probability of an adaptive augmentation follows them.
+/// The measured values that [`GanTerms`] has without penalties, and those of [`GanTerms::penalty`]; the probability of an adaptive
+/// augmentation follows them.
 const TERMS: usize = 7;
+const PENALTY_TERMS: usize = 3;
 
 /// Mean over pixels of the variance over the batch: x [B,C,H,W] -> scalar.
 fn variance(x: &Tensor) -> Result<Tensor> {
@@ -171,16 +292,26 @@ fn diversity(real_variance: f64, fake_variance: f64) -> f64 {
 
 impl GanTerms {
     fn stacked(&self) -> Result<Tensor> {
-        let GanTerms { d_loss, g_loss, d_real, d_fake, d_accuracy, real_variance, fake_variance } = self;
+        let GanTerms { d_loss, g_loss, d_real, d_fake, d_accuracy, real_variance, fake_variance, penalty } = self;
         let all = [d_loss, g_loss, d_real, d_fake, d_accuracy, real_variance, fake_variance];
-        Ok(Tensor::f_stack(&all, 0)?.f_detach()?) // [7]
+        let all = Tensor::f_stack(&all, 0)?.f_detach()?; // [7]
+        match penalty {
+            Some(penalty) => Ok(Tensor::f_cat(&[&all, penalty], 0)?), // [10]
+            None => Ok(all),
+        }
     }
 
-    /// From the losses, and the real and generated images [B,C,H,W] and their logits [B].
-    fn new(losses: (Tensor, Tensor), images: (&Tensor, &Tensor), logits: (&Tensor, &Tensor)) -> Result<Self> {
+    /// From the losses, and the real and generated images [B,C,H,W], their logits [B] and which are right ([`GanLoss::correct`]).
+    fn new(
+        losses: (Tensor, Tensor),
+        images: (&Tensor, &Tensor),
+        logits: (&Tensor, &Tensor),
+        right: [Tensor; 2],
+        penalty: Option<Tensor>,
+    ) -> Result<Self> {
         let ((d_loss, g_loss), (real, fake)) = (losses, logits);
         tch::no_grad(|| {
-            let right = real.f_gt(0.0)?.f_to_kind(Kind::Float)?.f_add(&fake.f_le(0.0)?.f_to_kind(Kind::Float)?)?;
+            let right = right[0].f_add(&right[1])?;
             Ok(GanTerms {
                 d_loss,
                 g_loss,
@@ -189,6 +320,7 @@ impl GanTerms {
                 d_accuracy: right.f_mean(Kind::Float)?.f_mul_scalar(0.5)?,
                 real_variance: variance(images.0)?,
                 fake_variance: variance(images.1)?,
+                penalty,
             })
         })
     }
@@ -206,16 +338,24 @@ impl Gan {
             true => Some(MovingAverage::new(&g, generator(&spec, device)?.0, spec.ema, device)?),
             false => None,
         };
+        let lazy = spec.penalties.lazy_adam(hyper.adam);
+        let d_lr_ratio = lazy.lr / hyper.adam.lr * spec.d_lr.map_or(1.0, |lr| lr / hyper.adam.lr);
+        // As Model::set_lr makes it, to the bit.
+        let for_d = OptimizerSettings { adam: AdamSettings { lr: hyper.adam.lr * d_lr_ratio, ..lazy }, ..hyper };
+        let lecam = spec.penalties.lecam;
         let augmenter = spec.augment.clone().map(|augment| Augmenter::new(augment, spec.shape, device)).transpose()?;
-        let mut scalars = scalars(spec.loss);
+        let mut scalars = scalars(spec.loss, &spec.penalties);
         if augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some() {
-            scalars.push(Scalar::new("augment_p", "probability", "", "augmentation probability"));
+            scalars.push(Scalar::new("augment_p", "probability", "share", "augmentation probability"));
         }
         Ok(Gan {
             adam_g: Adam::new("generator.step", &[&g], hyper)?,
-            adam_d: Adam::new("discriminator.step", &[&d], hyper)?,
-            scalars,
+            adam_d: Adam::new("discriminator.step", &[&d], for_d)?,
+            lecam: (lecam > 0.0).then(|| LeCam::new(lecam, device)).transpose()?,
+            d_lr_ratio,
+            step: 0,
             augmenter,
+            scalars,
             spec,
             generator: g,
             discriminator: d,
@@ -235,18 +375,21 @@ impl Gan {
         self.discriminator.graph.forward_one(x, self.logits, mode)
     }
 
-    /// x [B,C,H,W] in [0,1] as the discriminator sees it in training: augmented by the step's noise under `name`.
-    fn seen(&self, x: &Tensor, name: &'static str, noise: &Noise) -> Result<Tensor> {
-        self.augmenter.as_ref().map_or_else(|| Ok(x.shallow_clone()), |augmenter| augmenter.augmented(x, noise, name))
+    /// x [B,C,H,W] in [0,1] as the discriminator sees it in training: augmented by uniform numbers, where it is augmented.
+    fn seen(&self, x: &Tensor, uniform: Option<&Tensor>) -> Result<Tensor> {
+        match self.augmenter.as_ref().zip(uniform) {
+            Some((augmenter, uniform)) => augmenter.apply(x, uniform),
+            None => Ok(x.shallow_clone()),
+        }
     }
 
-    /// Logits of real and generated images: in one pass, or in two with batch statistics, which over a mixed batch would reveal the
-    /// class.
+    /// Logits of real and generated images: in one pass, or in two if `apart` and with batch statistics, which over a mixed batch
+    /// would reveal the class.
     ///
     /// Differs from PyTorch's DCGAN example: the running statistics are those of real images. Statistics of both kinds, two thirds of
     /// them generated, judge worse in evaluation mode: after 1,017 updates on MNIST 75 % right, those of real images 86 %.
-    fn judge_both(&self, real: &Tensor, fake: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
-        if mode != Mode::Eval && self.discriminator.graph.has_batch_norm() {
+    fn judge_both(&self, real: &Tensor, fake: &Tensor, apart: bool, mode: Mode) -> Result<(Tensor, Tensor)> {
+        if apart || mode != Mode::Eval && self.discriminator.graph.has_batch_norm() {
             return Ok((self.judge(real, mode)?, self.judge(fake, Mode::Batch)?));
         }
         let logits = self.judge(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
@@ -255,40 +398,115 @@ impl Gan {
         both.next().zip(both.next()).context("the split did not give two tensors of logits")
     }
 
-    /// One update of the discriminator, then of the generator, on real x [B,C,H,W] in [0,1] and noise z [B,Z].
+    /// The updates of the discriminator, then one of the generator, on real x [B,C,H,W] in [0,1] and noise of B images. The images
+    /// are split into [`GanSpec::batches`] of equal size, the last of which may be smaller or missing.
     ///
-    /// Both updates use the same generated images: the generator runs once (as in PyTorch's DCGAN example). Only the gradients of
-    /// the network being updated are computed. `minimise` is [`Adam::minimise`]; tests pass another.
+    /// The generator's update uses the generated images of the discriminator's last one: they are made once (as in PyTorch's DCGAN
+    /// example). If its loss compares them with real ones, it gets a batch and noise of its own (arXiv 2501.05441). Only the gradients
+    /// of the network being updated are computed. `minimise` is [`Adam::minimise`]; tests pass another.
     ///
     /// # Errors
     /// libtorch's.
     pub fn update(
-        &mut self,
+        &self,
         x: &Tensor,
-        z: &Tensor,
+        noise: &StepNoise,
         cx: StepContext,
         mut minimise: impl FnMut(&Adam, &Tensor) -> Result<()>,
     ) -> Result<GanTerms> {
-        let fake = self.generate(&self.generator, z, Mode::Train)?; // [B,C,H,W]
-        let real_seen = self.seen(x, "augment-real", cx.noise)?;
-        let fake_seen = self.seen(&fake.f_detach()?, "augment-fake", cx.noise)?;
-        let (real_logits, fake_logits) = self.judge_both(&real_seen, &fake_seen, Mode::Train)?;
-        let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
-        cx.timer.lap(Phase::Forward);
-        minimise(&self.adam_d, &d_loss)?;
+        let parts = self.spec.parts(x.size()[0]);
+        let (for_g, for_d) = parts.split_last().context("a step needs images")?;
+        let of = |(from, count): (i64, i64)| -> Result<(Tensor, Tensor)> {
+            Ok((x.f_narrow(0, from, count)?, noise.z.f_narrow(0, from, count)?))
+        };
+        let (mut judged, mut penalties) = (None, Vec::new());
+        for (i, part) in for_d.iter().enumerate() {
+            let ((x, z), noise) = (of(*part)?, noise.narrow(*part)?);
+            let fake = match part == for_g {
+                true => self.generate(&self.generator, &z, Mode::Train)?,
+                false => tch::no_grad(|| self.generate(&self.generator, &z, Mode::Train))?,
+            }; // [B,C,H,W]
+            let updates = self.step * self.spec.d_steps + i as u64;
+            let (d_loss, logits, penalty) =
+                self.update_discriminator((&x, &fake), &noise, updates, cx, &mut minimise)?;
+            penalties.extend(penalty);
+            judged = Some((d_loss, x, fake, logits));
+        }
+        let (d_loss, x, fake, (real_logits, fake_logits)) = judged.context("a step needs images")?;
 
-        let fake_seen = self.seen(&fake, "augment-generated", cx.noise)?;
-        let g_loss = self.spec.loss.generator(&self.judge(&fake_seen, Mode::Batch)?)?;
+        let own = for_d.last() != Some(for_g);
+        let (g_x, g_z) = of(*for_g)?;
+        let g_fake = if own { self.generate(&self.generator, &g_z, Mode::Train)? } else { fake.shallow_clone() };
+        let augment = noise.narrow(*for_g)?.augment;
+        let g_real_logits = match self.spec.loss.pairs() {
+            true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
+            false => real_logits.f_detach()?,
+        };
+        let g_seen = self.seen(&g_fake, augment.as_ref().map(|a| &a.generated))?;
+        let g_loss = self.spec.loss.generator(&g_real_logits, &self.judge(&g_seen, Mode::Batch)?)?;
         cx.timer.lap(Phase::Forward);
         minimise(&self.adam_g, &g_loss)?;
         if let Some(average) = &self.average {
             average.follow(cx.on_device)?;
         }
-        if let Some(augmenter) = &self.augmenter {
-            augmenter.observe(&real_logits)?;
-        }
         cx.timer.lap(Phase::Optimizer);
-        GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))
+        let right = tch::no_grad(|| self.spec.loss.correct(&real_logits, &fake_logits))?;
+        let penalty = match penalties.len() {
+            0 => None,
+            _ => Some(Tensor::f_stack(&penalties, 0)?.f_mean_dim(0, false, Kind::Float)?), // [3]
+        };
+        GanTerms::new((d_loss, g_loss), (&x, &fake), (&real_logits, &fake_logits), right, penalty)
+    }
+
+    /// One update of the discriminator on real and generated images [B,C,H,W], the one after `updates` of them. Gives its loss without
+    /// the penalties, the logits [B] of both kinds, and [`GanTerms::penalty`] of this update.
+    fn update_discriminator(
+        &self,
+        (real, fake): (&Tensor, &Tensor),
+        noise: &StepNoise,
+        updates: u64,
+        cx: StepContext,
+        minimise: &mut impl FnMut(&Adam, &Tensor) -> Result<()>,
+    ) -> Result<(Tensor, (Tensor, Tensor), Option<Tensor>)> {
+        let penalties = &self.spec.penalties;
+        let due = penalties.due(updates);
+        let [real, fake] = match due {
+            true => [penalties.leaf(real, penalties.r1)?, penalties.leaf(fake, penalties.r2)?],
+            false => [real.shallow_clone(), fake.f_detach()?],
+        };
+        // The slopes are those through the augmentation (as in arXiv 2006.06676 and 2501.05441).
+        let uniform = [noise.augment.as_ref().map(|a| &a.real), noise.augment.as_ref().map(|a| &a.fake)];
+        let (real_seen, fake_seen) = (self.seen(&real, uniform[0])?, self.seen(&fake, uniform[1])?);
+        let logits = self.judge_both(&real_seen, &fake_seen, due && penalties.of_one_kind(), Mode::Train)?;
+        let d_loss = self.spec.loss.discriminator(&logits.0, &logits.1)?;
+        let (mut total, mut measured) = (d_loss.shallow_clone(), None);
+        if penalties.any() {
+            let none = d_loss.f_detach()?.f_zeros_like()?;
+            let [mut slopes, mut lecam] = [none.shallow_clone(), none.shallow_clone()];
+            if due {
+                let judge = |x: &Tensor, kind| {
+                    let uniform = if kind == ImageKind::Real { uniform[0] } else { uniform[1] };
+                    self.judge(&self.seen(x, uniform)?, Mode::Batch)
+                };
+                let real = Judged { kind: ImageKind::Real, x: &real, logits: &logits.0 };
+                let fake = Judged { kind: ImageKind::Generated, x: &fake, logits: &logits.1 };
+                slopes = penalties.slopes(real, fake, &noise.penalty, judge)?;
+                total = total.f_add(&slopes.f_mul_scalar(penalties.every as f64)?)?;
+            }
+            if let Some(of_logits) = &self.lecam {
+                lecam = of_logits.penalty(&logits.0, &logits.1)?;
+                total = total.f_add(&lecam)?;
+            }
+            // LeCam alone is in every update.
+            let share = none.f_add_scalar(if due || !penalties.of_slopes() { 1.0 } else { 0.0 })?;
+            measured = Some(Tensor::f_stack(&[&slopes, &share, &lecam], 0)?.f_detach()?);
+        }
+        cx.timer.lap(Phase::Forward);
+        minimise(&self.adam_d, &total)?;
+        if let Some(augmenter) = &self.augmenter {
+            augmenter.observe(&logits.0)?;
+        }
+        Ok((d_loss, logits, measured))
     }
 
     /// Measured values [K], with the probability of an adaptive augmentation at their end; NaN for held-out images, which are not
@@ -306,8 +524,12 @@ impl Gan {
 
 impl Model for Gan {
     fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor> {
-        let z = self.z(&batch.x, cx.noise)?;
-        let terms = self.update(&batch.x, &z, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()?;
+        let noise = StepNoise {
+            z: self.z(&batch.x, cx.noise)?,
+            penalty: self.spec.penalties.draw(cx.noise, &batch.x)?,
+            augment: self.augmenter.as_ref().map(|_| AugmentDraws::new(cx.noise, batch.x.size()[0])).transpose()?,
+        };
+        let terms = self.update(&batch.x, &noise, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()?;
         self.with_p(terms, true)
     }
 
@@ -316,15 +538,23 @@ impl Model for Gan {
             // In evaluation mode, as exported: the scores do not depend on the batch.
             let shown = self.average.as_ref().map_or(&self.generator, |average| &average.network);
             let (x, fake) = (&batch.x, self.generate(shown, &self.z(&batch.x, noise)?, Mode::Eval)?);
-            let (real_logits, fake_logits) = self.judge_both(x, &fake, Mode::Eval)?;
+            let (real_logits, fake_logits) = self.judge_both(x, &fake, false, Mode::Eval)?;
             let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
-            let g_loss = self.spec.loss.generator(&fake_logits)?;
-            let terms = GanTerms::new((d_loss, g_loss), (x, &fake), (&real_logits, &fake_logits))?.stacked()?;
+            let g_loss = self.spec.loss.generator(&real_logits, &fake_logits)?;
+            let right = self.spec.loss.correct(&real_logits, &fake_logits)?;
+            // The penalties are of training only.
+            let unknown = match self.spec.penalties.any() {
+                true => Some(Tensor::f_full([3], f64::NAN, (Kind::Float, x.device()))?),
+                false => None,
+            };
+            let logits = (&real_logits, &fake_logits);
+            let terms = GanTerms::new((d_loss, g_loss), (x, &fake), logits, right, unknown)?.stacked()?;
             self.with_p(terms, false)
         })
     }
 
     fn schedule(&mut self, step: u64) -> Result<()> {
+        self.step = step;
         self.average.as_mut().map_or(Ok(()), |average| average.schedule(step))
     }
 
@@ -339,20 +569,37 @@ impl Model for Gan {
     }
 
     fn measured(&self) -> usize {
-        TERMS + usize::from(self.augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some())
+        let of_penalties = if self.spec.penalties.any() { PENALTY_TERMS } else { 0 };
+        TERMS + of_penalties + usize::from(self.augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some())
     }
 
     fn report(&self, measured: &[f64]) -> Vec<f64> {
-        let Some(([terms @ .., real_variance, fake_variance], p)) = measured.split_at_checked(TERMS) else {
+        let Some((&[ref terms @ .., real_variance, fake_variance], more)) = measured.split_at_checked(TERMS) else {
             return Vec::new();
         };
-        terms.iter().copied().chain([diversity(*real_variance, *fake_variance)]).chain(p.iter().copied()).collect()
+        let (penalty, p) = match more {
+            // NaN if no update had a penalty.
+            [slopes, share, lecam, p @ ..] => (Some(slopes / share + lecam), p),
+            p => (None, p),
+        };
+        let diversity = diversity(real_variance, fake_variance);
+        terms.iter().copied().chain([diversity]).chain(penalty).chain(p.iter().copied()).collect()
+    }
+
+    fn set_lr(&mut self, lr: f64) -> Result<()> {
+        self.adam_g.set_lr(lr)?;
+        self.adam_d.set_lr(lr * self.d_lr_ratio)
+    }
+
+    fn more_state(&self) -> Vec<(&'static str, &Tensor)> {
+        let lecam = self.lecam.iter().map(|lecam| ("discriminator.lecam", lecam.averages()));
+        lecam.chain(self.augmenter.iter().flat_map(Augmenter::state)).collect()
     }
 
     fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
-        let Some([.., accuracy, real_variance, fake_variance]) = measured.get(..TERMS) else { return Vec::new() };
+        let [_, _, _, _, accuracy, real_variance, fake_variance, ..] = measured else { return Vec::new() };
         let mut all = Vec::new();
-        if *accuracy > 0.995 {
+        if *accuracy > 0.995 && self.spec.loss.wants_a_contest() {
             all.push(
                 "the discriminator is too strong: it classifies more than 99.5 % of the images correctly, so that the generator \
                  learns little from it; try a lower --lr, a smaller discriminator or a larger --batch-size",
@@ -386,16 +633,27 @@ impl Model for Gan {
         vec![&mut self.adam_g, &mut self.adam_d]
     }
 
-    fn more_state(&self) -> Vec<(&'static str, &Tensor)> {
-        self.augmenter.iter().flat_map(Augmenter::state).collect()
-    }
-
     fn work(&self, batch: i64) -> Vec<Work> {
         let (generator, discriminator) = (&self.generator.graph, &self.discriminator.graph);
-        let passes = if discriminator.has_batch_norm() { vec![batch; 2] } else { vec![2 * batch] };
-        let mut work = generator.training_work(batch, true, false);
-        work.extend(passes.into_iter().flat_map(|b| discriminator.training_work(b, true, false)));
-        work.extend(discriminator.training_work(batch, false, true));
+        let parts = self.spec.parts(batch);
+        let Some((for_g, for_d)) = parts.split_last() else { return Vec::new() };
+        let mut work = Vec::new();
+        for part in for_d {
+            // Without the generator's gradients, unless its update uses the same images.
+            match part == for_g {
+                true => work.extend(generator.training_work(part.1, true, false)),
+                false => work.extend(generator.forward_work(part.1)),
+            }
+            let passes = if discriminator.has_batch_norm() { vec![part.1; 2] } else { vec![2 * part.1] };
+            work.extend(passes.into_iter().flat_map(|b| discriminator.training_work(b, true, false)));
+        }
+        if self.spec.loss.pairs() {
+            work.extend(discriminator.forward_work(for_g.1));
+        }
+        if for_d.last() != Some(for_g) {
+            work.extend(generator.training_work(for_g.1, true, false));
+        }
+        work.extend(discriminator.training_work(for_g.1, false, true));
         work
     }
 
@@ -426,6 +684,9 @@ mod tests {
             generator,
             discriminator,
             loss: GanLoss::NonSaturating,
+            penalties: Penalties::default(),
+            d_steps: 1,
+            d_lr: None,
             ema: 0.0,
             augment: None,
         };
@@ -449,7 +710,8 @@ mod tests {
         let scalar = || Tensor::from(0f32);
         let terms = |real: &[f32], fake: &[f32], images: (&Tensor, &Tensor)| {
             let (real, fake) = (Tensor::from_slice(real), Tensor::from_slice(fake));
-            let terms = GanTerms::new((scalar(), scalar()), images, (&real, &fake)).unwrap();
+            let right = GanLoss::NonSaturating.correct(&real, &fake).unwrap();
+            let terms = GanTerms::new((scalar(), scalar()), images, (&real, &fake), right, None).unwrap();
             let [real, fake] = [&terms.real_variance, &terms.fake_variance].map(|t| t.double_value(&[]));
             (terms.d_accuracy.double_value(&[]), diversity(real, fake))
         };

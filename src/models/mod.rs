@@ -65,6 +65,30 @@ impl ModelKind {
         optimizer::OptimizerSettings::from_settings(s).map(drop)
     }
 
+    /// Batches that one step takes.
+    ///
+    /// # Errors
+    /// As [`ModelKind::check`].
+    pub fn batches_per_step(self, s: &Settings) -> Result<u64> {
+        let shape = Shape { channels: 1, height: 1, width: 1 };
+        Ok(match self {
+            ModelKind::Vae => 1,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape)?.batches(),
+        })
+    }
+
+    /// Whether all steps are the same operations, so that one can be captured and replayed.
+    ///
+    /// # Errors
+    /// As [`ModelKind::check`].
+    pub fn steps_alike(self, s: &Settings) -> Result<bool> {
+        let shape = Shape { channels: 1, height: 1, width: 1 };
+        Ok(match self {
+            ModelKind::Vae => true,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape)?.penalties.every == 1,
+        })
+    }
+
     /// A model with fresh weights from libtorch's current random state, for images of this shape, `per_epoch` updates an epoch.
     ///
     /// # Errors

@@ -176,6 +176,11 @@ impl Graph {
         self.matmuls().into_iter().map(forward).sum()
     }
 
+    /// The work of a forward pass at a batch size.
+    pub fn forward_work(&self, batch: i64) -> Vec<Work> {
+        self.matmuls().into_iter().map(|(op, _)| Work { op, pass: Pass::Forward, batch }).collect()
+    }
+
     /// The work of a training step at a batch size: the forward pass, the weight gradients if `weights`, and the input gradients that
     /// lead to weights, or to the graph's inputs if `to_input`.
     pub fn training_work(&self, batch: i64, weights: bool, to_input: bool) -> Vec<Work> {

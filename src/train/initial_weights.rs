@@ -202,6 +202,7 @@ mod tests {
     use super::*;
     use crate::models::gan::{Gan, GanSpec};
     use crate::models::losses::adversarial::GanLoss;
+    use crate::models::losses::penalty::Penalties;
     use crate::models::optimizer::OptimizerSettings;
     use crate::models::vae::{Vae, small};
     use crate::nets::graph::Init;
@@ -312,6 +313,9 @@ mod tests {
             generator: net(),
             discriminator: net(),
             loss: GanLoss::NonSaturating,
+            penalties: Penalties::default(),
+            d_steps: 1,
+            d_lr: None,
             ema: 0.9,
             augment: None,
         };
