@@ -397,8 +397,8 @@ impl Draws<'_> {
 
     /// Uniform among 0..n, int64 [N,1,1].
     fn whole(&self, at: i64, n: i64) -> Result<Tensor> {
-        // The product of the largest number below 1 rounds to n.
-        let whole = self.column(at)?.f_mul_scalar(n as f64)?.f_floor()?.f_clamp_max((n - 1) as f64)?;
+        // Below n: float32 rounds the product with its largest number below 1 down.
+        let whole = self.column(at)?.f_mul_scalar(n as f64)?.f_floor()?;
         Ok(whole.f_to_kind(Kind::Int64)?.f_view([-1, 1, 1])?)
     }
 }
@@ -470,10 +470,16 @@ mod tests {
 
     #[test]
     fn the_numbers_at_the_ends_of_their_range_are_places_in_the_image() {
+        let (ends, p) = ([0.0, 1.0 - f64::from(f32::EPSILON) / 2.0], Tensor::from(1f32));
+        let uniform = Tensor::from_slice(&ends).to_kind(Kind::Float).view([2, 1]);
+        for n in 1..10_000 {
+            let whole = Draws { uniform: &uniform, p: &p }.whole(0, n).unwrap();
+            assert_eq!(Vec::<i64>::try_from(whole.flatten(0, -1)).unwrap(), [0, n - 1]);
+        }
         for dims in [[1, 1, 1], [3, 2, 2], [4, 9, 9]] {
             let x = random(5, &[2, dims[0], dims[1], dims[2]]);
             let all = augmenter(ALL, ApplyProbability::Fixed(1.0), dims).unwrap();
-            for u in [0.0, 1.0 - f64::from(f32::EPSILON) / 2.0] {
+            for u in ends {
                 let y = all.apply(&x, &Tensor::full([2, DRAWS], u, (Kind::Float, Device::Cpu))).unwrap();
                 assert_eq!((y.size(), y.isfinite().all().int64_value(&[])), (x.size(), 1));
             }
