@@ -53,6 +53,7 @@ GAN_DIFFERENCES = dict(GAN_MLP, eps=1e-4)
 VAE_CONV = dict(VAE, arch="conv", shape=[1, 16, 16], base_width=4, latent=4, encoder_hidden=[10], decoder_hidden=[10])
 GAN_CONV = dict(GAN, arch="conv", shape=[3, 16, 16], base_width=3, batch_norm=True, latent=5, lr=2e-4, beta1=0.5)
 
+# A case's place gives its seed: new ones go to the end.
 CASES = {
     "vae-mlp": dict(VAE, shape=[1, 6, 5], latent=3, encoder_hidden=[7], decoder_hidden=[6, 9]),
     "vae-tanh-beta": dict(
@@ -62,9 +63,6 @@ CASES = {
     "gan-mlp-ns": GAN_MLP,
     "gan-mlp-minimax": dict(GAN_MLP, gan_loss="minimax", activation="relu"),
     "gan-conv": dict(GAN_CONV, generator_hidden=[], discriminator_hidden=[]),
-    "augment-colour": dict(model="augment", shape=[3, 8, 8], without=[]),
-    "augment-alpha": dict(model="augment", shape=[4, 5, 5], without=[]),
-    "augment-grey": dict(model="augment", shape=[1, 7, 10], without=["turn", "saturation"]),
     "gan-least-squares": dict(GAN_MLP, gan_loss="least-squares"),
     "gan-hinge": dict(GAN_DIFFERENCES, gan_loss="hinge"),
     "gan-wasserstein": dict(GAN_DIFFERENCES, gan_loss="wasserstein"),
@@ -77,6 +75,9 @@ CASES = {
     "gan-conv-r1-r2": dict(
         GAN_CONV, generator_hidden=[], discriminator_hidden=[], base_width=2, d_norm=False, activation="tanh", r1=1.5, r2=2.5
     ),
+    "augment-colour": dict(model="augment", shape=[3, 8, 8], without=[]),
+    "augment-alpha": dict(model="augment", shape=[4, 5, 5], without=[]),
+    "augment-grey": dict(model="augment", shape=[1, 7, 10], without=["turn", "saturation"]),
 }
 
 

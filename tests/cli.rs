@@ -207,6 +207,16 @@ fn every_loss_trains_under_every_penalty() {
             }
         }
     }
+    // What is of training alone is unknown on held-out images: no value, and no divergence.
+    let flags: Vec<_> =
+        conv.split_whitespace().chain("--r2 1 --augment shift --augment-p adaptive --out both".split(' ')).collect();
+    good(dir.path(), &flags);
+    let all = rows(&dir.path().join("both"));
+    let has = |row: &serde_json::Map<String, serde_json::Value>, keys: [&str; 2]| keys.map(|key| row.contains_key(key));
+    let (training, held_out): (Vec<_>, Vec<_>) = all.iter().partition(|row| row.contains_key("d_loss"));
+    assert!(!training.is_empty() && training.iter().all(|row| has(row, ["penalty", "augment_p"]) == [true; 2]));
+    assert!(held_out.iter().any(|row| row.contains_key("test_d_loss")), "{held_out:?}");
+    assert!(held_out.iter().all(|row| has(row, ["test_penalty", "test_augment_p"]) == [false; 2]), "{held_out:?}");
     let conv = ["train", "gan", "--arch", "conv", "--gan-loss", "wasserstein", "--gradient-penalty", "10"];
     refused(dir.path(), &conv, 2, &["--gradient-penalty", "batch normalisation", "--discriminator-norm none"]);
     let mlp = ["train", "gan", "--arch", "mlp", "--discriminator-norm", "batch"];

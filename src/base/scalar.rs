@@ -39,6 +39,9 @@ pub struct Scalar {
     /// Value at the equilibrium of a GAN: a dashed line in the chart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equilibrium: Option<f64>,
+    /// Whether NaN stands for a value that these images cannot give: it is not logged, and no sign of divergence.
+    #[serde(skip)]
+    pub may_be_unknown: bool,
     /// The key that runs are compared by in its place, as it depends on a run's weights of the terms of the loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compared_by: Option<String>,
@@ -48,7 +51,17 @@ impl Scalar {
     /// A scalar with no better direction, no limit and no equilibrium, by which runs can be compared.
     pub fn new(key: &str, name: &str, unit: &str, panel: &str) -> Self {
         let [key, name, unit, panel] = [key, name, unit, panel].map(str::to_owned);
-        Scalar { key, name, unit, panel, better: None, limit: None, equilibrium: None, compared_by: None }
+        Scalar {
+            key,
+            name,
+            unit,
+            panel,
+            better: None,
+            limit: None,
+            equilibrium: None,
+            may_be_unknown: false,
+            compared_by: None,
+        }
     }
 
     /// Less is better.
@@ -67,6 +80,12 @@ impl Scalar {
     #[must_use]
     pub fn limit(self, limit: f64) -> Self {
         Scalar { limit: Some(limit), ..self }
+    }
+
+    /// NaN stands for a value that these images cannot give.
+    #[must_use]
+    pub fn may_be_unknown(self) -> Self {
+        Scalar { may_be_unknown: true, ..self }
     }
 
     /// Runs are compared by the scalar of this key instead.

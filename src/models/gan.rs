@@ -266,10 +266,10 @@ fn scalars(loss: GanLoss, penalties: &Penalties) -> Vec<Scalar> {
         Scalar::new("d_real", "real images", "logit", "mean critic output"),
         Scalar::new("d_fake", "generated images", "logit", "mean critic output"),
         Scalar::new("d_accuracy", "accuracy", "share", "accuracy and diversity"),
-        Scalar::new("diversity", "diversity", "ratio", "accuracy and diversity").higher(),
+        Scalar::new("diversity", "diversity", "ratio", "accuracy and diversity").higher().may_be_unknown(),
     ];
     if penalties.any() {
-        all.push(Scalar::new("penalty", "penalty", loss.unit(), "penalty"));
+        all.push(Scalar::new("penalty", "penalty", loss.unit(), "penalty").may_be_unknown());
     }
     all
 }
@@ -346,7 +346,8 @@ impl Gan {
         let augmenter = spec.augment.clone().map(|augment| Augmenter::new(augment, spec.shape, device)).transpose()?;
         let mut scalars = scalars(spec.loss, &spec.penalties);
         if augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some() {
-            scalars.push(Scalar::new("augment_p", "probability", "share", "augmentation probability"));
+            let p = Scalar::new("augment_p", "probability", "share", "augmentation probability");
+            scalars.push(p.may_be_unknown());
         }
         Ok(Gan {
             adam_g: Adam::new("generator.step", &[&g], hyper)?,

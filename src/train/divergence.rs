@@ -17,10 +17,13 @@ impl fmt::Display for Diverged {
 
 impl std::error::Error for Diverged {}
 
-/// Refuses the means over the updates up to `step` when one is not finite, or is larger in magnitude than its limit; the error names the
-/// value and the step.
-pub fn check(prefix: &str, scalars: &[Scalar], means: &[f64], step: u64) -> Result<(), Diverged> {
-    for (scalar, mean) in scalars.iter().zip(means) {
+/// Refuses the values of scalars, means over the updates up to `step`, when one is not finite, or is larger in magnitude than its limit;
+/// the error names the value and the step.
+pub fn check(prefix: &str, scalars: &[Scalar], values: &[f64], step: u64) -> Result<(), Diverged> {
+    for (scalar, mean) in scalars.iter().zip(values) {
+        if scalar.may_be_unknown && mean.is_nan() {
+            continue;
+        }
         let (name, limit) = (&scalar.key, scalar.limit.unwrap_or(f64::INFINITY));
         if !mean.is_finite() || mean.abs() > limit {
             let beyond = if mean.is_finite() { format!(", beyond {limit:.0}") } else { String::new() };
@@ -77,6 +80,12 @@ mod tests {
             let e = check("test_", &limited, &means, 7).unwrap_err().to_string();
             assert!(e.contains(part), "{e}");
         }
+        let optional = [scalar("loss"), scalar("diversity").may_be_unknown()];
+        assert!(check("", &optional, &[1.0, f64::NAN], 7).is_ok(), "not known");
+        assert!(
+            check("", &optional, &[1.0, f64::INFINITY], 7).is_err()
+                && check("", &optional, &[f64::NAN, 1.0], 7).is_err()
+        );
         assert!(
             check("", &[scalar("loss"), scalar("kl")], &[1e300, f64::NAN], 7).is_err(),
             "no limit still wants a number"

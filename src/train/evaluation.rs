@@ -79,7 +79,8 @@ impl Session<'_> {
             meter.add(&self.setup.model.score(&batch, &noise)?, batch.x.size()[0])?;
         }
         let means = meter.means()?;
-        divergence::check("test_", self.setup.model.scalars(), &means, self.step)?;
+        let model = &self.setup.model;
+        divergence::check("test_", model.scalars(), &model.report(&means), self.step)?;
         if self.tracker.is_none() {
             self.score = self.setup.model.criterion().map(|index| Best { step: self.step, value: means[index] });
         }
@@ -100,10 +101,11 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The meter's means; an error when one is not finite or beyond its limit.
+    /// The meter's means; an error when a scalar that they give is not finite or beyond its limit.
     pub(super) fn finite_means(&self) -> Result<Vec<f64>> {
         let means = self.meter.means()?;
-        divergence::check("", self.setup.model.scalars(), &means, self.step)?;
+        let model = &self.setup.model;
+        divergence::check("", model.scalars(), &model.report(&means), self.step)?;
         Ok(means)
     }
 
