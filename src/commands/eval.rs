@@ -130,7 +130,7 @@ impl Eval {
         if self.nearest.is_some() && self.runs.len() + self.samples.len() > 1 {
             usage!("--nearest draws the samples of one run: give one");
         }
-        let first = self.runs.first().map(|run| self.open_run(run)).transpose()?;
+        let mut first = self.runs.first().map(|run| self.open_run(run)).transpose()?;
         let (source, settings, device) = match &first {
             Some(trained) => (self.source(trained)?, settings_of(trained), trained.device()),
             None => self.source_alone()?,
@@ -139,7 +139,6 @@ impl Eval {
             self.samples.iter().map(|spec| self.open_samples(spec, &source, device)).collect::<Result<_>>()?;
         let data = self.open_data(source, &settings, (device, &samples))?;
         let mut all = Vec::new();
-        let mut first = first;
         for run in &self.runs {
             let trained = match first.take() {
                 Some(trained) => trained,

@@ -417,15 +417,15 @@ impl Gan {
     ) -> Result<GanTerms> {
         let parts = self.spec.parts(x.size()[0]);
         let (for_g, for_d) = parts.split_last().context("a step needs images")?;
-        let of = |(from, count): (i64, i64)| -> Result<(Tensor, Tensor)> {
-            Ok((x.f_narrow(0, from, count)?, noise.z.f_narrow(0, from, count)?))
+        let of = |part: (i64, i64)| -> Result<(Tensor, StepNoise)> {
+            Ok((x.f_narrow(0, part.0, part.1)?, noise.narrow(part)?))
         };
         let (mut judged, mut penalties) = (None, Vec::new());
         for (i, part) in for_d.iter().enumerate() {
-            let ((x, z), noise) = (of(*part)?, noise.narrow(*part)?);
+            let (x, noise) = of(*part)?;
             let fake = match part == for_g {
-                true => self.generate(&self.generator, &z, Mode::Train)?,
-                false => tch::no_grad(|| self.generate(&self.generator, &z, Mode::Train))?,
+                true => self.generate(&self.generator, &noise.z, Mode::Train)?,
+                false => tch::no_grad(|| self.generate(&self.generator, &noise.z, Mode::Train))?,
             }; // [B,C,H,W]
             let updates = self.step * self.spec.d_steps + i as u64;
             let (d_loss, logits, penalty) =
@@ -436,9 +436,8 @@ impl Gan {
         let (d_loss, x, fake, (real_logits, fake_logits)) = judged.context("a step needs images")?;
 
         let own = for_d.last() != Some(for_g);
-        let (g_x, g_z) = of(*for_g)?;
+        let (g_x, StepNoise { z: g_z, augment, .. }) = of(*for_g)?;
         let g_fake = if own { self.generate(&self.generator, &g_z, Mode::Train)? } else { fake.shallow_clone() };
-        let augment = noise.narrow(*for_g)?.augment;
         let g_real_logits = match self.spec.loss.pairs() {
             true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
             false => real_logits.f_detach()?,
@@ -510,10 +509,14 @@ impl Gan {
         Ok((d_loss, logits, measured))
     }
 
+    fn adaptive_p(&self) -> Option<&Tensor> {
+        self.augmenter.as_ref().and_then(Augmenter::adaptive_p)
+    }
+
     /// Measured values [K], with the probability of an adaptive augmentation at their end; NaN for held-out images, which are not
     /// augmented.
     fn with_p(&self, terms: Tensor, training: bool) -> Result<Tensor> {
-        let Some(p) = self.augmenter.as_ref().and_then(Augmenter::adaptive_p) else { return Ok(terms) };
+        let Some(p) = self.adaptive_p() else { return Ok(terms) };
         let p = if training { p.shallow_clone() } else { p.f_full_like(f64::NAN)? };
         Ok(Tensor::f_cat(&[terms, p.f_view([1])?], 0)?)
     }
@@ -545,7 +548,7 @@ impl Model for Gan {
             let right = self.spec.loss.correct(&real_logits, &fake_logits)?;
             // The penalties are of training only.
             let unknown = match self.spec.penalties.any() {
-                true => Some(Tensor::f_full([3], f64::NAN, (Kind::Float, x.device()))?),
+                true => Some(Tensor::f_full([PENALTY_TERMS as i64], f64::NAN, (Kind::Float, x.device()))?),
                 false => None,
             };
             let logits = (&real_logits, &fake_logits);
@@ -571,7 +574,7 @@ impl Model for Gan {
 
     fn measured(&self) -> usize {
         let of_penalties = if self.spec.penalties.any() { PENALTY_TERMS } else { 0 };
-        TERMS + of_penalties + usize::from(self.augmenter.as_ref().and_then(Augmenter::adaptive_p).is_some())
+        TERMS + of_penalties + usize::from(self.adaptive_p().is_some())
     }
 
     fn report(&self, measured: &[f64]) -> Vec<f64> {
