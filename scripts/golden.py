@@ -53,6 +53,11 @@ GAN_DIFFERENCES = dict(GAN_MLP, eps=1e-4)
 VAE_CONV = dict(VAE, arch="conv", shape=[1, 16, 16], base_width=4, latent=4, encoder_hidden=[10], decoder_hidden=[10])
 GAN_CONV = dict(GAN, arch="conv", shape=[3, 16, 16], base_width=3, batch_norm=True, latent=5, lr=2e-4, beta1=0.5)
 
+GAN_RESIDUAL = dict(
+    GAN, arch="residual", shape=[3, 10, 9], latent=4, generator_hidden=[], discriminator_hidden=[5], gan_loss="relativistic",
+    blocks=[1, 2], attention=5, lr=2e-4, beta1=0.0, beta2=0.99,
+)
+
 # A case's place gives its seed: new ones go to the end.
 CASES = {
     "vae-mlp": dict(VAE, shape=[1, 6, 5], latent=3, encoder_hidden=[7], decoder_hidden=[6, 9]),
@@ -78,6 +83,11 @@ CASES = {
     "augment-colour": dict(model="augment", shape=[3, 8, 8], without=[]),
     "augment-alpha": dict(model="augment", shape=[4, 5, 5], without=[]),
     "augment-grey": dict(model="augment", shape=[1, 7, 10], without=["turn", "saturation"]),
+    "gan-spectral": dict(
+        GAN_CONV, generator_hidden=[], discriminator_hidden=[4], gan_loss="hinge", base_width=2, d_norm=False, spectral=True, eps=1e-4
+    ),
+    "gan-residual": dict(GAN_RESIDUAL, block="plain", widths=[3, 6], r1=0.5, r2=0.2, eps=1e-4),
+    "gan-grouped": dict(GAN_RESIDUAL, block="grouped", widths=[8, 16], r1=0.5, eps=1e-4),
 }
 
 
@@ -140,8 +150,65 @@ def stages(case):
     return n, h, w
 
 
+class Residual(nn.Module):
+    """A residual network of two resolutions: images [3,10,9], with a column of zeros at their right, and features [C,5,5]."""
+
+    def __init__(self, case, hidden, act, makes_images):
+        super().__init__()
+        self.act, self.block, self.makes_images = activation(act), case["block"], makes_images
+        self.blocks, (wide, narrow) = case["blocks"], case["widths"]
+        for i, n in enumerate(case["blocks"]):
+            for j in range(n):
+                self.add_block(f"block{i}_{j}", case["widths"][i])
+        for name, to in (("q", max(narrow // 8, 1)), ("k", max(narrow // 8, 1)), ("v", narrow // 2)):
+            self.add_module(f"attention_{name}", nn.Conv2d(narrow, to, 1, bias=False))
+        self.attention_out = nn.Conv2d(narrow // 2, narrow, 1, bias=False)
+        if makes_images:
+            self.base = nn.Linear(case["latent"], narrow * 25)
+            self.up1_conv = nn.Conv2d(narrow, wide, 1, bias=False)
+            self.image = nn.Conv2d(wide, 3, 3, padding=1)
+        else:
+            self.stem = nn.Conv2d(3, wide, 3, padding=1)
+            self.down0_conv = nn.Conv2d(wide, narrow, 1, bias=False)
+            self.fc1 = nn.Linear(narrow * 25, hidden[0])
+
+    def add_block(self, name, width):
+        if self.block == "plain":
+            layers = [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
+        else:
+            inner = 2 * width
+            grouped = nn.Conv2d(inner, inner, 3, padding=1, groups=inner // 16)
+            layers = [nn.Conv2d(width, inner, 1), grouped, nn.Conv2d(inner, width, 1, bias=False)]
+        for k, layer in enumerate(layers, 1):
+            self.add_module(f"{name}_conv{k}", layer)
+
+    def stage(self, x, i):
+        for j in range(self.blocks[i]):
+            conv = lambda k, h: self.get_submodule(f"block{i}_{j}_conv{k}")(h)
+            if self.block == "plain":
+                x = x + conv(2, self.act(conv(1, self.act(x))))
+            else:
+                x = x + conv(3, self.act(conv(2, self.act(conv(1, x)))))
+        if i == 0:
+            return x
+        q, k, v = (self.get_submodule(f"attention_{name}")(x).flatten(2).transpose(1, 2) for name in "qkv")
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.attention_out(mixed.transpose(1, 2).unflatten(2, (5, 5)))
+
+    def forward(self, x):
+        if self.makes_images:
+            x = self.up1_conv(self.stage(self.base(x).unflatten(1, (-1, 5, 5)), 1))
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            return self.image(self.act(self.stage(x, 0)))[:, :, :, :9]
+        x = self.stage(self.stem(F.pad(x, (0, 1))), 0)
+        x = self.stage(self.down0_conv(F.avg_pool2d(x, 2)), 1)
+        return self.act(self.fc1(self.act(x).flatten(1)))
+
+
 def features(case, hidden):
     """Image to vector; returns the layers and the width."""
+    if case["arch"] == "residual":
+        return Residual(case, hidden, case["activation"], False), hidden[-1]
     layers, act = OrderedDict(), case["activation"]
     channels, h, w = case["shape"]
     if case["arch"] == "conv":
@@ -161,6 +228,8 @@ def features(case, hidden):
 
 def synthesis(case, hidden, act):
     """Vector to image, no activation on the output."""
+    if case["arch"] == "residual":
+        return Residual(case, hidden, act, True)
     layers, norm = OrderedDict(), case["batch_norm"]
     width = dense(layers, case["latent"], hidden, act)
     if case["arch"] == "mlp":
@@ -192,14 +261,19 @@ def build(case):
         decoder = synthesis(case, case["decoder_hidden"], case["activation"])
         return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     generator = Images(synthesis(case, case["generator_hidden"], "relu"))
-    return nn.ModuleDict(
-        {"generator": generator, "discriminator": OneHead(*features(case, case["discriminator_hidden"]))}
-    )
+    discriminator = OneHead(*features(case, case["discriminator_hidden"]))
+    if case.get("spectral"):
+        for layer in discriminator.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.utils.spectral_norm(layer)
+    return nn.ModuleDict({"generator": generator, "discriminator": discriminator})
 
 
 def exported(name):
     """ganvae's name of a variable: `trunk` is a matter of this file only."""
-    return name.replace(".trunk.", ".")
+    for theirs, ours in ((".trunk.", "."), ("weight_orig", "weight"), ("weight_u", "spectral_left"), ("weight_v", "spectral_right")):
+        name = name.replace(theirs, ours)
+    return name
 
 
 def state(nets, prefix):
@@ -256,10 +330,13 @@ def train_vae(case, nets, xs, noises):
 
 
 def running_statistics(net, updated):
-    """Whether BatchNorm's running statistics follow the batches; the statistics of the batch itself are used either way."""
+    """Whether BatchNorm's running statistics follow the batches (the statistics of the batch itself are used either way), and
+    whether spectral normalisation makes a power iteration."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 0.1 if updated else 0.0
+        if hasattr(layer, "weight_u"):
+            layer.train(updated)
 
 
 def losses(case):

@@ -180,7 +180,7 @@ fn cpp_and_rust_run_every_module() {
             let rust = CModule::load(&module).unwrap();
             assert_eq!(
                 rust.named_parameters().unwrap().len(),
-                network.tensors().iter().filter(|(.., parameter)| *parameter).count(),
+                network.tensors().unwrap().iter().filter(|(.., parameter)| *parameter).count(),
                 "{} has its parameters",
                 case.name
             );

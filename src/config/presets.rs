@@ -14,10 +14,11 @@ use crate::models::ModelKind;
 use crate::nets::{ARCH, Arch};
 
 /// Every preset: name and file. The first preset of a model is its default; the first of an architecture is the default for it.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("pytorch-vae", include_str!("presets/pytorch-vae.toml")),
     ("conv-vae", include_str!("presets/conv-vae.toml")),
     ("dcgan", include_str!("presets/dcgan.toml")),
+    ("r3gan", include_str!("presets/r3gan.toml")),
     ("article", include_str!("presets/article-vae.toml")),
     ("article", include_str!("presets/article-gan.toml")),
 ];

@@ -220,11 +220,16 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
             "pixels",
             "scores",
             "updates",
+            "blocks",
         ];
         let shown = format!("{} {}", entry.split('[').next().unwrap(), setting.range()).to_lowercase();
         assert!(!numeric || pure || units.iter().any(|unit| shown.contains(unit)), "no unit: {entry}");
     }
     assert!(differing > 20, "only {differing} values of presets were seen");
-    assert!(help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; dcgan 0.0002; article 0.0001]"), "{}", help["lr"]);
+    assert!(
+        help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; dcgan 0.0002; r3gan 0.0002; article 0.0001]"),
+        "{}",
+        help["lr"]
+    );
     assert!(help["activation"].contains("article VAE relu; article GAN leaky-relu]"), "{}", help["activation"]);
 }

@@ -122,7 +122,7 @@ pub fn export(networks: &[&Graph], origin: &Origin, formats: &[Format], dir: &Pa
                 files.insert(choice_name(&format), described_file(&written));
                 all.push(written);
             }
-            let mut about = port_list(network);
+            let mut about = port_list(network)?;
             about.insert("files".into(), files.into());
             described.insert(network.name().into(), about.into());
         }
@@ -275,13 +275,13 @@ fn write_one(graph: &Graph, origin: &Origin, format: Format, dir: &Path) -> Resu
         Format::Torchscript => {
             let mut about = head(origin);
             about.insert("network".into(), json!(graph.name()));
-            about.extend(port_list(graph));
+            about.extend(port_list(graph)?);
             torchscript::write(graph, &Value::from(about).to_string(), &path).with_context(failed)?;
             let module = native::load_script(&path, Device::Cpu).with_context(reread)?;
             compare(graph, &module).map(Verified::Run)
         }
         Format::Safetensors => {
-            let tensors = tensors(graph).into_iter().map(|(key, t, _)| (key, t)).collect();
+            let tensors = graph.tensors()?.into_iter().map(|(key, t, _)| (key, t)).collect();
             weights_file::write(&path, tensors).with_context(failed)?;
             same_bits(graph, &path).with_context(reread).map(|()| Verified::Bits)
         }
@@ -294,11 +294,6 @@ fn write_one(graph: &Graph, origin: &Origin, format: Format, dir: &Path) -> Resu
     let verified = verified
         .with_context(|| format!("the export {} failed its check and was deleted", format.file(graph.name())))?;
     Ok(Written { path, format, verified })
-}
-
-/// Parameters and buffers of what is exported, with their keys; whether each is a parameter.
-fn tensors(graph: &Graph) -> Vec<(String, Tensor, bool)> {
-    graph.needed().into_iter().flat_map(|(_, node)| node.tensors()).collect()
 }
 
 /// A value's text without quotes.
@@ -370,7 +365,7 @@ fn difference(name: &str, batch: i64, got: &Tensor, want: &Tensor) -> Result<f64
 fn same_bits(graph: &Graph, path: &Path) -> Result<()> {
     let bytes = fs::read(path)?;
     let stored = safetensors::SafeTensors::deserialize(&bytes)?;
-    let wanted = tensors(graph);
+    let wanted = graph.tensors()?;
     ensure!(stored.len() == wanted.len(), "it holds {} tensors, the network {}", stored.len(), wanted.len());
     for (key, t, _) in wanted {
         ensure!(weights_file::same(&stored.tensor(&key)?, &t)?, "its {key} is not the network's");
@@ -392,7 +387,7 @@ fn head(origin: &Origin) -> Map<String, Value> {
 }
 
 /// The inputs and outputs of a network.
-fn port_list(graph: &Graph) -> Map<String, Value> {
+fn port_list(graph: &Graph) -> Result<Map<String, Value>> {
     let port = |p: &Port| {
         let shape: Vec<Value> = [json!("B")].into_iter().chain(p.dims.iter().map(|d| json!(d))).collect();
         let mut about =
@@ -404,7 +399,7 @@ fn port_list(graph: &Graph) -> Map<String, Value> {
     };
     let inputs: Vec<_> = graph.inputs().iter().map(port).collect();
     let outputs: Vec<_> = graph.outputs().iter().map(|(p, _)| port(p)).collect();
-    let count: usize = tensors(graph).iter().filter(|(.., trained)| *trained).map(|(_, t, _)| t.numel()).sum();
+    let count: usize = graph.tensors()?.iter().filter(|(.., trained)| *trained).map(|(_, t, _)| t.numel()).sum();
     let mut about = Map::new();
     // One input is the rule; of several, all are listed.
     match inputs.as_slice() {
@@ -413,7 +408,7 @@ fn port_list(graph: &Graph) -> Map<String, Value> {
     };
     about.insert("outputs".into(), outputs.into());
     about.insert("parameters".into(), json!(count));
-    about
+    Ok(about)
 }
 
 fn described_file(written: &Written) -> Value {

@@ -17,6 +17,7 @@ fn vae() -> Vae {
         activation: Activation::Tanh,
         batch_norm: false,
         init: Init::PyTorch,
+        ..NetSpec::default()
     };
     let shape = Shape { channels: 1, height: 4, width: 3 };
     let likelihood = crate::models::losses::likelihood::Likelihood::Bernoulli;
@@ -97,7 +98,7 @@ fn how_each_file_was_verified_is_said() {
 
 /// Sets one weight of the decoder.
 fn set(vae: &Vae, value: f64) {
-    let decoder = vae.exported()[1].tensors();
+    let decoder = vae.exported()[1].tensors().unwrap();
     let (_, t, _) = decoder.iter().find(|(key, ..)| key == "fc1.bias").unwrap();
     let _ = tch::no_grad(|| t.get(0).fill_(value));
 }
@@ -188,7 +189,7 @@ fn weights_that_are_not_the_live_ones_are_noticed() {
     let (dir, vae) = (tempfile::tempdir().unwrap(), vae());
     let path = dir.path().join("w.safetensors");
     let decoder = vae.exported()[1];
-    let mut tensors: Vec<_> = decoder.tensors().into_iter().map(|(key, t, _)| (key, t)).collect();
+    let mut tensors: Vec<_> = decoder.tensors().unwrap().into_iter().map(|(key, t, _)| (key, t)).collect();
     tensors[0].1 = tensors[0].1.detach() + 1e-7;
     weights_file::write(&path, tensors).unwrap();
     assert!(same_bits(decoder, &path).unwrap_err().to_string().contains("fc1.weight"));

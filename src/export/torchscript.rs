@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::tensors;
 use crate::native::{self, Submodule};
 use crate::nets::graph::{BN_MOMENTUM, Function, Graph, NORM_EPS, Node, Op, Value};
 
@@ -45,7 +44,7 @@ pub fn write(graph: &Graph, description: &str, path: &Path) -> Result<()> {
         writeln!(forward, "  return ({results})")
     };
     let class = graph.name()[..1].to_uppercase() + &graph.name()[1..];
-    native::save_script(path, &class, description, &forward, &layers, &tensors(graph))
+    native::save_script(path, &class, description, &forward, &layers, &graph.tensors()?)
 }
 
 /// The result of a node as an expression in its inputs' names; for a layer, whose class is the first value, in its sub-module's `x`.
@@ -93,7 +92,10 @@ fn expression(node: &Node, inputs: &[&str]) -> (Option<&'static str>, String) {
         Op::Multiply => inputs.join(" * "),
         Op::Affine { scale, shift } => format!("{x} * {scale:?} + {shift:?}"),
         Op::Concat => format!("torch.cat([{}], 1)", inputs.join(", ")),
-        Op::Upsample(_) => format!("torch.upsample_nearest2d({x}, {:?})", &node.dims[1..]),
+        Op::Upsample => format!("torch.upsample_bilinear2d({x}, {:?}, False)", &node.dims[1..]),
+        Op::Pad { left, right, top, bottom } => {
+            format!("torch.constant_pad_nd({x}, [{left}, {right}, {top}, {bottom}], 0.0)")
+        }
         Op::AveragePool(block) => format!("torch.avg_pool2d({x}, {block:?}, {block:?})"),
         Op::MatMul { transpose_a, transpose_b } => {
             let turned = |x: &str, turn| if turn { format!("torch.transpose({x}, -2, -1)") } else { x.to_owned() };

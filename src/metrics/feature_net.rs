@@ -137,6 +137,7 @@ impl FeatureNet {
             activation: Activation::LeakyRelu,
             batch_norm: halves,
             init: Init::PyTorch,
+            ..NetSpec::default()
         };
         let (mut network, (features, logits)) = Network::new("features", Device::Cpu, spec.init, |b| {
             let mut x = b.input(Port::images("x", &[channels, height, width], "images"))?;

@@ -557,6 +557,7 @@ mod tests {
             activation: Activation::LeakyRelu,
             batch_norm: false,
             init: Init::PyTorch,
+            ..NetSpec::default()
         };
         let spec = GanSpec {
             shape: Shape { channels: 1, height: 8, width: 8 },

@@ -20,14 +20,14 @@ use super::optimizer::{Adam, OptimizerSettings};
 use super::{Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
-use crate::base::setting::{Group, Setting, Settings};
+use crate::base::setting::{AnySetting, Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::base::usage::usage;
 use crate::native::AdamSettings;
 use crate::nets::cost::Work;
 use crate::nets::graph::{Function, Op, Port, Value};
-use crate::nets::{Activation, LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
+use crate::nets::{Activation, Arch, LATENT, Mode, NetSpec, channels, features, hidden_widths, synthesis};
 pub use terms::GanTerms;
 use terms::{PENALTY_TERMS, TERMS, diversity, scalars};
 
@@ -64,19 +64,44 @@ pub static GENERATOR_HIDDEN: Setting<Vec<i64>> =
 pub static DISCRIMINATOR_HIDDEN: Setting<Vec<i64>> =
     hidden_widths("discriminator-hidden", "Units of the hidden layers of the discriminator");
 
+/// Channels of the generator.
+pub static GENERATOR_WIDTHS: Setting<Vec<i64>> = channels(
+    "generator-widths",
+    "Channels of the generator at each resolution, from the image's on, in place of --base-width; the last number holds for all further ones",
+);
+
+/// Channels of the discriminator.
+pub static DISCRIMINATOR_WIDTHS: Setting<Vec<i64>> =
+    channels("discriminator-widths", "The same of the discriminator [default: those of --base-width]");
+
+/// Normalisation in the generator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GeneratorNorm {
+    /// Of the features, before each activation.
+    Batch,
+    /// Nothing.
+    None,
+}
+
+/// Normalisation in the generator.
+pub static GENERATOR_NORM: Setting<GeneratorNorm> =
+    Setting::choice("generator-norm", "Normalisation in the generator [default: batch for --arch conv, else none]");
+
 /// Normalisation in the discriminator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DiscriminatorNorm {
-    /// After each convolution but the first, as in DCGAN.
+    /// Of the features, as in DCGAN.
     Batch,
-    /// Nothing, so that the logit of an image does not depend on the others of the batch.
+    /// Of the weights, by their largest singular value (Miyato et al. 2018, arXiv 1802.05957).
+    Spectral,
+    /// Nothing.
     None,
 }
 
 /// Normalisation in the discriminator.
 pub static DISCRIMINATOR_NORM: Setting<DiscriminatorNorm> = Setting::choice(
     "discriminator-norm",
-    "Normalisation in the discriminator (--arch conv); penalties of its slope need none [default: batch]",
+    "Normalisation in the discriminator; penalties of its slope take none but spectral [default: batch for --arch conv, else none]",
 );
 
 /// See [`GanSpec::d_steps`].
@@ -106,6 +131,9 @@ pub static SETTINGS: Group = Group {
     settings: &[
         &GENERATOR_HIDDEN,
         &DISCRIMINATOR_HIDDEN,
+        &GENERATOR_WIDTHS,
+        &DISCRIMINATOR_WIDTHS,
+        &GENERATOR_NORM,
         &DISCRIMINATOR_NORM,
         &GAN_LOSS,
         &R1,
@@ -128,14 +156,30 @@ impl GanSpec {
     /// # Errors
     /// [`crate::base::usage::Usage`] for contradictory settings.
     pub fn from_settings(s: &Settings, shape: Shape) -> Result<Self> {
-        let generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
+        let mut generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
         let mut discriminator = NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan();
-        match s.given(&DISCRIMINATOR_NORM) {
-            Some(DiscriminatorNorm::Batch) if !discriminator.batch_norm => {
-                usage!("--discriminator-norm batch is a setting of --arch conv, and this is --arch mlp: leave it out")
+        for (net, widths) in [(&mut generator, &GENERATOR_WIDTHS), (&mut discriminator, &DISCRIMINATOR_WIDTHS)] {
+            net.widths = s.given(widths).unwrap_or_default();
+            if net.arch == Arch::Mlp && !net.widths.is_empty() {
+                usage!(
+                    "--{} is a setting of --arch conv and residual, and this is --arch mlp: leave it out",
+                    widths.info().name
+                );
             }
-            Some(DiscriminatorNorm::None) => discriminator.batch_norm = false,
-            Some(DiscriminatorNorm::Batch) | None => {}
+        }
+        if let Some(norm) = s.given(&GENERATOR_NORM) {
+            generator.batch_norm = norm == GeneratorNorm::Batch;
+        }
+        if let Some(norm) = s.given(&DISCRIMINATOR_NORM) {
+            discriminator.batch_norm = norm == DiscriminatorNorm::Batch;
+            discriminator.spectral = norm == DiscriminatorNorm::Spectral;
+        }
+        for (net, name) in [(&generator, "generator"), (&discriminator, "discriminator")] {
+            if net.arch == Arch::Mlp && net.batch_norm {
+                usage!(
+                    "--{name}-norm batch is a setting of --arch conv and residual, and this is --arch mlp: leave it out"
+                );
+            }
         }
         Ok(GanSpec {
             shape,
@@ -593,6 +637,7 @@ mod tests {
             activation: crate::nets::Activation::Relu,
             batch_norm: false,
             init: crate::nets::graph::Init::PyTorch,
+            ..NetSpec::default()
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
         let (generator, discriminator) = (net.clone(), net);

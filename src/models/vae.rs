@@ -306,6 +306,7 @@ pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
         activation: Activation::Relu,
         batch_norm: false,
         init: Init::PyTorch,
+        ..NetSpec::default()
     };
     let shape = Shape { channels: 1, height: 2, width: 3 };
     let likelihood = Likelihood::Bernoulli;

@@ -92,16 +92,16 @@ impl Compute {
         Ok(x.f_linear(w, b)?)
     }
 
-    /// x [B,I,H,W] -> [B,O,H',W'], then an activation as in [`Compute::linear`] if [`Compute::fuses_activation`].
+    /// x [B,I,H,W] -> [B,O,H',W'] with the weights w, then an activation as in [`Compute::linear`] if [`Compute::fuses_activation`].
     ///
     /// # Errors
     /// libtorch's.
-    pub(super) fn conv(self, x: &Tensor, l: &ConvLayer, slope: f64) -> Result<Tensor> {
+    pub(super) fn conv(self, x: &Tensor, l: &ConvLayer, w: &Tensor, slope: f64) -> Result<Tensor> {
         let (x, bias) = (self.arrange(x)?, l.bias.as_ref());
         if self.own(&x) && has_own_kernel(l) {
-            return native::strided(&x, &l.weight, bias, l.spec.transposed, slope);
+            return native::strided(&x, w, bias, l.spec.transposed, slope);
         }
-        l.spec.apply(&x, &l.weight, bias)
+        l.spec.apply(&x, w, bias)
     }
 
     /// Batch normalisation of x [B,C,...], with batch statistics if `training`, then an activation as in [`Compute::conv`]. Updates the

@@ -30,6 +30,21 @@ fn halvings(shape: Shape) -> Result<(u32, i64, i64)> {
     Ok((n, h, w))
 }
 
+/// A warning of sides that soon become odd, so that few convolutions are left and the linear layer beside them is very large.
+pub fn warning(shape: Shape) -> Option<String> {
+    let (_, h, w) = halvings(shape).ok()?;
+    if h.min(w) / 2 < SMALLEST {
+        return None;
+    }
+    let often = (shape.height.min(shape.width) / SMALLEST).ilog2();
+    let [good_h, good_w] = [shape.height, shape.width].map(|side| (side + (1 << often) / 2) >> often << often);
+    Some(format!(
+        "warning: --arch conv halves the sides while they are even, and {}x{} ends at {h}x{w}: few convolutions and a very large linear \
+         layer; use --image-size {good_h}x{good_w} or --arch residual",
+        shape.height, shape.width
+    ))
+}
+
 /// x [C,H,W] -> `conv1`, `conv2`, ... (width, 2·width, ...) -> flatten -> `fc1`, ... -> [F].
 ///
 /// Batch normalisation after every convolution but the first, as in the paper.
@@ -38,7 +53,7 @@ pub fn features(b: &mut Builder, mut x: Value, spec: &NetSpec) -> Result<Value> 
     let (stages, ..) = halvings(Shape { channels, height, width })?;
     for i in 1..=stages {
         let norm = spec.batch_norm && i > 1;
-        let channels = spec.base_width << (i - 1);
+        let channels = spec.width(i as usize - 1);
         x = b.conv(format!("conv{i}"), x, channels, ConvSpec { bias: !norm, ..ConvSpec::halving() })?;
         if norm {
             x = b.batch_norm(format!("bn{i}"), x, true)?;
@@ -58,10 +73,12 @@ pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Res
     let (stages, h, w) = halvings(shape)?;
     let activation = || Op::Activation(spec.activation.function());
     let mut x = dense_stack(b, z, spec)?;
-    let mut channels = spec.base_width << (stages - 1);
-    if spec.batch_norm {
-        channels *= 2;
-    }
+    // After `i` layers.
+    let channels_after = |i: u32| match i == stages {
+        true => shape.channels,
+        false => spec.width((stages - 1 - i + u32::from(spec.batch_norm)) as usize),
+    };
+    let channels = channels_after(0);
     x = b.linear("base", x, channels * h * w, !spec.batch_norm)?;
     let grid = Op::Reshape(vec![channels, h, w]);
     if spec.batch_norm {
@@ -76,8 +93,7 @@ pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Res
     for i in 1..=stages {
         let last = i == stages;
         let norm = spec.batch_norm && !last;
-        channels = if last { shape.channels } else { channels / 2 };
-        x = b.conv(format!("convt{i}"), x, channels, ConvSpec { bias: !norm, ..ConvSpec::doubling() })?;
+        x = b.conv(format!("convt{i}"), x, channels_after(i), ConvSpec { bias: !norm, ..ConvSpec::doubling() })?;
         if norm {
             x = b.batch_norm(format!("bn{i}"), x, true)?;
         }

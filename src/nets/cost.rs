@@ -113,7 +113,10 @@ pub(super) fn result_dims(op: &Op, inputs: &[&[i64]]) -> Option<Vec<i64>> {
             [&[sum], rest].concat()
         }
         (Op::Embedding(l), [[]]) => vec![l.ws.size()[1]],
-        (Op::Upsample(k), [x]) => image(x).map(|[c, h, w]| vec![c, k * h, k * w])?,
+        (Op::Upsample, [x]) => image(x).map(|[c, h, w]| vec![c, 2 * h, 2 * w])?,
+        (Op::Pad { left, right, top, bottom }, [x]) => {
+            image(x).map(|[c, h, w]| vec![c, h + top + bottom, w + left + right])?
+        }
         (Op::AveragePool([k, l]), [x]) => {
             let [c, h, w] = image(x)?;
             if h % k != 0 || w % l != 0 {

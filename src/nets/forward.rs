@@ -163,9 +163,13 @@ impl Graph {
 
     fn call(&self, node: &Node, call: &Call, inputs: &[Tensor], mode: Mode) -> Result<Tensor> {
         let (x, compute) = (&inputs[0], self.compute);
+        let weight = |w: &Tensor| match &node.spectral {
+            Some(spectral) => spectral.normalise(w, mode == Mode::Train),
+            None => Ok(w.shallow_clone()),
+        };
         Ok(match &node.op {
-            Op::Linear(l) => compute.linear(x, &l.ws, l.bs.as_ref(), call.slope)?,
-            Op::Conv(l) => compute.conv(x, l, call.slope)?,
+            Op::Linear(l) => compute.linear(x, &weight(&l.ws)?, l.bs.as_ref(), call.slope)?,
+            Op::Conv(l) => compute.conv(x, l, &weight(&l.weight)?, call.slope)?,
             Op::BatchNorm(l) => compute.batch_norm(x, l, (mode != Mode::Eval, mode != Mode::Batch), call.slope)?,
             Op::GroupNorm(l) => x.f_group_norm(l.num_groups, l.ws.as_ref(), l.bs.as_ref(), NORM_EPS, true)?,
             Op::LayerNorm(l) => {
@@ -176,11 +180,12 @@ impl Graph {
             Op::Multiply => x.f_mul(&inputs[1])?,
             Op::Affine { scale, shift } => native::affine(x, *scale, *shift)?,
             Op::Concat => Tensor::f_cat(inputs, 1)?,
-            Op::Embedding(l) => Tensor::f_embedding(&l.ws, x, -1, false, false)?,
-            Op::Upsample(k) => {
-                let (h, w) = (node.dims[1], node.dims[2]);
-                x.f_upsample_nearest2d([h, w], *k as f64, *k as f64)?
+            Op::Embedding(l) => Tensor::f_embedding(&weight(&l.ws)?, x, -1, false, false)?,
+            Op::Upsample if x.device() == Device::Cpu => {
+                x.f_upsample_bilinear2d([node.dims[1], node.dims[2]], false, None::<f64>, None::<f64>)?
             }
+            Op::Upsample => upsample(x)?,
+            Op::Pad { left, right, top, bottom } => x.f_constant_pad_nd([*left, *right, *top, *bottom])?,
             Op::AveragePool(block) => x.f_avg_pool2d(block, block, [0, 0], false, true, None)?,
             Op::MatMul { transpose_a, transpose_b } => {
                 let side = |t: &Tensor, turn: bool| if turn { t.f_transpose(-2, -1) } else { Ok(t.shallow_clone()) };
@@ -194,6 +199,23 @@ impl Graph {
             }
         })
     }
+}
+
+/// [B,C,H,W] -> [B,C,2H,2W] as `upsample_bilinear2d`, from operations whose gradients are the same bits each time on a GPU, which those
+/// of `upsample_bilinear2d` are not there: each pixel becomes two of ¾ its own value and ¼ that of the neighbour on their side.
+fn upsample(x: &Tensor) -> Result<Tensor> {
+    let mut x = x.shallow_clone();
+    for dim in [2, 3] {
+        let n = x.size()[dim as usize];
+        let [first, most, rest, last] =
+            [(0, 1), (0, n - 1), (1, n - 1), (n - 1, 1)].map(|(from, len)| x.f_narrow(dim, from, len));
+        let before = Tensor::f_cat(&[first?, most?], dim)?;
+        let after = Tensor::f_cat(&[rest?, last?], dim)?;
+        let both = [before, after].map(|neighbour| x.f_lerp(&neighbour, 0.25));
+        let [before, after] = both;
+        x = Tensor::f_stack(&[before?, after?], dim + 1)?.f_flatten(dim, dim + 1)?;
+    }
+    Ok(x)
 }
 
 /// The values that are still to be read.
@@ -226,5 +248,25 @@ impl Values {
             *t = t.f_to_kind(Kind::Float)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The form for GPUs, whose gradients come from the same operations.
+    #[test]
+    fn upsampling_by_elementary_operations_is_bilinear() {
+        tch::manual_seed(1);
+        for size in [[2, 3, 4, 5], [1, 2, 1, 7], [3, 1, 2, 1]] {
+            let x = Tensor::randn(size, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+            let want = x.upsample_bilinear2d([2 * size[2], 2 * size[3]], false, None::<f64>, None::<f64>);
+            let got = upsample(&x).unwrap();
+            assert!(got.allclose(&want, 1e-5, 1e-6, false), "{size:?}");
+            let weight = Tensor::randn_like(&want);
+            let grad = |y: &Tensor| Tensor::run_backward(&[(y * &weight).sum(Kind::Float)], &[&x], false, false);
+            assert!(grad(&got)[0].allclose(&grad(&want)[0], 1e-5, 1e-5, false), "{size:?}");
+        }
     }
 }

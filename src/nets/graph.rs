@@ -11,6 +11,7 @@ use tch::nn::{self, Path, VarStore};
 
 use super::compute::Compute;
 use super::cost;
+use super::spectral::SpectralNorm;
 pub use crate::native::ConvSpec;
 
 /// Momentum of the running statistics of batch normalisation: PyTorch's default.
@@ -86,10 +87,21 @@ pub enum Op {
     Concat,
     /// Labels [] (int64) -> [width].
     Embedding(nn::Embedding),
-    /// [C,H,W] -> [C,kH,kW], nearest neighbour.
-    Upsample(i64),
+    /// [C,H,W] -> [C,2H,2W], bilinear, with pixels as squares (PyTorch's align_corners=False).
+    Upsample,
     /// [C,H,W] -> [C,H/k,W/l], means over blocks of k×l pixels.
     AveragePool([i64; 2]),
+    /// [C,H,W] -> [C,H+top+bottom,W+left+right]: rows and columns of zeros around the image; negative numbers remove some.
+    Pad {
+        /// Columns.
+        left: i64,
+        /// Columns.
+        right: i64,
+        /// Rows.
+        top: i64,
+        /// Rows.
+        bottom: i64,
+    },
     /// [...,M,K] · [...,K,N] -> [...,M,N]; either may be transposed first.
     MatMul {
         /// Whether a is given as [...,K,M].
@@ -136,14 +148,25 @@ pub struct Node {
     pub inputs: Vec<Value>,
     /// Dimensions of the result after the batch.
     pub dims: Vec<i64>,
+    /// Spectral normalisation of its weights.
+    pub spectral: Option<SpectralNorm>,
 }
 
 impl Node {
-    /// Parameters and buffers with their keys (`fc1.weight`); true for a parameter.
-    pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
-        let keyed =
-            |(key, t, parameter): (&str, &Tensor, bool)| (format!("{}.{key}", self.name), t.shallow_clone(), parameter);
-        self.op.tensors().into_iter().map(keyed).collect()
+    /// Parameters and buffers for use without training, by their PyTorch names; true for a parameter. Spectral normalisation is in the
+    /// weight.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn tensors(&self) -> Result<Vec<(&'static str, Tensor, bool)>> {
+        let of = |(key, t, parameter): (&'static str, &Tensor, bool)| {
+            let t = match &self.spectral {
+                Some(spectral) if key == "weight" => tch::no_grad(|| spectral.normalise(t, false))?,
+                _ => t.shallow_clone(),
+            };
+            Ok((key, t, parameter))
+        };
+        self.op.tensors().into_iter().map(of).collect()
     }
 }
 
@@ -236,11 +259,6 @@ impl Graph {
         }
     }
 
-    /// Parameters and buffers with their keys (`fc1.weight`), in the order of the nodes; true for a parameter.
-    pub fn tensors(&self) -> Vec<(String, Tensor, bool)> {
-        self.nodes.iter().flat_map(Node::tensors).collect()
-    }
-
     /// Number of readers of each value when computing `outputs`; an output counts as a reader itself; 0 for unused values.
     pub(super) fn readers(&self, outputs: &[Value]) -> Vec<u32> {
         let first = self.inputs.len();
@@ -262,6 +280,20 @@ impl Graph {
         all.filter(|(value, _)| readers[value.0] > 0).collect()
     }
 
+    /// Parameters and buffers of the nodes that the outputs depend on ([`Node::tensors`]) with their keys (`fc1.weight`), in the order of
+    /// the nodes; true for a parameter.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn tensors(&self) -> Result<Vec<(String, Tensor, bool)>> {
+        let mut all = Vec::new();
+        for (_, node) in self.needed() {
+            let keyed = |(key, t, parameter)| (format!("{}.{key}", node.name), t, parameter);
+            all.extend(node.tensors()?.into_iter().map(keyed));
+        }
+        Ok(all)
+    }
+
     /// Whether the graph has batch normalisation, so that two batches must not share one pass.
     pub fn has_batch_norm(&self) -> bool {
         self.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_)))
@@ -276,13 +308,18 @@ const RESERVED: [&str; 37] = [
 ];
 
 /// Weight initialisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// PyTorch's defaults: weights and biases from U(±1/√fan_in) (Kaiming-uniform with a = √5), normalisations 1 and 0.
     /// tch's own defaults differ: weights √6 times wider, random BatchNorm scale.
     PyTorch,
     /// DCGAN (arXiv 1511.06434, section 3): weights from N(0, 0.02), biases 0, normalisations 1 and 0.
     Dcgan,
+    /// Weights from N(0, gain²/fan_in), biases 0, normalisations 1 and 0 (He et al. 2015, arXiv 1502.01852).
+    He {
+        /// √2 before a ReLU, 1 before nothing, 0 for weights of 0.
+        gain: f64,
+    },
 }
 
 impl Init {
@@ -295,6 +332,10 @@ impl Init {
                 (uniform, uniform)
             }
             Init::Dcgan => (nn::Init::Randn { mean: 0.0, stdev: 0.02 }, nn::Init::Const(0.0)),
+            Init::He { gain: 0.0 } => (nn::Init::Const(0.0), nn::Init::Const(0.0)),
+            Init::He { gain } => {
+                (nn::Init::Randn { mean: 0.0, stdev: gain / (fan_in as f64).sqrt() }, nn::Init::Const(0.0))
+            }
         }
     }
 }
@@ -319,6 +360,8 @@ pub struct Builder<'a> {
     graph: Graph,
     /// Initialisation of the layers added next.
     pub init: Init,
+    /// Whether the linear layers, convolutions and embeddings added next have spectral normalisation.
+    pub spectral: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -326,7 +369,7 @@ impl<'a> Builder<'a> {
     pub fn new(vars: &'a VarStore, name: &'static str, init: Init) -> Self {
         let (inputs, nodes, outputs) = (Vec::new(), Vec::new(), Vec::new());
         let graph = Graph { name, inputs, nodes, outputs, float32_from: usize::MAX, compute: Compute::default() };
-        Builder { path: vars.root() / name, graph, init }
+        Builder { path: vars.root() / name, graph, init, spectral: false }
     }
 
     /// Adds an input. All inputs must be added before the first operation.
@@ -382,7 +425,17 @@ impl<'a> Builder<'a> {
         let Some(result) = cost::result_dims(&op, &dims) else {
             bail!("the operation {name} cannot take values of dimensions {dims:?} (after the batch)");
         };
-        self.graph.nodes.push(Node { name, op, inputs: inputs.to_vec(), dims: result });
+        let spectral = match &op {
+            Op::Linear(nn::Linear { ws, .. })
+            | Op::Conv(ConvLayer { weight: ws, .. })
+            | Op::Embedding(nn::Embedding { ws, .. })
+                if self.spectral =>
+            {
+                Some(SpectralNorm::new(&self.path / &name, ws)?)
+            }
+            _ => None,
+        };
+        self.graph.nodes.push(Node { name, op, inputs: inputs.to_vec(), dims: result, spectral });
         Ok(self.graph.result(self.graph.nodes.len() - 1))
     }
 

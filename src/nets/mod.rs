@@ -9,18 +9,21 @@ pub mod cost;
 pub mod forward;
 pub mod graph;
 mod mlp;
+mod residual;
+pub mod spectral;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use toml::Value as Toml;
 
-use crate::base::setting::{Group, Setting, Settings};
+use crate::base::setting::{AnySetting, Group, Setting, Settings, choice_name};
 pub use crate::base::shape::Shape;
 use crate::base::usage::usage;
 pub use crate::native::MatmulBackend;
 pub use compute::{Compute, Kernels, Layout, Precision};
 pub use forward::Mode;
 use graph::{Builder, Function, Init, Op, Value};
+pub use residual::{Block, Residual};
 
 /// Names of networks: the first part of a model's keys, and the names of exported files.
 pub const NETWORKS: [&str; 4] = ["encoder", "decoder", "generator", "discriminator"];
@@ -32,6 +35,8 @@ pub enum Arch {
     Mlp,
     /// Strided 4×4 convolutions after DCGAN (Radford et al. 2016, arXiv 1511.06434); both sides must be even and at least 8.
     Conv,
+    /// Residual blocks of 3×3 convolutions (He et al. 2016, arXiv 1512.03385); images of any size.
+    Residual,
 }
 
 /// Activation of the hidden layers.
@@ -63,14 +68,40 @@ pub struct NetSpec {
     pub arch: Arch,
     /// Widths of the fully connected hidden layers: all layers of an MLP, else those between the convolutions and the vector.
     pub hidden: Vec<i64>,
-    /// Channels of the convolution next to the image (convolutional networks only).
+    /// Channels next to the image (convolutional networks only); they double at each halving of the sides.
     pub base_width: i64,
+    /// Most channels.
+    pub max_width: i64,
+    /// Channels after 0, 1, ... halvings, the last for all further ones; empty for those of the two widths above.
+    pub widths: Vec<i64>,
     /// Activation of the hidden layers.
     pub activation: Activation,
-    /// Batch normalisation as in DCGAN (convolutional networks only).
+    /// Batch normalisation (convolutional networks only).
     pub batch_norm: bool,
+    /// Spectral normalisation of all weights.
+    pub spectral: bool,
     /// Weight initialisation.
     pub init: Init,
+    /// What only a residual network has.
+    pub residual: Option<Residual>,
+}
+
+impl Default for NetSpec {
+    /// An MLP without hidden layers, with PyTorch's weights.
+    fn default() -> Self {
+        NetSpec {
+            arch: Arch::Mlp,
+            hidden: Vec::new(),
+            base_width: 1,
+            max_width: 1024,
+            widths: Vec::new(),
+            activation: Activation::Relu,
+            batch_norm: false,
+            spectral: false,
+            init: Init::PyTorch,
+            residual: None,
+        }
+    }
 }
 
 /// Architecture of the networks.
@@ -81,10 +112,40 @@ pub static LATENT: Setting<u64> =
     Setting::whole("latent", "Width of the latent vector z").range(WIDE, width).value_name("DIMENSIONS");
 
 /// See [`NetSpec::base_width`].
-pub static BASE_WIDTH: Setting<u64> =
-    Setting::whole("base-width", "Channels of the convolution next to the image (--arch conv)")
+pub static BASE_WIDTH: Setting<u64> = Setting::whole(
+    "base-width",
+    "Channels next to the image, which double where the sides halve (--arch conv and residual)",
+)
+.range(WIDE, width)
+.value_name("CHANNELS");
+
+/// See [`NetSpec::max_width`].
+pub static MAX_WIDTH: Setting<u64> =
+    Setting::whole("max-width", "Most channels of a convolution (--arch conv and residual) [default: 1024]")
         .range(WIDE, width)
         .value_name("CHANNELS");
+
+/// See [`Residual::block`].
+pub static BLOCK: Setting<Block> = Setting::choice("block", "The residual block (--arch residual) [default: plain]");
+
+/// See [`Residual::blocks`].
+pub static BLOCKS: Setting<Vec<i64>> = Setting::new(
+    "blocks",
+    "Residual blocks at each resolution, from the image's on, such as 1,2; the last number holds for all further ones [default: 1]",
+    "numbers such as 1,2, each",
+    numbers,
+    write_numbers,
+)
+.range("from 0 to 64", |all| !all.is_empty() && all.iter().all(|n| (0..=64).contains(n)))
+.value_name("BLOCKS");
+
+/// See [`Residual::attention`].
+pub static ATTENTION: Setting<u64> = Setting::whole(
+    "attention",
+    "Self-attention where the longer side of the features is this (--arch residual); 0 for none [default: 0]",
+)
+.range("from 0 to 64", |n| *n <= 64)
+.value_name("PIXELS");
 
 /// See [`NetSpec::activation`].
 pub static ACTIVATION: Setting<Activation> = Setting::choice(
@@ -93,7 +154,10 @@ pub static ACTIVATION: Setting<Activation> = Setting::choice(
 );
 
 /// The settings of every model.
-pub static SETTINGS: Group = Group { heading: "Network", settings: &[&ARCH, &LATENT, &BASE_WIDTH, &ACTIVATION] };
+pub static SETTINGS: Group = Group {
+    heading: "Network",
+    settings: &[&ARCH, &LATENT, &BASE_WIDTH, &MAX_WIDTH, &BLOCK, &BLOCKS, &ATTENTION, &ACTIVATION],
+};
 
 const WIDE: &str = "from 1 to 65536";
 
@@ -101,14 +165,26 @@ fn width(n: &u64) -> bool {
     (1..=65_536).contains(n)
 }
 
+fn numbers(text: &str) -> Option<Vec<i64>> {
+    text.split(',').map(|w| w.trim().parse().ok()).collect()
+}
+
+#[allow(clippy::ptr_arg, reason = "the type of Setting's functions")]
+fn write_numbers(all: &Vec<i64>) -> Toml {
+    Toml::Array(all.iter().map(|w| Toml::Integer(*w)).collect())
+}
+
+/// A list of channels: `64,128`; see [`NetSpec::widths`].
+pub const fn channels(name: &'static str, help: &'static str) -> Setting<Vec<i64>> {
+    Setting::new(name, help, "numbers such as 64,128, each", numbers, write_numbers)
+        .range(WIDE, |widths| !widths.is_empty() && widths.iter().all(|w| u64::try_from(*w).is_ok_and(|w| width(&w))))
+        .value_name("CHANNELS")
+}
+
 /// A list of widths of hidden layers: `512,256`, or `none`.
 pub const fn hidden_widths(name: &'static str, help: &'static str) -> Setting<Vec<i64>> {
-    let read = |text: &str| match text {
-        "none" => Some(Vec::new()),
-        _ => text.split(',').map(|w| w.trim().parse().ok()).collect(),
-    };
-    let write = |widths: &Vec<i64>| Toml::Array(widths.iter().map(|w| Toml::Integer(*w)).collect());
-    Setting::new(name, help, "none, or widths such as 512,256, each", read, write)
+    let read = |text: &str| if text == "none" { Some(Vec::new()) } else { numbers(text) };
+    Setting::new(name, help, "none, or widths such as 512,256, each", read, write_numbers)
         .range(WIDE, |widths| widths.iter().all(|w| u64::try_from(*w).is_ok_and(|w| width(&w))))
         .value_name("WIDTHS")
 }
@@ -120,20 +196,48 @@ impl NetSpec {
     /// [`crate::base::usage::Usage`] for a setting of another architecture.
     pub fn from_settings(s: &Settings, hidden: &Setting<Vec<i64>>) -> Result<Self> {
         let arch = s.get(&ARCH)?;
-        let base_width = match arch {
-            Arch::Conv => s.get(&BASE_WIDTH)? as i64,
-            Arch::Mlp if s.given(&BASE_WIDTH).is_none() => 1,
-            Arch::Mlp => usage!("--base-width is a setting of --arch conv, and this is --arch mlp: leave it out"),
-        };
-        let (hidden, activation) = (s.get(hidden)?, s.get(&ACTIVATION)?);
-        Ok(NetSpec { arch, hidden, base_width, activation, batch_norm: false, init: Init::PyTorch })
+        let (convolutions, blocks) = (arch != Arch::Mlp, arch == Arch::Residual);
+        for (name, given, of, fits) in [
+            (BASE_WIDTH.info().name, s.given(&BASE_WIDTH).is_some(), "conv and residual", convolutions),
+            (MAX_WIDTH.info().name, s.given(&MAX_WIDTH).is_some(), "conv and residual", convolutions),
+            (BLOCK.info().name, s.given(&BLOCK).is_some(), "residual", blocks),
+            (BLOCKS.info().name, s.given(&BLOCKS).is_some(), "residual", blocks),
+            (ATTENTION.info().name, s.given(&ATTENTION).is_some(), "residual", blocks),
+        ] {
+            if given && !fits {
+                usage!("--{name} is a setting of --arch {of}, and this is --arch {}: leave it out", choice_name(&arch));
+            }
+        }
+        let default = NetSpec::default();
+        Ok(NetSpec {
+            arch,
+            hidden: s.get(hidden)?,
+            base_width: if convolutions { s.get(&BASE_WIDTH)? as i64 } else { default.base_width },
+            max_width: s.given(&MAX_WIDTH).map_or(default.max_width, |w| w as i64),
+            activation: s.get(&ACTIVATION)?,
+            residual: blocks.then(|| Residual {
+                block: s.given(&BLOCK).unwrap_or(Block::Plain),
+                blocks: s.given(&BLOCKS).unwrap_or_else(|| vec![1]),
+                attention: s.given(&ATTENTION).unwrap_or(0) as i64,
+            }),
+            ..default
+        })
     }
 
-    /// With DCGAN's batch normalisation and weight initialisation, if it is convolutional.
+    /// With DCGAN's batch normalisation and weight initialisation, if it is of --arch conv.
     pub fn like_dcgan(self) -> Self {
         match self.arch {
             Arch::Conv => NetSpec { batch_norm: true, init: Init::Dcgan, ..self },
-            Arch::Mlp => self,
+            Arch::Mlp | Arch::Residual => self,
+        }
+    }
+
+    /// Channels after `i` halvings of the sides.
+    fn width(&self, i: usize) -> i64 {
+        match self.widths.last() {
+            Some(last) => *self.widths.get(i).unwrap_or(last),
+            // Beyond 2^16 halvings in no image.
+            None => self.base_width.saturating_mul(1 << i.min(32)).min(self.max_width),
         }
     }
 }
@@ -143,9 +247,11 @@ impl NetSpec {
 /// # Errors
 /// When the architecture does not support this image shape; the error names the shape and what would fit.
 pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
+    b.spectral = spec.spectral;
     match spec.arch {
         Arch::Mlp => mlp::features(b, x, spec),
         Arch::Conv => conv::features(b, x, spec),
+        Arch::Residual => residual::features(b, x, spec),
     }
 }
 
@@ -154,10 +260,17 @@ pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
 /// # Errors
 /// As [`features`].
 pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Result<Value> {
+    b.spectral = spec.spectral;
     match spec.arch {
         Arch::Mlp => mlp::synthesis(b, z, shape, spec),
         Arch::Conv => conv::synthesis(b, z, shape, spec),
+        Arch::Residual => residual::synthesis(b, z, shape, spec),
     }
+}
+
+/// A warning of an image size that does not suit the architecture.
+pub fn size_warning(arch: Arch, shape: Shape) -> Option<String> {
+    if arch == Arch::Conv { conv::warning(shape) } else { None }
 }
 
 /// The hidden layers `fc1`, `fc2`, ..., each with its activation.

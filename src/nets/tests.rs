@@ -6,7 +6,11 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 fn spec(arch: Arch, batch_norm: bool, init: Init) -> NetSpec {
-    NetSpec { arch, hidden: vec![20, 30], base_width: 6, activation: Activation::LeakyRelu, batch_norm, init }
+    let hidden = vec![20, 30];
+    let residual = Residual { block: Block::Plain, blocks: vec![1, 2], attention: 8 };
+    let residual = (arch == Arch::Residual).then_some(residual);
+    let activation = Activation::LeakyRelu;
+    NetSpec { arch, hidden, base_width: 6, activation, batch_norm, init, residual, ..NetSpec::default() }
 }
 
 fn shape(channels: i64, height: i64, width: i64) -> Shape {
@@ -37,10 +41,15 @@ fn run(graph: &Graph, x: &Tensor, mode: Mode) -> Tensor {
 }
 
 #[test]
-fn both_architectures_support_many_image_sizes() {
-    let sizes = [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 64, 48), (3, 96, 64), (1, 30, 10), (3, 218, 178)];
+fn every_architecture_supports_many_image_sizes() {
+    let sizes = [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 64, 48), (3, 96, 64), (1, 30, 10), (3, 218, 178), (4, 7, 3)];
+    let kinds =
+        [(Arch::Mlp, false), (Arch::Conv, false), (Arch::Conv, true), (Arch::Residual, false), (Arch::Residual, true)];
     for (c, h, w) in sizes {
-        for (arch, norm) in [(Arch::Mlp, false), (Arch::Conv, false), (Arch::Conv, true)] {
+        for (arch, norm) in kinds {
+            if arch == Arch::Conv && h % 2 == 1 {
+                continue;
+            }
             let vars = VarStore::new(Device::Cpu);
             let (s, shape) = (spec(arch, norm, Init::PyTorch), shape(c, h, w));
             let (net, width) = features_of(&vars, "f", shape, &s).unwrap();
@@ -49,7 +58,7 @@ fn both_architectures_support_many_image_sizes() {
             let net = synthesis_of(&vars, "s", 5, shape, &s).unwrap();
             let z = Tensor::randn([3, 5], (Kind::Float, Device::Cpu));
             assert_eq!(run(&net, &z, Mode::Train).size(), [3, c, h, w], "{arch:?} on {shape}");
-            assert_eq!(net.has_batch_norm(), norm && arch == Arch::Conv);
+            assert_eq!(net.has_batch_norm(), norm && arch != Arch::Mlp);
         }
     }
 }
@@ -62,6 +71,74 @@ fn sides_that_cannot_be_halved_are_refused() {
         let e = features_of(&vars, "f", shape(1, h, w), &s).unwrap_err().to_string();
         assert!(e.contains(&format!("{h}x{w}")) && e.contains("--image-size") && e.contains("mlp"), "{e}");
         assert!(synthesis_of(&vars, "s", 4, shape(1, h, w), &s).is_err());
+    }
+}
+
+#[test]
+fn sides_that_soon_become_odd_are_warned_of() {
+    for (h, w, good) in [(250, 250, "256x256"), (218, 178, "224x192"), (36, 20, "40x20"), (72, 50, "72x48")] {
+        let warning = size_warning(Arch::Conv, shape(3, h, w)).unwrap_or_default();
+        assert_eq!(warning.contains(&format!("--image-size {good} ")), (h, w) != (36, 20), "{h}x{w}: {warning}");
+        assert_eq!(size_warning(Arch::Residual, shape(3, h, w)), None);
+    }
+    for side in [8, 28, 32, 48, 64, 96, 256] {
+        assert_eq!(size_warning(Arch::Conv, shape(1, side, side)), None, "{side}");
+    }
+}
+
+/// Channels from the image's resolution on: doubled up to the most, or as given.
+#[test]
+fn channels_are_limited() {
+    let vars = VarStore::new(Device::Cpu);
+    let s = NetSpec { hidden: vec![], base_width: 8, max_width: 20, ..spec(Arch::Conv, true, Init::Dcgan) };
+    features_of(&vars, "f", shape(3, 64, 64), &s).unwrap();
+    synthesis_of(&vars, "s", 5, shape(3, 64, 64), &s).unwrap();
+    let given = NetSpec { widths: vec![8, 24, 16], ..spec(Arch::Residual, false, Init::PyTorch) };
+    features_of(&vars, "given", shape(3, 64, 64), &given).unwrap();
+    synthesis_of(&vars, "made", 5, shape(3, 64, 64), &given).unwrap();
+    let sizes = |name: &str| vars.variables()[name].size()[..2].to_vec();
+    for (name, want) in [
+        ("f.conv1.weight", [8, 3]),
+        ("f.conv2.weight", [16, 8]),
+        ("f.conv3.weight", [20, 16]),
+        ("f.conv4.weight", [20, 20]),
+        ("s.convt1.weight", [20, 20]),
+        ("s.convt2.weight", [20, 20]),
+        ("s.convt3.weight", [20, 16]),
+        ("s.convt4.weight", [16, 3]),
+        ("given.stem.weight", [8, 3]),
+        ("given.down0_conv.weight", [24, 8]),
+        ("given.down1_conv.weight", [16, 24]),
+        ("given.block4_1_conv2.weight", [16, 16]),
+        ("made.up2_conv.weight", [24, 16]),
+        ("made.up1_conv.weight", [8, 24]),
+        ("made.image.weight", [3, 8]),
+    ] {
+        assert_eq!(sizes(name), want, "{name}");
+    }
+    assert!(!vars.variables().contains_key("given.down2_conv.weight"), "equal channels need no convolution");
+}
+
+/// Without normalisation a residual network begins as if it had no blocks, and what its blocks add grows slowly (Fixup).
+#[test]
+fn residual_blocks_begin_at_zero_unless_something_normalises() {
+    tch::manual_seed(1);
+    let vars = VarStore::new(Device::Cpu);
+    let s = NetSpec { widths: vec![64], ..spec(Arch::Residual, false, Init::PyTorch) };
+    features_of(&vars, "f", shape(3, 32, 32), &s).unwrap();
+    let leaky = f64::sqrt(2.0 / 1.04);
+    // Blocks: 1 at 32 pixels, 2 each at 16, 8 and 4.
+    let (mean, std, _) = spread(&vars, "f.block1_1_conv1.weight");
+    let want = leaky / f64::sqrt(7.0) / f64::sqrt(64.0 * 9.0);
+    assert!(mean.abs() < 0.02 * want && (std / want - 1.0).abs() < 0.02, "{mean}, {std}, wanted {want}");
+    for zero in ["f.block0_0_conv2.weight", "f.block3_1_conv2.weight", "f.attention_out.weight", "f.stem.bias"] {
+        assert_eq!(spread(&vars, zero).2, 0.0, "{zero}");
+    }
+    features_of(&vars, "n", shape(3, 32, 32), &NetSpec { batch_norm: true, ..s.clone() }).unwrap();
+    features_of(&vars, "p", shape(3, 32, 32), &NetSpec { spectral: true, ..s }).unwrap();
+    for name in ["n.block1_1_conv1.weight", "n.block0_0_conv2.weight", "p.block3_1_conv2.weight"] {
+        let (_, std, _) = spread(&vars, name);
+        assert!((std / (leaky / 24.0) - 1.0).abs() < 0.02, "{name}: {std}");
     }
 }
 

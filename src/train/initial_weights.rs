@@ -217,6 +217,7 @@ mod tests {
             activation: Activation::Relu,
             batch_norm: false,
             init: Init::PyTorch,
+            ..NetSpec::default()
         }
     }
 

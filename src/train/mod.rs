@@ -24,6 +24,7 @@ use crate::base::timer::StepTimer;
 use crate::config::training::{INIT_FROM, OUT};
 use crate::config::{Config, device};
 use crate::models::tuning::Tuning;
+use crate::nets::{ARCH, size_warning};
 use crate::pictures::curves::Metrics;
 use crate::pictures::grid;
 use crate::run::checkpoint::{self, Best, State};
@@ -167,8 +168,14 @@ impl<'a> Session<'a> {
         };
         rec.progress.say(&self.headline(&rec));
         rec.progress.say(&self.setup.chosen.to_string());
-        let notes =
-            [self.size_note()?, self.few_images_warning(), self.few_held_out_warning(), self.short_run_warning()];
+        let shape = self.setup.train.shape();
+        let notes = [
+            size_warning(self.config.settings.get(&ARCH)?, shape),
+            self.size_note()?,
+            self.few_images_warning(),
+            self.few_held_out_warning(),
+            self.short_run_warning(),
+        ];
         for note in notes.into_iter().flatten().chain(self.tracker.as_ref().map(Tracker::describe)) {
             rec.progress.say(&note);
         }

@@ -87,7 +87,7 @@ impl Setup {
             },
             None => {
                 let batch = train.range(0, config.batch_size)?;
-                let convolutions = config.settings.get(&ARCH)? == Arch::Conv;
+                let convolutions = config.settings.get(&ARCH)? != Arch::Mlp;
                 let plan = Plan { precision, captured: config.cuda_graph, ..config.plan };
                 let chosen = tuning::choose(&plan, total, convolutions, &batch, fresh)
                     .context("timing the variants of a step")?;

@@ -38,7 +38,7 @@ const REST: usize = 1 << 20;
 /// # Errors
 /// When the file cannot be written, or would be above the 2 GB that the format allows; names it. When `about` has a key twice.
 pub fn write(graph: &Graph, about: &[(&str, String)], path: &Path) -> Result<()> {
-    let weights: usize = super::tensors(graph).iter().map(|(_, t, _)| t.numel() * size_of::<f32>()).sum();
+    let weights: usize = graph.tensors()?.iter().map(|(_, t, _)| t.numel() * size_of::<f32>()).sum();
     ensure!(
         weights + REST <= MOST_BYTES,
         "the {} is too large for ONNX: {} would have {weights} bytes of weights, and the format allows {MOST_BYTES} in all; use the \
@@ -88,7 +88,7 @@ impl OnnxBuilder {
         for (value, node) in graph.needed() {
             let output = outputs.get(&value).map_or_else(|| format!("{}.output", node.name), |name| (*name).to_owned());
             self.operation(node, &output)?;
-            if let Op::Upsample(_) = node.op
+            if let Op::Upsample = node.op
                 && !outputs.contains_key(&value)
             {
                 // The only operator through which shape inference loses the batch.
@@ -123,8 +123,8 @@ impl OnnxBuilder {
         let mut inputs = node.inputs.iter().map(|v| self.name(*v)).collect::<Result<Vec<_>>>()?;
         let x = inputs[0].clone();
         let mut tensors: BTreeMap<&str, String> = BTreeMap::new();
-        for (key, t, _) in node.op.tensors() {
-            tensors.insert(key, self.constant(name, key, t)?);
+        for (key, t, _) in node.tensors()? {
+            tensors.insert(key, self.constant(name, key, &t)?);
         }
         let mut tensor = |key| tensors.remove(key);
         let (op_type, attributes) = match &node.op {
@@ -210,11 +210,16 @@ impl OnnxBuilder {
                 inputs = tensor("weight").into_iter().chain([x]).collect();
                 ("Gather", vec![int("axis", 0)])
             }
-            Op::Upsample(k) => {
-                // The operator's defaults, nearest with half-pixel centres, repeat each pixel for whole factors.
-                let scales = Tensor::f_from_slice(&[1.0, 1.0, *k as f32, *k as f32])?;
+            Op::Upsample => {
+                // With the operator's default, half-pixel centres.
+                let scales = Tensor::f_from_slice(&[1.0f32, 1.0, 2.0, 2.0])?;
                 inputs.extend([String::new(), self.constant(name, "scales", &scales)?]);
-                ("Resize", vec![])
+                ("Resize", vec![string("mode", "linear")])
+            }
+            Op::Pad { left, right, top, bottom } => {
+                let pads = Tensor::f_from_slice(&[0, 0, *top, *left, 0, 0, *bottom, *right])?;
+                inputs.push(self.constant(name, "pads", &pads)?);
+                ("Pad", vec![])
             }
             Op::AveragePool(block) => ("AveragePool", vec![ints("kernel_shape", block), ints("strides", block)]),
             Op::MatMul { transpose_a, transpose_b } => {
@@ -313,6 +318,11 @@ fn float(name: &str, value: f64) -> AttributeProto {
 
 fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: name.to_owned(), i: Some(value), r#type: attribute_type::INT, ..Default::default() }
+}
+
+fn string(name: &str, value: &'static str) -> AttributeProto {
+    let s = Some(value.as_bytes().into());
+    AttributeProto { name: name.to_owned(), s, r#type: attribute_type::STRING, ..Default::default() }
 }
 
 fn ints(name: &str, values: &[i64]) -> AttributeProto {
