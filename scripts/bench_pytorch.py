@@ -11,7 +11,11 @@ Workloads, at 28x28, the first four at the sizes of ganvae's presets, with batch
     B  article    GAN 100-256-512-12544-784 against 784-512-256-1, Adam 1e-4
     C  conv-vae   VAE of 4x4/2 convolutions 1-32-64 and a 7x7 one to 256, latent 64, its mirror, Adam 1e-3
     D  dcgan      GAN of the same kind, 100-256-128-1 against 1-64-128-1 with BatchNorm, Adam 2e-4 (0.5, 0.999)
-    S  small      VAE 784-200-(50,50), 50-200-784, Adam 1e-3, with batches of 20 images
+    S  small VAE  VAE 784-200-(50,50), 50-200-784, Adam 1e-3, with batches of 20 images
+and on images of 3x32x32, with batches of 64 for each update of a network:
+    E  residual   GAN of residual blocks of 3x3 convolutions: 32, 64, 128 channels at 16x16, 8x8 and 4x4, 16 at 32x32 without blocks;
+                  relativistic loss, R1 and R2 in every update, Adam 1e-3 (0, 0.99)
+    F  spectral   the same networks, hinge loss, spectral normalisation in the discriminator
 
 Variants:
     plain    as usually written: Adam with its defaults, one D pass for real and one for generated images, the
@@ -23,7 +27,7 @@ Variants:
              and backward: static shapes, no graph breaks, and inductor's cpp_wrapper, which was the fastest way here
              (S gains most; mode max-autotune-no-cudagraphs and channels-last brought nothing more). All is compiled in
              the first step, before any timing; an epoch's last, partial batch takes the same functions uncompiled, so
-             nothing is compiled twice (that would be an error).
+             nothing is compiled twice (that would be an error). It has no second derivatives, so E has no such variant.
 All keep the 7x7 convolutions that a PyTorch user writes (ganvae has linear layers there) and the last, partial batch of
 an epoch. --channels-last puts networks and images in that layout; which is faster depends on machine and workload.
 
@@ -47,25 +51,27 @@ KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRE
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", required=True, choices="ABCDS")
+    parser.add_argument("--workload", required=True, choices="ABCDEFS")
     parser.add_argument("--variant", required=True, choices=["plain", "tuned", "compile"])
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the timed slice (default 10)")
     parser.add_argument("--warmup", type=float, default=3.0, help="untimed seconds before the first slice (default 3)")
-    parser.add_argument("--batch", type=int, help="images for each update (default 128; S: 20)")
+    parser.add_argument("--batch", type=int, help="images for each update (default 128; S: 20; E, F: 64)")
     parser.add_argument(
-        "--data", default="random", help="u8 [N,28,28] or [N,1,28,28] as .npy, a folder of MNIST's .gz, or `random`"
+        "--data", default="random", help="u8 [N,28,28] or [N,C,H,W] as .npy, a folder of MNIST's .gz, or `random`"
     )
     parser.add_argument("--threads", type=int, help="of one operation (default: PyTorch's own choice)")
-    parser.add_argument("--channels-last", action="store_true", help="that memory layout (workloads C and D)")
+    parser.add_argument("--channels-last", action="store_true", help="that memory layout (workloads C to F)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--serve", action="store_true", help="time a slice for each line `run SECONDS` on stdin")
     mode.add_argument("--epoch", action="store_true", help="train one epoch, then end")
     args = parser.parse_args()
     if args.batch is None:
-        args.batch = 20 if args.workload == "S" else 128
+        args.batch = {"S": 20, "E": 64, "F": 64}.get(args.workload, 128)
     if args.batch < 2:
         parser.error(f"--batch {args.batch}: wanted at least 2")
-    if args.channels_last and args.workload not in "CD":
+    if args.variant == "compile" and args.workload == "E":
+        parser.error("--variant compile: torch.compile has no second derivatives, which workload E needs")
+    if args.channels_last and args.workload not in "CDEF":
         parser.error(f"--channels-last: workload {args.workload} has no convolutions")
     return args
 
@@ -81,10 +87,14 @@ import torch.nn.functional as F
 from torch import nn
 
 
+# The images of a workload, [N,C,H,W].
+SHAPE = (9000, 3, 32, 32) if ARGS.workload in "EF" else (60000, 1, 28, 28)
+
+
 def load_images(spec):
-    """u8 [N,1,28,28]."""
+    """u8 [N,C,H,W]."""
     if spec == "random":
-        return torch.randint(256, (60000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return torch.randint(256, SHAPE, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     if os.path.isdir(spec):
         spec = os.path.join(spec, "train-images-idx3-ubyte.gz")
         with gzip.open(spec) as file:
@@ -94,13 +104,13 @@ def load_images(spec):
                 file.readinto(part)
     else:
         array = np.load(spec)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size != len(array) * 784:
-        sys.exit(f"--data {spec}: found {array.dtype} {list(array.shape)}, wanted uint8 [N,28,28] or [N,1,28,28]")
-    return torch.from_numpy(array.reshape(-1, 1, 28, 28))
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size != len(array) * np.prod(SHAPE[1:]):
+        sys.exit(f"--data {spec}: found {array.dtype} {list(array.shape)}, wanted uint8 of {list(SHAPE[1:])} each")
+    return torch.from_numpy(array.reshape(-1, *SHAPE[1:]))
 
 
 def batches(images, size):
-    """x [B,1,28,28] in [0,1], epoch after epoch, each in a new order."""
+    """x [B,C,H,W] in [0,1], epoch after epoch, each in a new order."""
     while True:
         order = torch.randperm(len(images))
         for index in order.split(size):
@@ -168,6 +178,35 @@ def gan(workload, relu, leaky):
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, 0.02)
     return generator, discriminator
+
+
+class Block(nn.Module):
+    """A residual block: (leaky) ReLU, 3x3, (leaky) ReLU, 3x3."""
+
+    def __init__(self, width, slope, tuned):
+        super().__init__()
+        # The first never in place: x is needed for the sum.
+        self.act1, self.act2 = nn.LeakyReLU(slope), nn.LeakyReLU(slope, inplace=tuned)
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        return x + self.conv2(self.act2(self.conv1(self.act1(x))))
+
+
+def residual_gan(tuned):
+    """Generator, images in [-1,1], and discriminator of workloads E and F."""
+    up, down = nn.Upsample(scale_factor=2, mode="bilinear"), nn.AvgPool2d(2)
+    generator = [nn.Linear(64, 128 * 16), nn.Unflatten(1, (128, 4, 4))]
+    for wide, narrow in ((128, 64), (64, 32), (32, 16)):
+        generator += [Block(wide, 0.0, tuned), nn.Conv2d(wide, narrow, 1, bias=False), up]
+    discriminator = [nn.Conv2d(3, 16, 3, padding=1)]
+    for narrow, wide in ((16, 32), (32, 64), (64, 128)):
+        discriminator += [down, nn.Conv2d(narrow, wide, 1, bias=False), Block(wide, 0.2, tuned)]
+    last = [nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(128 * 16, 1), nn.Flatten(0)]
+    return (
+        nn.Sequential(*generator, nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1), nn.Tanh()),
+        nn.Sequential(*discriminator, *last),
+    )
 
 
 def compiled(function):
@@ -277,6 +316,79 @@ def gan_step(workload, tuned):
     return frugal if tuned else plain
 
 
+def residual_step(workload, tuned):
+    """The update as a function of x: the discriminator, then the generator with noise (and for the paired loss, images) of its own."""
+    generator, discriminator = residual_gan(tuned)
+    if workload == "F":
+        for layer in discriminator.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.utils.spectral_norm(layer)
+    if ARGS.channels_last:
+        generator.to(memory_format=torch.channels_last)
+        discriminator.to(memory_format=torch.channels_last)
+    hyper = {"lr": 1e-3, "betas": (0.0, 0.99)}
+    adam_g, adam_d = adam(generator, tuned, **hyper), adam(discriminator, tuned, **hyper)
+
+    def norms(logits, images):
+        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return slope.square().flatten(1).sum(1).mean()
+
+    def penalised(x, fake):
+        """The paired loss with R1 and R2, as in R3GAN's own trainer."""
+        x, fake = x.detach().requires_grad_(), fake.detach().requires_grad_()
+        real_logits, fake_logits = discriminator(x), discriminator(fake)
+        penalty = 0.5 * (norms(real_logits, x) + norms(fake_logits, fake))
+        return F.softplus(fake_logits - real_logits).mean() + penalty, real_logits
+
+    def penalised_in_one_pass(x, fake):
+        both = torch.cat([x, fake]).detach().requires_grad_()
+        logits = discriminator(both)
+        real_logits, fake_logits = logits.split(len(x))
+        # Both means in one: a batch of each kind.
+        return F.softplus(fake_logits - real_logits).mean() + norms(logits, both), real_logits
+
+    @compiled
+    def hinge(x, fake):
+        real_logits, fake_logits = discriminator(torch.cat([x, fake])).split(len(x))
+        return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean(), real_logits
+
+    @compiled
+    def generate(noise):
+        return generator(noise)
+
+    @compiled
+    def hinge_of_generator(fake):
+        return -discriminator(fake).mean()
+
+    def step(x):
+        x = x.mul_(2).sub_(1)
+        x, own = x.chunk(2) if workload == "E" else (x, x)
+        fake = generate(torch.randn(len(x), 64))
+        adam_d.zero_grad()
+        if workload == "F":
+            d_loss, real_logits = hinge(x, fake.detach())
+        else:
+            d_loss, real_logits = (penalised_in_one_pass if tuned else penalised)(x, fake)
+        d_loss.backward()
+        adam_d.step()
+        adam_g.zero_grad()
+        if tuned:
+            discriminator.requires_grad_(False)
+        if workload == "F":
+            g_loss = hinge_of_generator(fake)
+        else:
+            fake = generate(torch.randn(len(own), 64))
+            with torch.set_grad_enabled(not tuned):
+                real_logits = discriminator(own)
+            g_loss = F.softplus(real_logits - discriminator(fake)).mean()
+        g_loss.backward()
+        adam_g.step()
+        discriminator.requires_grad_(True)
+        return (d_loss.detach(), g_loss.detach()) if tuned else (d_loss.item(), g_loss.item())
+
+    return step
+
+
 def process_age_s():
     """Seconds since this process started: field 22 of its stat counts clock ticks since boot."""
     with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
@@ -307,9 +419,12 @@ class Worker:
         if ARGS.threads:
             torch.set_num_threads(ARGS.threads)
         images = load_images(ARGS.data)
-        self.steps_per_epoch = -(-len(images) // ARGS.batch)
-        self.data = batches(images, ARGS.batch)
-        self.step = (vae_step if ARGS.workload in "ACS" else gan_step)(ARGS.workload, ARGS.variant != "plain")
+        # A step of the paired loss takes images for each of its two updates.
+        per_step = ARGS.batch * (2 if ARGS.workload == "E" else 1)
+        self.steps_per_epoch = -(-len(images) // per_step)
+        self.data = batches(images, per_step)
+        step_of = {**dict.fromkeys("ACS", vae_step), **dict.fromkeys("BD", gan_step), **dict.fromkeys("EF", residual_step)}
+        self.step = step_of[ARGS.workload](ARGS.workload, ARGS.variant != "plain")
         self.ready_s = process_age_s()
         self.first_s = None
 

@@ -124,6 +124,7 @@ fn compare_gradients(case: &str, names: &[String], grads: &[Tensor], golden: &Te
 }
 
 fn net(arch: Arch, hidden: &[i64], base_width: i64, activation: Activation, batch_norm: bool) -> NetSpec {
+    let base_width = Some(base_width);
     NetSpec { arch, hidden: hidden.to_vec(), base_width, activation, batch_norm, ..NetSpec::default() }
 }
 

@@ -25,7 +25,7 @@ pub fn escaped_text() -> impl TypedValueParser<Value = String> {
 
 /// The settings on the short page of help (`-h`), which a first run may need, with a text for one line of 80 columns.
 const SHORT_PAGE: [(&str, &str); 15] = [
-    ("preset", "pytorch-vae, conv-vae, dcgan or article"),
+    ("preset", "Such as conv-vae, dcgan, small; auto: by the images"),
     ("latent", "Size of the latent vector z"),
     ("lr", "Adam's learning rate"),
     ("epochs", "Passes over the training images"),

@@ -268,7 +268,10 @@ pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path
 /// [`crate::base::usage::Usage`]: one sentence with the flag, its value and the wanted values.
 pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     refuse_foreign(model, given)?;
-    let s = presets::below(model, given)?.overlaid(given);
+    let base = presets::below(model, given)?;
+    let preset = base.given(&training::PRESET);
+    // The preset's own name, where the images chose it.
+    let s = base.overlaid(given).without(&training::PRESET).with_some(&training::PRESET, preset);
     model.check(&s)?;
     Ok(Config {
         model,

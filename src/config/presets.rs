@@ -4,9 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::file;
 use super::training::{INIT_FROM, PRESET};
+use super::{device, file};
+use crate::base::progress::say;
 use crate::base::setting::{Settings, choice_name};
+use crate::base::shape::Shape;
 use crate::base::small_file;
 use crate::base::usage::{nearest, usage};
 use crate::data::{self, DATA};
@@ -14,11 +16,14 @@ use crate::models::ModelKind;
 use crate::nets::{ARCH, Arch};
 
 /// Every preset: name and file. The first preset of a model is its default; the first of an architecture is the default for it.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 9] = [
     ("pytorch-vae", include_str!("presets/pytorch-vae.toml")),
     ("conv-vae", include_str!("presets/conv-vae.toml")),
     ("dcgan", include_str!("presets/dcgan.toml")),
+    ("small", include_str!("presets/small.toml")),
     ("r3gan", include_str!("presets/r3gan.toml")),
+    ("sngan", include_str!("presets/sngan.toml")),
+    ("wgan-gp", include_str!("presets/wgan-gp.toml")),
     ("article", include_str!("presets/article-vae.toml")),
     ("article", include_str!("presets/article-gan.toml")),
 ];
@@ -62,13 +67,46 @@ pub fn below(model: ModelKind, given: &Settings) -> Result<Settings> {
     preset(model, given)
 }
 
+/// The name of no preset: one is chosen by the images.
+const AUTO: &str = "auto";
+
+/// The preset of a GAN for these images, and why.
+///
+/// Few images need augmentation, and a processor a small network; R3GAN's network and penalties are for many images on a GPU.
+fn for_images(count: usize, shape: Shape, on_cpu: bool) -> (&'static str, &'static str) {
+    match () {
+        () if count >= MANY && shape.channels == 1 && shape.height.max(shape.width) <= 32 => {
+            ("dcgan", "many small grey images")
+        }
+        () if count >= MANY && !on_cpu => ("r3gan", "many images, on a GPU"),
+        () if count >= MANY => ("small", "on a CPU"),
+        () => ("small", "few images"),
+    }
+}
+
+/// From so many images on, a discriminator does not soon know each of them.
+const MANY: usize = 10_000;
+
+/// Whether the preset is chosen by the images: where it is asked for, and for a GAN of someone's own pictures.
+fn is_automatic(model: ModelKind, given: &Settings) -> bool {
+    let unasked = || given.given(&PRESET).is_none() && given.given(&ARCH).is_none();
+    let of_pictures = || given.given(&DATA).is_some_and(|spec| data::is_of_pictures(&spec));
+    model == ModelKind::Gan && (given.given(&PRESET).as_deref() == Some(AUTO) || unasked() && of_pictures())
+}
+
 /// The preset that `given` names, else the first one of its architecture, else the model's first; for pictures of a folder, from which
-/// an MLP learns blurs only, the first convolutional one.
+/// an MLP learns blurs only, the first convolutional one. A GAN's may be chosen by the images: then it says which, and why.
 ///
 /// # Errors
 /// [`crate::base::usage::Usage`] for an unknown preset of this model, and for one that contradicts the architecture in `given`.
 fn preset(model: ModelKind, given: &Settings) -> Result<Settings> {
-    let (named, mut arch) = (given.given(&PRESET), given.given(&ARCH));
+    let (mut named, mut arch) = (given.given(&PRESET).filter(|name| name != AUTO), given.given(&ARCH));
+    if is_automatic(model, given) {
+        let (count, shape) = data::size(given)?;
+        let (name, why) = for_images(count, shape, device::open(given)? == tch::Device::Cpu);
+        say(&format!("--preset {name}, as there are {count} images of {shape}: {why}"));
+        named = Some(name.to_owned());
+    }
     if named.is_none() && arch.is_none() && given.given(&DATA).is_some_and(|spec| data::is_of_pictures(&spec)) {
         arch = Some(Arch::Conv);
     }

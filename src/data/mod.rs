@@ -32,6 +32,7 @@ use crate::base::names::{escaped, unescaped};
 use crate::base::progress::say;
 use crate::base::seed::Stream;
 use crate::base::setting::{Group, Setting, Settings};
+use crate::base::shape::Shape;
 use crate::base::usage::{nearest, usage};
 use arrays::Arrays;
 use images::{Images, Source};
@@ -139,6 +140,15 @@ pub fn open(s: &Settings) -> Result<Source> {
     open_subset(s, Subset::of(s))
 }
 
+/// Number and shape of the training images that [`open`] gives. Says nothing.
+///
+/// # Errors
+/// As [`open`].
+pub fn size(s: &Settings) -> Result<(usize, Shape)> {
+    let (Source { train, .. }, _) = read(s, Subset::of(s))?;
+    Ok((train.count, train.shape()))
+}
+
 /// All images of `--data` as one set, `train` of the result: nothing is held out.
 ///
 /// # Errors
@@ -160,6 +170,13 @@ pub fn open_files(s: &Settings, paths: &[PathBuf]) -> Result<Images> {
 }
 
 fn open_subset(s: &Settings, subset: Subset) -> Result<Source> {
+    let (source, notes) = read(s, subset)?;
+    notes.iter().for_each(|note| say(&format!("data: {note}")));
+    Ok(source)
+}
+
+/// The images, and what the user should know about them.
+fn read(s: &Settings, subset: Subset) -> Result<(Source, Vec<String>)> {
     let spec = &s.get(&DATA)?;
     let fit = Fit::of(s)?;
     let path = &unescaped(spec);
@@ -167,7 +184,7 @@ fn open_subset(s: &Settings, subset: Subset) -> Result<Source> {
         usage!("--image-size and --channels are for images of your own, and --data {spec} are none: leave them out");
     }
     let pictures = if let Some(seed) = digits_seed(spec)? {
-        return digits(spec, seed, s)?.subset(&subset, true);
+        return Ok((digits(spec, seed, s)?.subset(&subset, true)?, Vec::new()));
     } else if let Some(set) = fetch::find(spec) {
         let dir = fetch::ensure(set, &data_dir(s)?)?;
         let kind = arrays::recognise(&dir)?.with_context(|| format!("{} holds no IDX files", dir.display()))?;
@@ -192,10 +209,7 @@ fn open_subset(s: &Settings, subset: Subset) -> Result<Source> {
     };
     let cache = cache_dir(s);
     let (skip_broken, list_broken) = (s.given(&SKIP_BROKEN) == Some(true), s.given(&LIST_BROKEN) == Some(true));
-    let (source, notes) =
-        pictures.read(&ReadOptions { fit, subset, skip_broken, list_broken, cache: cache.as_deref() })?;
-    notes.iter().for_each(|note| say(&format!("data: {note}")));
-    Ok(source)
+    pictures.read(&ReadOptions { fit, subset, skip_broken, list_broken, cache: cache.as_deref() })
 }
 
 /// The digits of a seed, as many as the limits say.
@@ -215,15 +229,16 @@ fn digits(spec: &str, seed: u64, s: &Settings) -> Result<Source> {
     })
 }
 
-/// The images of arrays that `subset` chooses, after what the user should know about them is said.
-fn of_arrays(name: &str, Arrays { train, test, classes, notes }: Arrays, fit: &Fit, subset: &Subset) -> Result<Source> {
-    notes.iter().for_each(|note| say(&format!("data: {note}")));
+/// The images of arrays that `subset` chooses, and what the user should know about them.
+fn of_arrays(name: &str, arrays: Arrays, fit: &Fit, subset: &Subset) -> Result<(Source, Vec<String>)> {
+    let Arrays { train, test, classes, mut notes } = arrays;
     let has_test = test.is_some();
     let test = test.unwrap_or(train.select(&[]));
     let source = Source { name: name.to_owned(), train, test, classes, sha256: None }.subset(subset, has_test)?;
     let (fit, note) = fit::choose(&source.train, fit);
-    note.iter().for_each(|note| say(&format!("data: {note}")));
-    Ok(Source { train: fit::fit_pixels(source.train, &fit)?, test: fit::fit_pixels(source.test, &fit)?, ..source })
+    notes.extend(note);
+    let (train, test) = (fit::fit_pixels(source.train, &fit)?, fit::fit_pixels(source.test, &fit)?);
+    Ok((Source { train, test, ..source }, notes))
 }
 
 /// Whether `--data SPEC` is a path, whose images can be resized.

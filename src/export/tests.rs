@@ -13,7 +13,6 @@ fn vae() -> Vae {
     let net = NetSpec {
         arch: Arch::Mlp,
         hidden: vec![6],
-        base_width: 1,
         activation: Activation::Tanh,
         batch_norm: false,
         init: Init::PyTorch,

@@ -133,7 +133,7 @@ impl FeatureNet {
         let spec = NetSpec {
             arch: if halves { Arch::Conv } else { Arch::Mlp },
             hidden: if halves { vec![WIDTH] } else { vec![512, WIDTH] },
-            base_width: 32,
+            base_width: Some(32),
             activation: Activation::LeakyRelu,
             batch_norm: halves,
             init: Init::PyTorch,

@@ -553,7 +553,6 @@ mod tests {
         let net = || NetSpec {
             arch: Arch::Mlp,
             hidden: vec![64],
-            base_width: 1,
             activation: Activation::LeakyRelu,
             batch_norm: false,
             init: Init::PyTorch,

@@ -633,7 +633,6 @@ mod tests {
         let net = NetSpec {
             arch: crate::nets::Arch::Mlp,
             hidden: vec![2],
-            base_width: 1,
             activation: crate::nets::Activation::Relu,
             batch_norm: false,
             init: crate::nets::graph::Init::PyTorch,

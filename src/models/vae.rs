@@ -302,7 +302,6 @@ pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
     let net = NetSpec {
         arch: Arch::Mlp,
         hidden: vec![4],
-        base_width: 1,
         activation: Activation::Relu,
         batch_norm: false,
         init: Init::PyTorch,

@@ -53,7 +53,7 @@ pub fn features(b: &mut Builder, mut x: Value, spec: &NetSpec) -> Result<Value> 
     let (stages, ..) = halvings(Shape { channels, height, width })?;
     for i in 1..=stages {
         let norm = spec.batch_norm && i > 1;
-        let channels = spec.width(i as usize - 1);
+        let channels = spec.width(i as usize - 1, stages as usize);
         x = b.conv(format!("conv{i}"), x, channels, ConvSpec { bias: !norm, ..ConvSpec::halving() })?;
         if norm {
             x = b.batch_norm(format!("bn{i}"), x, true)?;
@@ -76,7 +76,7 @@ pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Res
     // After `i` layers.
     let channels_after = |i: u32| match i == stages {
         true => shape.channels,
-        false => spec.width((stages - 1 - i + u32::from(spec.batch_norm)) as usize),
+        false => spec.width((stages - 1 - i + u32::from(spec.batch_norm)) as usize, stages as usize),
     };
     let channels = channels_after(0);
     x = b.linear("base", x, channels * h * w, !spec.batch_norm)?;

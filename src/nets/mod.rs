@@ -68,8 +68,9 @@ pub struct NetSpec {
     pub arch: Arch,
     /// Widths of the fully connected hidden layers: all layers of an MLP, else those between the convolutions and the vector.
     pub hidden: Vec<i64>,
-    /// Channels next to the image (convolutional networks only); they double at each halving of the sides.
-    pub base_width: i64,
+    /// Channels next to the image (convolutional networks only), which double at each halving of the sides; none to begin with
+    /// `max_width` at the smallest features, and halve towards the image, down to [`LEAST_WIDTH`].
+    pub base_width: Option<i64>,
     /// Most channels.
     pub max_width: i64,
     /// Channels after 0, 1, ... halvings, the last for all further ones; empty for those of the two widths above.
@@ -92,7 +93,7 @@ impl Default for NetSpec {
         NetSpec {
             arch: Arch::Mlp,
             hidden: Vec::new(),
-            base_width: 1,
+            base_width: None,
             max_width: 1024,
             widths: Vec::new(),
             activation: Activation::Relu,
@@ -104,6 +105,9 @@ impl Default for NetSpec {
     }
 }
 
+/// Channels next to the image where [`NetSpec::base_width`] is none.
+const LEAST_WIDTH: i64 = 16;
+
 /// Architecture of the networks.
 pub static ARCH: Setting<Arch> = Setting::choice("arch", "Architecture of the networks");
 
@@ -114,7 +118,8 @@ pub static LATENT: Setting<u64> =
 /// See [`NetSpec::base_width`].
 pub static BASE_WIDTH: Setting<u64> = Setting::whole(
     "base-width",
-    "Channels next to the image, which double where the sides halve (--arch conv and residual)",
+    "Channels next to the image, which double where the sides halve (--arch conv and residual; without it, residual begins with \
+     --max-width at the smallest features)",
 )
 .range(WIDE, width)
 .value_name("CHANNELS");
@@ -212,7 +217,10 @@ impl NetSpec {
         Ok(NetSpec {
             arch,
             hidden: s.get(hidden)?,
-            base_width: if convolutions { s.get(&BASE_WIDTH)? as i64 } else { default.base_width },
+            base_width: match arch {
+                Arch::Conv => Some(s.get(&BASE_WIDTH)? as i64),
+                Arch::Mlp | Arch::Residual => s.given(&BASE_WIDTH).map(|w| w as i64),
+            },
             max_width: s.given(&MAX_WIDTH).map_or(default.max_width, |w| w as i64),
             activation: s.get(&ACTIVATION)?,
             residual: blocks.then(|| Residual {
@@ -232,12 +240,13 @@ impl NetSpec {
         }
     }
 
-    /// Channels after `i` halvings of the sides.
-    fn width(&self, i: usize) -> i64 {
-        match self.widths.last() {
-            Some(last) => *self.widths.get(i).unwrap_or(last),
-            // Beyond 2^16 halvings in no image.
-            None => self.base_width.saturating_mul(1 << i.min(32)).min(self.max_width),
+    /// Channels after `i` of so many halvings of the sides.
+    fn width(&self, i: usize, halvings: usize) -> i64 {
+        match (self.widths.last(), self.base_width) {
+            (Some(last), _) => *self.widths.get(i).unwrap_or(last),
+            // No image has sides of 2^32.
+            (None, Some(base)) => base.saturating_mul(1 << i.min(32)).min(self.max_width),
+            (None, None) => (self.max_width >> halvings.saturating_sub(i).min(32)).max(LEAST_WIDTH).min(self.max_width),
         }
     }
 }

@@ -216,12 +216,12 @@ pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
     let layers = Layers::of(spec, &resolutions)?;
     let x = resolutions.bordered(b, "border", x, 1)?;
     layers.gain(1.0, b);
-    let mut x = b.conv("stem", x, spec.width(0), ConvSpec::same(3))?;
+    let mut x = b.conv("stem", x, spec.width(0, resolutions.halvings), ConvSpec::same(3))?;
     for i in 0..=resolutions.halvings {
         x = layers.stage(b, i, x)?;
         if i < resolutions.halvings {
             x = b.op(format!("down{i}"), Op::AveragePool([2, 2]), &[x])?;
-            x = layers.channels(b, format!("down{i}_conv"), x, spec.width(i + 1))?;
+            x = layers.channels(b, format!("down{i}_conv"), x, spec.width(i + 1, resolutions.halvings))?;
         }
     }
     x = layers.norm(b, "last_norm".to_owned(), x)?;
@@ -238,7 +238,7 @@ pub fn features(b: &mut Builder, x: Value, spec: &NetSpec) -> Result<Value> {
 pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Result<Value> {
     let resolutions = Resolutions::of(shape);
     let layers = Layers::of(spec, &resolutions)?;
-    let ([height, width], channels) = (resolutions.smallest, spec.width(resolutions.halvings));
+    let ([height, width], channels) = (resolutions.smallest, spec.width(resolutions.halvings, resolutions.halvings));
     layers.gain(layers.activation_gain(), b);
     let hidden = dense_stack(b, z, spec)?;
     layers.gain(1.0, b);
@@ -247,7 +247,7 @@ pub fn synthesis(b: &mut Builder, z: Value, shape: Shape, spec: &NetSpec) -> Res
     for i in (0..=resolutions.halvings).rev() {
         x = layers.stage(b, i, x)?;
         if i > 0 {
-            x = layers.channels(b, format!("up{i}_conv"), x, spec.width(i - 1))?;
+            x = layers.channels(b, format!("up{i}_conv"), x, spec.width(i - 1, resolutions.halvings))?;
             x = b.op(format!("up{i}"), Op::Upsample, &[x])?;
         }
     }

@@ -10,7 +10,7 @@ fn spec(arch: Arch, batch_norm: bool, init: Init) -> NetSpec {
     let residual = Residual { block: Block::Plain, blocks: vec![1, 2], attention: 8 };
     let residual = (arch == Arch::Residual).then_some(residual);
     let activation = Activation::LeakyRelu;
-    NetSpec { arch, hidden, base_width: 6, activation, batch_norm, init, residual, ..NetSpec::default() }
+    NetSpec { arch, hidden, base_width: Some(6), activation, batch_norm, init, residual, ..NetSpec::default() }
 }
 
 fn shape(channels: i64, height: i64, width: i64) -> Shape {
@@ -90,7 +90,7 @@ fn sides_that_soon_become_odd_are_warned_of() {
 #[test]
 fn channels_are_limited() {
     let vars = VarStore::new(Device::Cpu);
-    let s = NetSpec { hidden: vec![], base_width: 8, max_width: 20, ..spec(Arch::Conv, true, Init::Dcgan) };
+    let s = NetSpec { hidden: vec![], base_width: Some(8), max_width: 20, ..spec(Arch::Conv, true, Init::Dcgan) };
     features_of(&vars, "f", shape(3, 64, 64), &s).unwrap();
     synthesis_of(&vars, "s", 5, shape(3, 64, 64), &s).unwrap();
     let given = NetSpec { widths: vec![8, 24, 16], ..spec(Arch::Residual, false, Init::PyTorch) };
@@ -116,6 +116,10 @@ fn channels_are_limited() {
     ] {
         assert_eq!(sizes(name), want, "{name}");
     }
+    let from_most = NetSpec { base_width: None, max_width: 128, widths: vec![], ..given };
+    features_of(&vars, "most", shape(3, 64, 64), &from_most).unwrap();
+    let channels = [0, 1, 2, 3, 4].map(|i| vars.variables()[&format!("most.block{i}_0_conv1.weight")].size()[0]);
+    assert_eq!(channels, [16, 16, 32, 64, 128]);
     assert!(!vars.variables().contains_key("given.down2_conv.weight"), "equal channels need no convolution");
 }
 
@@ -145,7 +149,7 @@ fn residual_blocks_begin_at_zero_unless_something_normalises() {
 #[test]
 fn dcgan_has_the_papers_channels_at_28_pixels() {
     let vars = VarStore::new(Device::Cpu);
-    let s = NetSpec { hidden: vec![], base_width: 64, ..spec(Arch::Conv, true, Init::Dcgan) };
+    let s = NetSpec { hidden: vec![], base_width: Some(64), ..spec(Arch::Conv, true, Init::Dcgan) };
     synthesis_of(&vars, "generator", 100, shape(1, 28, 28), &s).unwrap();
     let (_, width) = features_of(&vars, "discriminator", shape(1, 28, 28), &s).unwrap();
     assert_eq!(width, 128 * 7 * 7);
@@ -183,7 +187,7 @@ fn spread(vars: &VarStore, name: &str) -> (f64, f64, f64) {
 fn initial_weights_have_pytorchs_distribution() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
-    let s = NetSpec { hidden: vec![400], base_width: 32, ..spec(Arch::Conv, true, Init::PyTorch) };
+    let s = NetSpec { hidden: vec![400], base_width: Some(32), ..spec(Arch::Conv, true, Init::PyTorch) };
     features_of(&vars, "f", shape(1, 28, 28), &s).unwrap();
     synthesis_of(&vars, "s", 50, shape(1, 28, 28), &s).unwrap();
     // (variable, fan-in as torch.nn.init counts it: of a transposed convolution on its output side)

@@ -213,7 +213,6 @@ mod tests {
         NetSpec {
             arch: Arch::Mlp,
             hidden: vec![4],
-            base_width: 1,
             activation: Activation::Relu,
             batch_norm: false,
             init: Init::PyTorch,
