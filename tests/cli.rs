@@ -608,6 +608,7 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--out", "file"], &["--out file"]);
     refused(d, &["train", "gan", "--beta", "2"], 2, &["--beta", "VAE"]);
     refused(d, &["train", "gan", "--ema", "1"], 2, &["--ema 1"]);
+    refused(d, &["train", "gan", "--ema", "0.9", "--ema-half-life", "1e4"], 2, &["--ema", "--ema-half-life"]);
     refused(d, &["train", "--resume", "nowhere"], 2, &["nowhere"]);
     refused(d, &["train", "--resume", "full"], 2, &["full", "not a run"]);
     refused(d, &["train", "vae", "--resume", "full"], 2, &["full", "not a run"]);

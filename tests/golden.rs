@@ -14,6 +14,7 @@ use ganvae::models::gan::{Gan, GanSpec, StepNoise};
 use ganvae::models::losses::adversarial::GanLoss;
 use ganvae::models::losses::likelihood::Likelihood;
 use ganvae::models::losses::penalty::{Draws, Penalties};
+use ganvae::models::moving_average::Decay;
 use ganvae::models::noise::Noise;
 use ganvae::models::optimizer::OptimizerSettings;
 use ganvae::models::vae::{Vae, VaeSpec};
@@ -292,18 +293,8 @@ fn a_convolutional_vae_updates_as_in_pytorch() {
 }
 
 fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
-    GanSpec {
-        shape: shape(1, 6, 5),
-        latent: 4,
-        generator: net(Arch::Mlp, &[5, 8], 1, Activation::Relu, false),
-        discriminator: net(Arch::Mlp, &[8, 6], 1, activation, false),
-        loss,
-        penalties: Penalties::default(),
-        d_steps: 1,
-        d_lr: None,
-        ema: 0.0,
-        augment: None,
-    }
+    let generator = net(Arch::Mlp, &[5, 8], 1, Activation::Relu, false);
+    GanSpec::new(shape(1, 6, 5), 4, [generator, net(Arch::Mlp, &[8, 6], 1, activation, false)], loss)
 }
 
 #[test]
@@ -355,26 +346,23 @@ fn penalised_discriminators_update_as_in_pytorch() {
 
 #[test]
 fn dcgan_updates_as_in_pytorch() {
-    let spec = GanSpec {
-        shape: shape(3, 16, 16),
-        latent: 5,
-        generator: net(Arch::Conv, &[], 3, Activation::Relu, true),
-        discriminator: net(Arch::Conv, &[], 3, Activation::LeakyRelu, true),
-        loss: GanLoss::NonSaturating,
-        penalties: Penalties::default(),
-        d_steps: 1,
-        d_lr: None,
-        ema: 0.0,
-        augment: None,
-    };
+    let nets = [Activation::Relu, Activation::LeakyRelu].map(|activation| net(Arch::Conv, &[], 3, activation, true));
+    let spec = GanSpec::new(shape(3, 16, 16), 5, nets, GanLoss::NonSaturating);
     check_gan("gan-conv", spec, AdamSettings { lr: 2e-4, beta1: 0.5, beta2: 0.999, ..AdamSettings::default() });
 }
 
-/// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); running statistics are averaged as weights are.
+/// The moving average against its recurrence, with decays as the formulas say; running statistics are averaged as weights are.
 #[test]
 fn the_shown_generator_is_the_moving_average() {
+    follows(Decay::Fixed(0.4), |t| f64::min(0.4, (1.0 + t) / (10.0 + t)));
+    // The half-life has risen after 40 images, 10 updates.
+    let half_life = Decay::HalfLife { images: 2.0, batch: 4.0 };
+    follows(half_life, |t| 0.5f64.powf(4.0 / f64::min(2.0, 0.05 * 4.0 * t)));
+}
+
+fn follows(ema: Decay, decay: fn(f64) -> f64) {
     let mut spec = mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu);
-    spec.ema = 0.4;
+    spec.ema = Some(ema);
     spec.shape = shape(1, 8, 8);
     spec.generator = net(Arch::Conv, &[5], 2, Activation::Relu, true);
     let hyper = AdamSettings { lr: 0.05, beta1: 0.5, beta2: 0.9, ..AdamSettings::default() };
@@ -395,12 +383,13 @@ fn the_shown_generator_is_the_moving_average() {
         let noise = StepNoise { z, penalty: Draws::default(), augment: None };
         gan.update(&x, &noise, cx(), |adam, loss| adam.minimise(loss, cx())).unwrap();
         let now = weights(&mut gan);
-        let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
+        let decay = decay(t as f64);
         for (name, want) in names.iter().zip(&mut want) {
             *want = &*want * decay + now[*name].to_kind(Kind::Double) * (1.0 - decay);
             let shown = &now[&format!("ema.{name}")];
             close(&format!("average of {name} after update {t}"), shown, want, 1e-5, 1e-6);
-            assert!(!now[*name].allclose(shown, 1e-4, 1e-5, false), "{name} is still the network's own");
+            let own = now[*name].allclose(shown, 1e-4, 1e-5, false);
+            assert!(decay < 0.05 || !own, "{name} is still the network's own");
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::export::Origin;
 use crate::metrics::extractor;
 use crate::models::optimizer::LR;
 use crate::models::tuning::{Plan, TUNE};
-use crate::models::{Model, ModelKind, tuning};
+use crate::models::{Length, Model, ModelKind, tuning};
 use crate::native;
 use crate::nets::Shape;
 use device::GraphCapture;
@@ -37,6 +37,16 @@ pub enum Budget {
     Epochs(u64),
     /// Updates.
     Steps(u64),
+}
+
+impl Budget {
+    /// The number of updates, `per_epoch` of them an epoch.
+    pub fn steps(self, per_epoch: u64) -> u64 {
+        match self {
+            Budget::Epochs(n) => n.saturating_mul(per_epoch),
+            Budget::Steps(n) => n,
+        }
+    }
 }
 
 /// The complete, checked settings.
@@ -114,8 +124,10 @@ impl Config {
     /// # Errors
     /// When the architecture does not support this image shape.
     pub fn build(&self, shape: Shape, per_epoch: u64, device: tch::Device) -> Result<Box<dyn Model>> {
+        let batch_size = self.settings.get(&training::BATCH_SIZE)?;
+        let length = Length { batch_size, per_epoch, total: self.budget.steps(per_epoch) };
         native::seeded(seed_for(self.seed, 0, Stream::Init, 0), || {
-            self.model.build(&self.settings, shape, per_epoch, device)
+            self.model.build(&self.settings, shape, length, device)
         })
     }
 

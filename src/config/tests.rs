@@ -144,6 +144,8 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Vae, "ema = 0.9", "--ema"),
         (Vae, "gan-loss = 'minimax'", "--gan-loss"),
         (Gan, "ema = 1.0", "--ema"),
+        (Gan, "ema = 0.9\nema-half-life = 10000", "ema and ema-half-life set the same thing"),
+        (Gan, "ema-half-life = 0", "--ema-half-life"),
         (Gan, "base-width = 0", "--base-width"),
         (Gan, "beta = 1.0", "--beta"),
         (Gan, "kl-warmup = 1.0", "--kl-warmup"),

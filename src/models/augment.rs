@@ -558,18 +558,10 @@ mod tests {
             batch_norm: false,
             init: Init::PyTorch,
         };
-        let spec = GanSpec {
-            shape: Shape { channels: 1, height: 8, width: 8 },
-            latent: 8,
-            generator: NetSpec { activation: Activation::Relu, ..net() },
-            discriminator: net(),
-            loss: GanLoss::NonSaturating,
-            penalties: crate::models::losses::penalty::Penalties::default(),
-            d_steps: 1,
-            d_lr: None,
-            ema: 0.0,
-            augment: Some(AugmentSpec { list: read_list(ALL).unwrap(), p: ApplyProbability::Fixed(0.5) }),
-        };
+        let shape = Shape { channels: 1, height: 8, width: 8 };
+        let nets = [NetSpec { activation: Activation::Relu, ..net() }, net()];
+        let augment = Some(AugmentSpec { list: read_list(ALL).unwrap(), p: ApplyProbability::Fixed(0.5) });
+        let spec = GanSpec { augment, ..GanSpec::new(shape, 8, nets, GanLoss::NonSaturating) };
         let adam = AdamSettings { lr: 1e-3, beta1: 0.5, ..AdamSettings::default() };
         let hyper = OptimizerSettings { adam, clip_norm: 0.0 };
         let mut gan = crate::native::seeded(1, || Gan::new(spec, hyper, Device::Cpu)).unwrap();

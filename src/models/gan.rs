@@ -13,11 +13,11 @@ use super::losses::adversarial::{GAN_LOSS, GanLoss};
 use super::losses::penalty::{
     Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R2,
 };
-use super::moving_average::MovingAverage;
+use super::moving_average::{Decay, MovingAverage};
 use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings};
-use super::{Model, StepContext};
+use super::{Length, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::setting::{Group, Setting, Settings};
@@ -50,8 +50,8 @@ pub struct GanSpec {
     pub d_steps: u64,
     /// The discriminator's learning rate; none for that of the generator (two learning rates: arXiv 1706.08500).
     pub d_lr: Option<f64>,
-    /// Decay of the generator's moving average; 0 keeps none.
-    pub ema: f64,
+    /// The generator's moving average; none keeps none.
+    pub ema: Option<Decay>,
     /// Augmentation of the images that the discriminator sees.
     pub augment: Option<AugmentSpec>,
 }
@@ -98,7 +98,18 @@ pub static EMA: Setting<f64> =
     Setting::number("ema", "Decay of the generator's moving average, used for sample grids and exports; 0 for none")
         .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
         .default("0", "Goodfellow et al. 2014 have none")
-        .value_name("DECAY");
+        .value_name("DECAY")
+        .in_place_of("ema-half-life");
+
+/// See [`Decay::HalfLife`].
+pub static EMA_HALF_LIFE: Setting<f64> = Setting::number(
+    "ema-half-life",
+    "Half-life of that average, instead of --ema: a weight counts half after so many images; at first a twentieth of the images seen, \
+     but with --init-from",
+)
+.range("from 1 to 1e12", |v| (1.0..=1e12).contains(v))
+.value_name("IMAGES")
+.in_place_of("ema");
 
 /// The settings of a GAN.
 pub static SETTINGS: Group = Group {
@@ -117,17 +128,34 @@ pub static SETTINGS: Group = Group {
         &D_STEPS,
         &D_LR,
         &EMA,
+        &EMA_HALF_LIFE,
         &AUGMENT,
         &AUGMENT_P,
     ],
 };
 
 impl GanSpec {
+    /// A GAN without penalties, moving average and augmentation.
+    pub fn new(shape: Shape, latent: i64, [generator, discriminator]: [NetSpec; 2], loss: GanLoss) -> Self {
+        GanSpec {
+            shape,
+            latent,
+            generator,
+            discriminator,
+            loss,
+            penalties: Penalties::default(),
+            d_steps: 1,
+            d_lr: None,
+            ema: None,
+            augment: None,
+        }
+    }
+
     /// The GAN that the settings describe, for images of this shape.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape) -> Result<Self> {
+    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
         let generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
         let mut discriminator = NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan();
         match s.given(&DISCRIMINATOR_NORM) {
@@ -146,7 +174,10 @@ impl GanSpec {
             loss: s.get(&GAN_LOSS)?,
             d_steps: s.get(&D_STEPS)?,
             d_lr: s.given(&D_LR),
-            ema: s.get(&EMA)?,
+            ema: match s.given(&EMA_HALF_LIFE) {
+                Some(images) => Some(Decay::HalfLife { images, batch: length.batch_size as f64 }),
+                None => Some(s.get(&EMA)?).filter(|decay| *decay > 0.0).map(Decay::Fixed),
+            },
             augment: AugmentSpec::from_settings(s)?,
         })
     }
@@ -248,10 +279,8 @@ impl Gan {
     pub fn new(spec: GanSpec, hyper: OptimizerSettings, device: Device) -> Result<Self> {
         let (g, images) = generator(&spec, device)?;
         let (d, logits) = discriminator(&spec, device)?;
-        let average = match spec.ema > 0.0 {
-            true => Some(MovingAverage::new(&g, generator(&spec, device)?.0, spec.ema, device)?),
-            false => None,
-        };
+        let average = spec.ema.map(|decay| MovingAverage::new(&g, generator(&spec, device)?.0, decay, device));
+        let average = average.transpose()?;
         let lazy = spec.penalties.lazy_adam(hyper.adam);
         let d_lr_ratio = lazy.lr / hyper.adam.lr * spec.d_lr.map_or(1.0, |lr| lr / hyper.adam.lr);
         // As Model::set_lr makes it, to the bit.
@@ -595,19 +624,7 @@ mod tests {
             init: crate::nets::graph::Init::PyTorch,
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
-        let (generator, discriminator) = (net.clone(), net);
-        let spec = GanSpec {
-            shape,
-            latent: 2,
-            generator,
-            discriminator,
-            loss: GanLoss::NonSaturating,
-            penalties: Penalties::default(),
-            d_steps: 1,
-            d_lr: None,
-            ema: 0.0,
-            augment: None,
-        };
+        let spec = GanSpec::new(shape, 2, [net.clone(), net], GanLoss::NonSaturating);
         let gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let worries = |accuracy, diversity| {
             gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, 1.0, diversity * diversity]).join(" and ")

@@ -27,6 +27,22 @@ use network::Network;
 use noise::Noise;
 use optimizer::Adam;
 
+/// The sizes of a run that schedules follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Length {
+    /// Images of an update.
+    pub batch_size: u64,
+    /// Updates in an epoch.
+    pub per_epoch: u64,
+    /// Updates in all.
+    pub total: u64,
+}
+
+impl Length {
+    /// That of one update on one image, for what does not depend on it.
+    const ONE: Length = Length { batch_size: 1, per_epoch: 1, total: 1 };
+}
+
 /// The kinds of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModelKind {
@@ -59,8 +75,8 @@ impl ModelKind {
     pub fn check(self, s: &Settings) -> Result<()> {
         let shape = Shape { channels: 1, height: 1, width: 1 };
         match self {
-            ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, 1).map(drop)?,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape).map(drop)?,
+            ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, Length::ONE).map(drop)?,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE).map(drop)?,
         }
         optimizer::OptimizerSettings::from_settings(s).map(drop)
     }
@@ -73,7 +89,7 @@ impl ModelKind {
         let shape = Shape { channels: 1, height: 1, width: 1 };
         Ok(match self {
             ModelKind::Vae => 1,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape)?.batches(),
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE)?.batches(),
         })
     }
 
@@ -85,22 +101,20 @@ impl ModelKind {
         let shape = Shape { channels: 1, height: 1, width: 1 };
         Ok(match self {
             ModelKind::Vae => true,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape)?.penalties.every == 1,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE)?.penalties.every == 1,
         })
     }
 
-    /// A model with fresh weights from libtorch's current random state, for images of this shape, `per_epoch` updates an epoch.
+    /// A model with fresh weights from libtorch's current random state, for images of this shape and a run of this length.
     ///
     /// # Errors
     /// When the architecture does not support this image shape; [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn build(self, s: &Settings, shape: Shape, per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
+    pub fn build(self, s: &Settings, shape: Shape, length: Length, device: Device) -> Result<Box<dyn Model>> {
         let hyper = optimizer::OptimizerSettings::from_settings(s)?;
         Ok(match self {
-            ModelKind::Vae => {
-                Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, per_epoch)?, hyper, device)?)
-                    as Box<dyn Model>
-            }
-            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, shape)?, hyper, device)?),
+            ModelKind::Vae => Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, length)?, hyper, device)?)
+                as Box<dyn Model>,
+            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, shape, length)?, hyper, device)?),
         })
     }
 }

@@ -10,7 +10,7 @@ use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings};
 use super::schedule::{Scheduled, warm_up};
-use super::{LatentVariable, Model, StepContext};
+use super::{LatentVariable, Length, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::setting::{Group, Setting, Settings};
@@ -65,11 +65,11 @@ pub static SETTINGS: Group =
     Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &LIKELIHOOD, &BETA, &KL_WARMUP] };
 
 impl VaeSpec {
-    /// The VAE that the settings describe, for images of this shape and `per_epoch` updates per epoch.
+    /// The VAE that the settings describe, for images of this shape and a run of this length.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape, per_epoch: u64) -> Result<Self> {
+    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
         Ok(VaeSpec {
             shape,
             latent: s.get(&LATENT)? as i64,
@@ -77,7 +77,7 @@ impl VaeSpec {
             decoder: NetSpec::from_settings(s, &DECODER_HIDDEN)?,
             likelihood: s.get(&LIKELIHOOD)?,
             beta: s.get(&BETA)?,
-            kl_warmup_steps: (s.get(&KL_WARMUP)? * per_epoch as f64).round() as u64,
+            kl_warmup_steps: (s.get(&KL_WARMUP)? * length.per_epoch as f64).round() as u64,
         })
     }
 }
