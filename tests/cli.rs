@@ -118,6 +118,18 @@ fn a_vae_run_leaves_everything_the_contract_names() {
 }
 
 #[test]
+fn a_schedule_ends_with_its_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    good(d, &with(SMALL_VAE, &["--lr-end", "1e-4", "--schedule", "linear", "--out", "v"]));
+    let lr: Vec<f64> = rows(&d.join("v")).iter().filter_map(|row| row.get("lr")?.as_f64()).collect();
+    // From 1e-3 over six updates; a row has that of the update before it.
+    let want = [1.0, 2.0, 3.0, 5.0].map(|updates| 1e-3 - 9e-4 * updates / 6.0);
+    assert!(lr.len() == 4 && lr.iter().zip(want).all(|(lr, want)| (lr - want).abs() < 1e-12), "{lr:?}, not {want:?}");
+    refused(d, &["train", "--resume", "v", "--epochs", "3"], 2, &["--epochs", "ends with its 6 steps", "--init-from"]);
+}
+
+#[test]
 fn a_gan_run_has_its_own_columns() {
     let dir = tempfile::tempdir().unwrap();
     good(dir.path(), &with(SMALL_GAN, &["--out", "g"]));

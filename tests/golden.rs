@@ -17,6 +17,7 @@ use ganvae::models::losses::penalty::{Draws, Penalties};
 use ganvae::models::moving_average::Decay;
 use ganvae::models::noise::Noise;
 use ganvae::models::optimizer::OptimizerSettings;
+use ganvae::models::schedule::{Schedule, ScheduleKind};
 use ganvae::models::vae::{Vae, VaeSpec};
 use ganvae::models::{Model, Part, StepContext, Visit};
 use ganvae::native::{AdamSettings, Factor};
@@ -156,22 +157,30 @@ fn all_ways() -> Vec<Compute> {
 }
 
 fn check_vae(case: &str, spec: VaeSpec) {
+    let adam = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
+    check_vae_with(case, spec, OptimizerSettings { adam, ..OptimizerSettings::default() });
+}
+
+fn check_vae_with(case: &str, spec: VaeSpec, hyper: OptimizerSettings) {
     for compute in all_ways() {
-        check_vae_in(compute, case, spec.clone());
+        check_vae_in(compute, case, spec.clone(), hyper);
     }
 }
 
-fn check_gan(case: &str, spec: GanSpec, hyper: AdamSettings) {
+fn check_gan(case: &str, spec: GanSpec, adam: AdamSettings) {
+    check_gan_with(case, spec, OptimizerSettings { adam, ..OptimizerSettings::default() });
+}
+
+fn check_gan_with(case: &str, spec: GanSpec, hyper: OptimizerSettings) {
     for compute in all_ways() {
         check_gan_in(compute, case, spec.clone(), hyper);
     }
 }
 
-fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
+fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec, hyper: OptimizerSettings) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let hyper = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
     let beta = spec.beta;
-    let mut vae = Vae::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut vae = Vae::new(spec, hyper, Device::Cpu).unwrap();
     vae.set_compute(compute).unwrap();
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
@@ -182,21 +191,22 @@ fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
     for i in 0..3 {
         let (x, eps) = input(i);
+        vae.schedule(i as u64).unwrap();
         let terms = vae.update(x, eps, cx()).unwrap();
         for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
             close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
         }
     }
-    compare_end(case, &mut vae, &golden, hyper.lr);
+    compare_end(case, &mut vae, &golden, hyper.adam.lr);
     close(&format!("{case}: decoded"), &vae.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
     let (mu, logvar) = vae.encode(&golden["x.2"]).unwrap().unwrap();
     close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-5, 1e-6);
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
 }
 
-fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamSettings) {
+fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: OptimizerSettings) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let mut gan = Gan::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
     gan.set_compute(compute).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
@@ -237,7 +247,7 @@ fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamSettings
             close(&format!("{case}: penalty of update {i}"), &got, &value(&golden, i, "penalty"), 1e-4, 1e-6);
         }
     }
-    compare_end(case, &mut gan, &golden, hyper.lr);
+    compare_end(case, &mut gan, &golden, hyper.adam.lr);
     close(&format!("{case}: decoded"), &gan.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
     let discriminator = gan.networks().into_iter().find(|n| n.graph.name() == "discriminator").unwrap();
     let logits = discriminator.graph.evaluate(&[&golden["x.2"]]).unwrap().pop().unwrap();
@@ -344,6 +354,34 @@ fn penalised_discriminators_update_as_in_pytorch() {
     check_gan("gan-conv-r1-r2", conv, AdamSettings { lr: 2e-4, beta1: 0.5, ..hyper });
 }
 
+/// Learning rates, β₂ and the weights of penalties that change in each update.
+#[test]
+fn schedules_update_as_in_pytorch() {
+    let schedule = |start, end, kind| Some(Schedule { start, end, kind, steps: 4 });
+    let (linear, cosine) = (ScheduleKind::Linear, ScheduleKind::Cosine);
+    let adam = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
+    let vae = VaeSpec {
+        shape: shape(1, 6, 5),
+        latent: 3,
+        encoder: net(Arch::Mlp, &[7], 1, Activation::Relu, false),
+        decoder: net(Arch::Mlp, &[6], 1, Activation::Relu, false),
+        likelihood: Likelihood::Bernoulli,
+        beta: 1.0,
+        kl_warmup_steps: 0,
+    };
+    let (lr, beta2) = (schedule(1e-3, 1e-4, linear), schedule(0.999, 0.9, linear));
+    check_vae_with("vae-linear", vae, OptimizerSettings { adam, lr, beta2, clip_norm: 0.0 });
+    let schedules = [schedule(0.5, 0.05, cosine), schedule(0.2, 0.02, cosine)];
+    let gan = GanSpec {
+        penalties: Penalties { r1: 0.5, r2: 0.2, schedules, ..Penalties::default() },
+        d_lr: Some(2e-3),
+        ..mlp_gan(GanLoss::Relativistic, Activation::LeakyRelu)
+    };
+    let (lr, beta2) = (schedule(1e-3, 2.5e-4, cosine), schedule(0.9, 0.99, cosine));
+    let adam = AdamSettings { beta2: 0.9, eps: 1e-4, ..adam };
+    check_gan_with("gan-cosine", gan, OptimizerSettings { adam, lr, beta2, clip_norm: 0.0 });
+}
+
 #[test]
 fn dcgan_updates_as_in_pytorch() {
     let nets = [Activation::Relu, Activation::LeakyRelu].map(|activation| net(Arch::Conv, &[], 3, activation, true));
@@ -367,7 +405,8 @@ fn follows(ema: Decay, decay: fn(f64) -> f64) {
     spec.generator = net(Arch::Conv, &[5], 2, Activation::Relu, true);
     let hyper = AdamSettings { lr: 0.05, beta1: 0.5, beta2: 0.9, ..AdamSettings::default() };
     tch::manual_seed(4);
-    let mut gan = Gan::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut gan =
+        Gan::new(spec, OptimizerSettings { adam: hyper, ..OptimizerSettings::default() }, Device::Cpu).unwrap();
     let weights = |gan: &mut Gan| {
         let mut state = Collect::default();
         gan.visit(&mut state).unwrap();

@@ -22,7 +22,6 @@ use crate::base::usage::usage;
 use crate::data::{self, DATA, DATA_DIR};
 use crate::export::Origin;
 use crate::metrics::extractor;
-use crate::models::optimizer::LR;
 use crate::models::tuning::{Plan, TUNE};
 use crate::models::{Length, Model, ModelKind, tuning};
 use crate::native;
@@ -62,8 +61,6 @@ pub struct Config {
     pub batch_size: usize,
     /// Seed of all random numbers.
     pub seed: u64,
-    /// Learning rate, before any rollback.
-    pub lr: f64,
     /// Autotuning.
     pub plan: Plan,
     /// Whether the step is captured on a GPU.
@@ -290,7 +287,6 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         },
         batch_size: s.get(&training::BATCH_SIZE)?.saturating_mul(model.batches_per_step(&s)?) as usize,
         seed: s.get(&training::SEED)?,
-        lr: s.get(&LR)?,
         plan: Plan::from_settings(&s)?,
         cuda_graph: s.get(&device::CUDA_GRAPH)? == GraphCapture::Auto && model.steps_alike(&s)?,
         log_every: s.get(&training::LOG_EVERY)?,

@@ -11,12 +11,14 @@ use tch::{Device, Kind, Tensor};
 use super::augment::{AUGMENT, AUGMENT_P, AugmentDraws, AugmentSpec, Augmenter};
 use super::losses::adversarial::{GAN_LOSS, GanLoss};
 use super::losses::penalty::{
-    Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R2,
+    Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R1_END, R2,
+    R2_END,
 };
 use super::moving_average::{Decay, MovingAverage};
 use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings};
+use super::schedule::Scheduled;
 use super::{Length, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
@@ -24,7 +26,7 @@ use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::base::usage::usage;
-use crate::native::AdamSettings;
+use crate::native::{AdamSettings, Factor};
 use crate::nets::cost::Work;
 use crate::nets::graph::{Function, Op, Port, Value};
 use crate::nets::{Activation, LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
@@ -120,7 +122,9 @@ pub static SETTINGS: Group = Group {
         &DISCRIMINATOR_NORM,
         &GAN_LOSS,
         &R1,
+        &R1_END,
         &R2,
+        &R2_END,
         &GRADIENT_PENALTY,
         &LECAM,
         &FIRST_ORDER,
@@ -169,7 +173,7 @@ impl GanSpec {
             shape,
             latent: s.get(&LATENT)? as i64,
             generator: NetSpec { activation: Activation::Relu, ..generator },
-            penalties: Penalties::from_settings(s, discriminator.batch_norm)?,
+            penalties: Penalties::from_settings(s, discriminator.batch_norm, length)?,
             discriminator,
             loss: s.get(&GAN_LOSS)?,
             d_steps: s.get(&D_STEPS)?,
@@ -213,8 +217,8 @@ pub struct Gan {
     adam_g: Adam,
     adam_d: Adam,
     lecam: Option<LeCam>,
-    /// The discriminator's learning rate over the generator's.
-    d_lr_ratio: f64,
+    /// γ of R1 and of R2, where it changes.
+    gammas: [Option<Scheduled>; 2],
     /// Updates before the next one.
     step: u64,
     average: Option<MovingAverage>,
@@ -281,10 +285,16 @@ impl Gan {
         let (d, logits) = discriminator(&spec, device)?;
         let average = spec.ema.map(|decay| MovingAverage::new(&g, generator(&spec, device)?.0, decay, device));
         let average = average.transpose()?;
-        let lazy = spec.penalties.lazy_adam(hyper.adam);
-        let d_lr_ratio = lazy.lr / hyper.adam.lr * spec.d_lr.map_or(1.0, |lr| lr / hyper.adam.lr);
-        // As Model::set_lr makes it, to the bit.
-        let for_d = OptimizerSettings { adam: AdamSettings { lr: hyper.adam.lr * d_lr_ratio, ..lazy }, ..hyper };
+        let d_lr = spec.d_lr.unwrap_or(hyper.adam.lr);
+        let for_d = spec.penalties.lazy(OptimizerSettings {
+            adam: AdamSettings { lr: d_lr, ..hyper.adam },
+            lr: hyper.lr.map(|schedule| schedule.map(|lr| lr * (d_lr / hyper.adam.lr))),
+            ..hyper
+        });
+        let [r1, r2] = spec
+            .penalties
+            .schedules
+            .map(|schedule| schedule.map(|schedule| Scheduled::new(schedule.start, device)).transpose());
         let lecam = spec.penalties.lecam;
         let augmenter = spec.augment.clone().map(|augment| Augmenter::new(augment, spec.shape, device)).transpose()?;
         let mut scalars = scalars(spec.loss, &spec.penalties);
@@ -296,7 +306,7 @@ impl Gan {
             adam_g: Adam::new("generator.step", &[&g], hyper)?,
             adam_d: Adam::new("discriminator.step", &[&d], for_d)?,
             lecam: (lecam > 0.0).then(|| LeCam::new(lecam, device)).transpose()?,
-            d_lr_ratio,
+            gammas: [r1?, r2?],
             step: 0,
             augmenter,
             scalars,
@@ -433,7 +443,11 @@ impl Gan {
                 };
                 let real = Judged { kind: ImageKind::Real, x: &real, logits: &logits.0 };
                 let fake = Judged { kind: ImageKind::Generated, x: &fake, logits: &logits.1 };
-                slopes = penalties.slopes(real, fake, &noise.penalty, judge)?;
+                let gamma = |i: usize, fixed| {
+                    self.gammas[i].as_ref().map_or(Factor::Host(fixed), |gamma| gamma.factor(cx.on_device))
+                };
+                let gammas = [gamma(0, penalties.r1), gamma(1, penalties.r2)];
+                slopes = penalties.slopes(real, fake, &noise.penalty, gammas, judge)?;
                 total = total.f_add(&slopes.f_mul_scalar(penalties.every as f64)?)?;
             }
             if let Some(of_logits) = &self.lecam {
@@ -502,6 +516,13 @@ impl Model for Gan {
 
     fn schedule(&mut self, step: u64) -> Result<()> {
         self.step = step;
+        self.adam_g.schedule(step)?;
+        self.adam_d.schedule(step)?;
+        for (gamma, schedule) in self.gammas.iter_mut().zip(self.spec.penalties.schedules) {
+            if let Some((gamma, schedule)) = gamma.as_mut().zip(schedule) {
+                gamma.set(schedule.at(step))?;
+            }
+        }
         self.average.as_mut().map_or(Ok(()), |average| average.schedule(step))
     }
 
@@ -531,11 +552,6 @@ impl Model for Gan {
         };
         let diversity = diversity(real_variance, fake_variance);
         terms.iter().copied().chain([diversity]).chain(penalty).chain(p.iter().copied()).collect()
-    }
-
-    fn set_lr(&mut self, lr: f64) -> Result<()> {
-        self.adam_g.set_lr(lr)?;
-        self.adam_d.set_lr(lr * self.d_lr_ratio)
     }
 
     fn more_state(&self) -> Vec<(&'static str, &Tensor)> {

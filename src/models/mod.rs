@@ -40,7 +40,7 @@ pub struct Length {
 
 impl Length {
     /// That of one update on one image, for what does not depend on it.
-    const ONE: Length = Length { batch_size: 1, per_epoch: 1, total: 1 };
+    pub const ONE: Length = Length { batch_size: 1, per_epoch: 1, total: 1 };
 }
 
 /// The kinds of models.
@@ -78,7 +78,8 @@ impl ModelKind {
             ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, Length::ONE).map(drop)?,
             ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE).map(drop)?,
         }
-        optimizer::OptimizerSettings::from_settings(s).map(drop)
+        optimizer::OptimizerSettings::from_settings(s, Length::ONE)?;
+        schedule::is_scheduled(s).map(drop)
     }
 
     /// Batches that one step takes.
@@ -110,7 +111,7 @@ impl ModelKind {
     /// # Errors
     /// When the architecture does not support this image shape; [`crate::base::usage::Usage`] for contradictory settings.
     pub fn build(self, s: &Settings, shape: Shape, length: Length, device: Device) -> Result<Box<dyn Model>> {
-        let hyper = optimizer::OptimizerSettings::from_settings(s)?;
+        let hyper = optimizer::OptimizerSettings::from_settings(s, length)?;
         Ok(match self {
             ModelKind::Vae => Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, length)?, hyper, device)?)
                 as Box<dyn Model>,
@@ -149,8 +150,8 @@ pub trait Model {
     ///
     /// # Errors
     /// libtorch's.
-    fn schedule(&mut self, _step: u64) -> Result<()> {
-        Ok(())
+    fn schedule(&mut self, step: u64) -> Result<()> {
+        self.optimizers_mut().into_iter().try_for_each(|adam| adam.schedule(step))
     }
 
     /// The weights that training starts from are trained ones: moving averages keep them.
@@ -256,12 +257,9 @@ pub trait Model {
         self.optimizers_mut().into_iter().try_for_each(Adam::arrange)
     }
 
-    /// Sets the learning rate of the optimizers.
-    ///
-    /// # Errors
-    /// libtorch's.
-    fn set_lr(&mut self, lr: f64) -> Result<()> {
-        self.optimizers_mut().into_iter().try_for_each(|adam| adam.set_lr(lr))
+    /// Sets the factor on the learning rates of later [`Model::schedule`]s.
+    fn scale_lr(&mut self, factor: f64) {
+        self.optimizers_mut().into_iter().for_each(|adam| adam.scale_lr(factor));
     }
 
     /// Frees the optimizer moments at the end of training; further updates fail.

@@ -4,8 +4,8 @@ use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::network::Network;
-use super::schedule::Scheduled;
-use super::{Part, StepContext, Visit};
+use super::schedule::{SCHEDULE, Schedule, Scheduled};
+use super::{Length, Part, StepContext, Visit};
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::timer::Phase;
 use crate::native::{self, AdamSettings};
@@ -13,8 +13,13 @@ use crate::native::{self, AdamSettings};
 /// Hyper-parameters of an optimizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct OptimizerSettings {
-    /// Adam's hyper-parameters.
+    /// Adam's hyper-parameters in the first update.
     pub adam: AdamSettings,
+    /// The learning rate over the run; none where it stays.
+    pub lr: Option<Schedule>,
+    /// β₂ over the run; none where it stays. The bias correction of an update is 1 − β₂^t with the β₂ of this update, as in PyTorch's
+    /// Adam under R3GAN's schedule: not the product of all β₂.
+    pub beta2: Option<Schedule>,
     /// Maximum global norm of a network's gradients; 0 for no clipping.
     pub clip_norm: f64,
 }
@@ -22,6 +27,13 @@ pub struct OptimizerSettings {
 /// Learning rate.
 pub static LR: Setting<f64> =
     Setting::number("lr", "Adam's learning rate").range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0);
+
+/// The learning rate at the end.
+pub static LR_END: Setting<f64> = Setting::number(
+    "lr-end",
+    "Adam's learning rate at the end of the run (see --schedule); that of --d-lr changes by the same factor [default: --lr]",
+)
+.range("from 0 to 1", |v| (0.0..=1.0).contains(v));
 
 /// Decay of the first moment.
 pub static BETA1: Setting<f64> = Setting::number("beta1", "Adam's decay of the first moment")
@@ -32,6 +44,11 @@ pub static BETA1: Setting<f64> = Setting::number("beta1", "Adam's decay of the f
 pub static BETA2: Setting<f64> = Setting::number("beta2", "Adam's decay of the second moment")
     .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
     .default("0.999", "Kingma and Ba 2015");
+
+/// β₂ at the end.
+pub static BETA2_END: Setting<f64> =
+    Setting::number("beta2-end", "Adam's decay of the second moment at the end of the run [default: --beta2]")
+        .range("from 0 to below 1", |v| (0.0..1.0).contains(v));
 
 /// ε.
 pub static ADAM_EPS: Setting<f64> = Setting::number("adam-eps", "Adam's epsilon")
@@ -52,15 +69,17 @@ pub static CLIP_NORM: Setting<f64> =
         .value_name("NORM");
 
 /// The settings of the optimizers.
-pub static SETTINGS: Group =
-    Group { heading: "Optimizer", settings: &[&LR, &BETA1, &BETA2, &ADAM_EPS, &WEIGHT_DECAY, &CLIP_NORM] };
+pub static SETTINGS: Group = Group {
+    heading: "Optimizer",
+    settings: &[&LR, &LR_END, &BETA1, &BETA2, &BETA2_END, &SCHEDULE, &ADAM_EPS, &WEIGHT_DECAY, &CLIP_NORM],
+};
 
 impl OptimizerSettings {
-    /// From the settings.
+    /// From the settings, for a run of this length.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] if the learning rate is not set.
-    pub fn from_settings(s: &Settings) -> Result<Self> {
+    pub fn from_settings(s: &Settings, length: Length) -> Result<Self> {
         let adam = AdamSettings {
             lr: s.get(&LR)?,
             beta1: s.get(&BETA1)?,
@@ -68,7 +87,9 @@ impl OptimizerSettings {
             eps: s.get(&ADAM_EPS)?,
             weight_decay: s.get(&WEIGHT_DECAY)?,
         };
-        Ok(OptimizerSettings { adam, clip_norm: s.get(&CLIP_NORM)? })
+        let lr = Schedule::from_settings(s, adam.lr, &LR_END, length);
+        let beta2 = Schedule::from_settings(s, adam.beta2, &BETA2_END, length);
+        Ok(OptimizerSettings { adam, lr, beta2, clip_norm: s.get(&CLIP_NORM)? })
     }
 }
 
@@ -81,7 +102,12 @@ pub struct Adam {
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
     step: Tensor,
+    start_lr: f64,
     lr: Scheduled,
+    /// 1 − β₂, which float32 holds to more digits than β₂.
+    beta2_rest: Scheduled,
+    /// The factor on the scheduled learning rate.
+    lr_factor: f64,
     hyper: OptimizerSettings,
 }
 
@@ -101,7 +127,10 @@ impl Adam {
             exp_avgs: zeros()?,
             exp_avg_sqs: zeros()?,
             step: Tensor::f_zeros([] as [i64; 0], (Kind::Float, device))?,
+            start_lr: hyper.adam.lr,
             lr: Scheduled::new(hyper.adam.lr, device)?,
+            beta2_rest: Scheduled::new(1.0 - hyper.adam.beta2, device)?,
+            lr_factor: 1.0,
             names,
             params,
             hyper,
@@ -133,6 +162,9 @@ impl Adam {
             grads
         };
         let (p, m, v, step, c) = (&self.params, &self.exp_avgs, &self.exp_avg_sqs, &self.step, self.hyper.adam);
+        if on_device && self.hyper.beta2.is_some() {
+            return native::adam_on_device(p, grads, [m, v], step, [self.lr.device(), self.beta2_rest.device()], c);
+        }
         native::fused_adam(p, grads, [m, v], step, on_device.then_some(self.lr.device()), c)
     }
 
@@ -184,7 +216,30 @@ impl Adam {
         (self.exp_avgs, self.exp_avg_sqs) = (Vec::new(), Vec::new());
     }
 
-    /// Sets the learning rate.
+    /// Sets learning rate and β₂ for the update after `step` updates.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn schedule(&mut self, step: u64) -> Result<()> {
+        let OptimizerSettings { lr, beta2, .. } = self.hyper;
+        if let Some(beta2) = beta2 {
+            self.hyper.adam.beta2 = beta2.at(step);
+            self.beta2_rest.set(1.0 - beta2.at(step))?;
+        }
+        self.set_lr(lr.map_or(self.start_lr, |lr| lr.at(step)) * self.lr_factor)
+    }
+
+    /// Sets the factor on the learning rates of later [`Adam::schedule`]s.
+    pub fn scale_lr(&mut self, factor: f64) {
+        self.lr_factor = factor;
+    }
+
+    /// The learning rate of the next update.
+    pub fn lr(&self) -> f64 {
+        self.lr.host()
+    }
+
+    /// Sets the learning rate, until the next [`Adam::schedule`].
     ///
     /// # Errors
     /// libtorch's.
@@ -222,7 +277,26 @@ mod tests {
     use super::*;
     use crate::base::timer::StepTimer;
     use crate::models::noise::Noise;
+    use crate::models::schedule::ScheduleKind;
     use crate::nets::graph::{Init, Port};
+
+    #[test]
+    fn a_factor_multiplies_the_schedule() {
+        let schedule = |start, end| Some(Schedule { start, end, kind: ScheduleKind::Linear, steps: 10 });
+        let hyper =
+            OptimizerSettings { lr: schedule(1.0, 0.0), beta2: schedule(0.9, 0.99), ..OptimizerSettings::default() };
+        let (network, _) = Network::new("n", Device::Cpu, Init::PyTorch, |b| {
+            let x = b.input(Port::new("x", &[2], "numbers"))?;
+            b.linear("fc", x, 1, false)
+        })
+        .unwrap();
+        let mut adam = Adam::new("step", &[&network], hyper).unwrap();
+        adam.scale_lr(0.5);
+        adam.schedule(5).unwrap();
+        assert_eq!((adam.lr(), adam.lr.device().double_value(&[])), (0.25, 0.25));
+        assert!((adam.hyper.adam.beta2 - 0.945).abs() < 1e-12, "no factor");
+        assert!((adam.beta2_rest.device().double_value(&[]) - 0.055).abs() < 1e-8);
+    }
 
     #[test]
     fn an_unused_parameter_is_named_in_the_error() {

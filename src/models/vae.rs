@@ -216,6 +216,7 @@ impl Model for Vae {
     }
 
     fn schedule(&mut self, step: u64) -> Result<()> {
+        self.adam.schedule(step)?;
         self.beta.set(warm_up(self.spec.beta, self.spec.kl_warmup_steps, step))
     }
 

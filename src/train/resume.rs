@@ -12,6 +12,7 @@ use crate::base::usage::usage;
 use crate::config;
 use crate::config::training::OUT;
 use crate::models::ModelKind;
+use crate::models::schedule::is_scheduled;
 use crate::models::tuning::{THREADS, TUNE};
 use crate::run::checkpoint;
 use crate::run::folder::{self, RunDir, RunInfo};
@@ -62,6 +63,12 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
     let (before, total) = (began.budget.steps(session.setup.per_epoch), session.setup.total);
     if total < before {
         usage!("--epochs and --steps may only grow: {shown} is a run of {before} steps, {total} were asked for");
+    }
+    if total != before && is_scheduled(&config.settings)? {
+        usage!(
+            "--epochs and --steps cannot change here: the schedule of {shown} ends with its {before} steps, and {total} were asked for; \
+             train a new run with --init-from"
+        );
     }
     session.info = RunInfo { tuning, ..info };
     let state = match found {
