@@ -370,7 +370,7 @@ fn schedules_update_as_in_pytorch() {
         kl_warmup_steps: 0,
     };
     let (lr, beta2) = (schedule(1e-3, 1e-4, linear), schedule(0.999, 0.9, linear));
-    check_vae_with("vae-linear", vae, OptimizerSettings { adam, lr, beta2, clip_norm: 0.0 });
+    check_vae_with("vae-linear", vae, OptimizerSettings { adam, lr, beta2, ..OptimizerSettings::default() });
     let schedules = [schedule(0.5, 0.05, cosine), schedule(0.2, 0.02, cosine)];
     let gan = GanSpec {
         penalties: Penalties { r1: 0.5, r2: 0.2, schedules, ..Penalties::default() },
@@ -379,7 +379,7 @@ fn schedules_update_as_in_pytorch() {
     };
     let (lr, beta2) = (schedule(1e-3, 2.5e-4, cosine), schedule(0.9, 0.99, cosine));
     let adam = AdamSettings { beta2: 0.9, eps: 1e-4, ..adam };
-    check_gan_with("gan-cosine", gan, OptimizerSettings { adam, lr, beta2, clip_norm: 0.0 });
+    check_gan_with("gan-cosine", gan, OptimizerSettings { adam, lr, beta2, ..OptimizerSettings::default() });
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::losses::penalty::{
 use super::moving_average::{Decay, MovingAverage};
 use super::network::Network;
 use super::noise::Noise;
-use super::optimizer::{Adam, OptimizerSettings};
+use super::optimizer::{Adam, OptimizerSettings, mean_of_passes};
 use super::schedule::Scheduled;
 use super::{Length, Model, StepContext};
 use crate::base::batch::Batch;
@@ -248,6 +248,43 @@ impl StepNoise {
     }
 }
 
+/// A pass of the discriminator's update, or all of them.
+struct JudgedPass {
+    /// The loss without the penalties, a scalar.
+    d_loss: Tensor,
+    /// Real images [B,C,H,W] in [0,1].
+    x: Tensor,
+    /// Generated ones; in the only pass of an update with the generator's graph.
+    fake: Tensor,
+    /// The logits [B] of both.
+    logits: (Tensor, Tensor),
+    /// See [`GanTerms::penalty`].
+    penalty: Option<Tensor>,
+}
+
+impl JudgedPass {
+    /// All passes of an update as one.
+    fn joined(passes: &[(i64, i64)], mut all: Vec<Self>) -> Result<Self> {
+        if all.len() == 1 {
+            return all.pop().context("an update has a pass");
+        }
+        let cat = |part: fn(&Self) -> &Tensor| {
+            Ok::<_, anyhow::Error>(Tensor::f_cat(&all.iter().map(part).collect::<Vec<_>>(), 0)?)
+        };
+        let penalties: Vec<_> = all.iter().filter_map(|pass| pass.penalty.as_ref()).collect();
+        Ok(JudgedPass {
+            d_loss: mean_of_passes(passes, all.iter().map(|pass| &pass.d_loss))?,
+            x: cat(|pass| &pass.x)?,
+            fake: cat(|pass| &pass.fake)?,
+            logits: (cat(|pass| &pass.logits.0)?, cat(|pass| &pass.logits.1)?),
+            penalty: match penalties.len() {
+                0 => None,
+                _ => Some(mean_of_passes(passes, penalties.into_iter())?),
+            },
+        })
+    }
+}
+
 /// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1].
 fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     Network::new("generator", device, spec.generator.init, |b| {
@@ -283,6 +320,23 @@ impl Gan {
     pub fn new(spec: GanSpec, hyper: OptimizerSettings, device: Device) -> Result<Self> {
         let (g, images) = generator(&spec, device)?;
         let (d, logits) = discriminator(&spec, device)?;
+        if let Some(micro) = hyper.micro_batch {
+            let images = micro.images;
+            let norm = [&g, &d].into_iter().find(|n| n.graph.has_batch_norm());
+            if let Some(network) = norm.filter(|_| !micro.with_batch_norm) {
+                let off = if network.graph.name() == "discriminator" { ", --discriminator-norm none" } else { "" };
+                usage!(
+                    "--micro-batch {images}: the {} has batch normalisation, whose statistics would be those of {images} images: add \
+                     --micro-batch-norm if that is meant{off}, or leave it out",
+                    network.graph.name()
+                );
+            }
+            if spec.penalties.lecam > 0.0 {
+                usage!(
+                    "--micro-batch {images} contradicts --lecam, which needs the logits of the whole batch: leave one of the two out"
+                );
+            }
+        }
         let average = spec.ema.map(|decay| MovingAverage::new(&g, generator(&spec, device)?.0, decay, device));
         let average = average.transpose()?;
         let d_lr = spec.d_lr.unwrap_or(hyper.adam.lr);
@@ -375,57 +429,85 @@ impl Gan {
         };
         let (mut judged, mut penalties) = (None, Vec::new());
         for (i, part) in for_d.iter().enumerate() {
-            let (x, noise) = of(*part)?;
-            let fake = match part == for_g {
-                true => self.generate(&self.generator, &noise.z, Mode::Train)?,
-                false => tch::no_grad(|| self.generate(&self.generator, &noise.z, Mode::Train))?,
-            }; // [B,C,H,W]
-            let updates = self.step * self.spec.d_steps + i as u64;
-            let (d_loss, logits, penalty) =
-                self.update_discriminator((&x, &fake), &noise, updates, cx, &mut minimise)?;
-            penalties.extend(penalty);
-            judged = Some((d_loss, x, fake, logits));
+            let passes = self.adam_d.passes(*part);
+            let mut all = Vec::new();
+            let loss = |pass: (i64, i64)| {
+                let (x, noise) = of(pass)?;
+                let fake = match pass == *for_g {
+                    true => self.generate(&self.generator, &noise.z, Mode::Train)?,
+                    false => tch::no_grad(|| self.generate(&self.generator, &noise.z, Mode::Train))?,
+                }; // [B,C,H,W]
+                let updates = self.step * self.spec.d_steps + i as u64;
+                let (loss, judged) = self.judge_pass(x, fake, &noise, updates, cx)?;
+                all.push(judged);
+                Ok(loss)
+            };
+            self.adam_d.minimise_mean(&passes, cx, &mut minimise, loss)?;
+            let all = JudgedPass::joined(&passes, all)?;
+            if let Some(augmenter) = &self.augmenter {
+                augmenter.observe(&all.logits.0)?;
+            }
+            penalties.extend(all.penalty.as_ref().map(Tensor::shallow_clone));
+            judged = Some(all);
         }
-        let (d_loss, x, fake, (real_logits, fake_logits)) = judged.context("a step needs images")?;
+        let JudgedPass { d_loss, x, fake, logits, .. } = judged.context("a step needs images")?;
 
-        let own = for_d.last() != Some(for_g);
-        let (g_x, StepNoise { z: g_z, augment, .. }) = of(*for_g)?;
-        let g_fake = if own { self.generate(&self.generator, &g_z, Mode::Train)? } else { fake.shallow_clone() };
-        let g_real_logits = match self.spec.loss.pairs() {
-            true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
-            false => real_logits.f_detach()?,
+        let passes = self.adam_g.passes(*for_g);
+        let shared = self.shares_images(&parts);
+        let mut g_losses = Vec::new();
+        let loss = |pass: (i64, i64)| {
+            let (g_x, StepNoise { z, augment, .. }) = of(pass)?;
+            let g_fake = match shared {
+                true => fake.shallow_clone(),
+                // The running statistics have followed these images already, unless they are others.
+                false => {
+                    let mode = if for_d.last() == Some(for_g) { Mode::Batch } else { Mode::Train };
+                    self.generate(&self.generator, &z, mode)?
+                }
+            };
+            let real_logits = match self.spec.loss.pairs() {
+                true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
+                false => logits.0.f_detach()?,
+            };
+            let seen = self.seen(&g_fake, augment.as_ref().map(|a| &a.generated))?;
+            let g_loss = self.spec.loss.generator(&real_logits, &self.judge(&seen, Mode::Batch)?)?;
+            g_losses.push(g_loss.f_detach()?);
+            Ok(g_loss)
         };
-        let g_seen = self.seen(&g_fake, augment.as_ref().map(|a| &a.generated))?;
-        let g_loss = self.spec.loss.generator(&g_real_logits, &self.judge(&g_seen, Mode::Batch)?)?;
-        cx.timer.lap(Phase::Forward);
-        minimise(&self.adam_g, &g_loss)?;
+        self.adam_g.minimise_mean(&passes, cx, &mut minimise, loss)?;
+        let g_loss = mean_of_passes(&passes, g_losses.iter())?;
         if let Some(average) = &self.average {
             average.follow(cx.on_device)?;
         }
         cx.timer.lap(Phase::Optimizer);
-        let right = tch::no_grad(|| self.spec.loss.correct(&real_logits, &fake_logits))?;
+        let right = tch::no_grad(|| self.spec.loss.correct(&logits.0, &logits.1))?;
         let penalty = match penalties.len() {
             0 => None,
             _ => Some(Tensor::f_stack(&penalties, 0)?.f_mean_dim(0, false, Kind::Float)?), // [3]
         };
-        GanTerms::new((d_loss, g_loss), (&x, &fake), (&real_logits, &fake_logits), right, penalty)
+        GanTerms::new((d_loss, g_loss), (&x, &fake), (&logits.0, &logits.1), right, penalty)
     }
 
-    /// One update of the discriminator on real and generated images [B,C,H,W], the one after `updates` of them. Gives its loss without
-    /// the penalties, the logits [B] of both kinds, and [`GanTerms::penalty`] of this update.
-    fn update_discriminator(
+    /// Whether the generator's update uses the generated images of the discriminator's last one, with their graph: they are the same
+    /// images, in one pass.
+    fn shares_images(&self, parts: &[(i64, i64)]) -> bool {
+        matches!(parts, [.., last, for_g] if last == for_g && self.adam_g.passes(*for_g).len() == 1)
+    }
+
+    /// The discriminator's loss in its update after `updates` of them, with the penalties, on real and generated images [B,C,H,W].
+    fn judge_pass(
         &self,
-        (real, fake): (&Tensor, &Tensor),
+        x: Tensor,
+        made: Tensor,
         noise: &StepNoise,
         updates: u64,
         cx: StepContext,
-        minimise: &mut impl FnMut(&Adam, &Tensor) -> Result<()>,
-    ) -> Result<(Tensor, (Tensor, Tensor), Option<Tensor>)> {
+    ) -> Result<(Tensor, JudgedPass)> {
         let penalties = &self.spec.penalties;
         let due = penalties.due(updates);
         let [real, fake] = match due {
-            true => [penalties.leaf(real, penalties.r1)?, penalties.leaf(fake, penalties.r2)?],
-            false => [real.shallow_clone(), fake.f_detach()?],
+            true => [penalties.leaf(&x, penalties.r1)?, penalties.leaf(&made, penalties.r2)?],
+            false => [x.shallow_clone(), made.f_detach()?],
         };
         // The slopes are those through the augmentation (as in arXiv 2006.06676 and 2501.05441).
         let uniform = [noise.augment.as_ref().map(|a| &a.real), noise.augment.as_ref().map(|a| &a.fake)];
@@ -458,12 +540,9 @@ impl Gan {
             let share = none.f_add_scalar(if due || !penalties.of_slopes() { 1.0 } else { 0.0 })?;
             measured = Some(Tensor::f_stack(&[&slopes, &share, &lecam], 0)?.f_detach()?);
         }
-        cx.timer.lap(Phase::Forward);
-        minimise(&self.adam_d, &total)?;
-        if let Some(augmenter) = &self.augmenter {
-            augmenter.observe(&logits.0)?;
-        }
-        Ok((d_loss, logits, measured))
+        let logits = (logits.0.f_detach()?, logits.1.f_detach()?);
+        let d_loss = d_loss.f_detach()?;
+        Ok((total, JudgedPass { d_loss, x, fake: made, logits, penalty: measured }))
     }
 
     fn adaptive_p(&self) -> Option<&Tensor> {
@@ -601,9 +680,10 @@ impl Model for Gan {
         let parts = self.spec.parts(batch);
         let Some((for_g, for_d)) = parts.split_last() else { return Vec::new() };
         let mut work = Vec::new();
+        let shared = self.shares_images(&parts);
         for part in for_d {
             // Without the generator's gradients, unless its update uses the same images.
-            match part == for_g {
+            match shared && part == for_g {
                 true => work.extend(generator.training_work(part.1, true, false)),
                 false => work.extend(generator.forward_work(part.1)),
             }
@@ -613,7 +693,7 @@ impl Model for Gan {
         if self.spec.loss.pairs() {
             work.extend(discriminator.forward_work(for_g.1));
         }
-        if for_d.last() != Some(for_g) {
+        if !shared {
             work.extend(generator.training_work(for_g.1, true, false));
         }
         work.extend(discriminator.training_work(for_g.1, false, true));
@@ -628,6 +708,9 @@ impl Model for Gan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::timer::StepTimer;
+    use crate::models::optimizer::MicroBatch;
+    use crate::native;
 
     #[test]
     fn warns_of_a_dominant_discriminator_and_mode_collapse_and_limits_the_loss() {
@@ -654,5 +737,88 @@ mod tests {
         assert_eq!(gan.report(&[1.0, 2.0, 3.0, 4.0, 0.9, 4.0, 1.0]), [1.0, 2.0, 3.0, 4.0, 0.9, 0.5]);
         assert_eq!((gan.scalars().len(), gan.scalars()[5].key.as_str()), (6, "diversity"));
         assert!(gan.scalars()[1].limit.unwrap() < 1667.0, "seen in a run with --lr 0.02");
+    }
+
+    /// A small GAN on images of 8x8, convolutional ones with batch normalisation.
+    fn spec(arch: crate::nets::Arch, loss: GanLoss) -> GanSpec {
+        let net = NetSpec {
+            arch,
+            hidden: vec![5, 4],
+            base_width: 4,
+            activation: Activation::LeakyRelu,
+            batch_norm: false,
+            init: crate::nets::graph::Init::PyTorch,
+        };
+        GanSpec::new(Shape { channels: 1, height: 8, width: 8 }, 3, [net.clone().like_dcgan(), net.like_dcgan()], loss)
+    }
+
+    fn images(seed: i64, count: i64) -> Batch {
+        let x = native::random(seed, &[count, 1, 8, 8], native::Distribution::Uniform).unwrap();
+        Batch { x, labels: None }
+    }
+
+    /// Updates on the same images; the measured values of the last.
+    fn train(gan: &mut Gan, batch: &Batch, steps: u64) -> Tensor {
+        let timer = StepTimer::off();
+        let step = |step: u64| {
+            let noise = Noise::new(step as i64, Device::Cpu);
+            gan.schedule(step).unwrap();
+            gan.step(batch, StepContext { noise: &noise, timer: &timer, on_device: false }).unwrap()
+        };
+        (0..steps).map(step).last().unwrap()
+    }
+
+    fn weights(gan: &Gan) -> Vec<Tensor> {
+        gan.optimizers().iter().flat_map(|adam| adam.params().iter().map(|p| p.detach().copy())).collect()
+    }
+
+    #[test]
+    fn passes_of_an_update_give_that_of_the_whole_batch() {
+        let none = Penalties::default();
+        let kinds = [
+            (none, 1),
+            (Penalties { r1: 0.5, r2: 0.3, gradient: 0.2, ..none }, 1),
+            (Penalties { r1: 0.5, first_order: true, every: 2, ..none }, 2),
+        ];
+        for &loss in GanLoss::value_variants() {
+            for (penalties, d_steps) in kinds {
+                let update = |size: Option<u64>| {
+                    let list = vec![crate::models::augment::Augmentation::Shift];
+                    let augment = Some(AugmentSpec { list, p: crate::models::augment::ApplyProbability::Adaptive });
+                    let spec = GanSpec { penalties, d_steps, augment, ..spec(crate::nets::Arch::Mlp, loss) };
+                    let adam = AdamSettings { eps: 1e-2, ..AdamSettings::default() };
+                    let micro_batch = size.map(|images| MicroBatch { images, with_batch_norm: false });
+                    let hyper = OptimizerSettings { adam, micro_batch, ..OptimizerSettings::default() };
+                    let mut gan = native::seeded(3, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
+                    let values = train(&mut gan, &images(1, 18), 2);
+                    let state = gan.more_state().into_iter().map(|(_, t)| t.copy()).collect::<Vec<_>>();
+                    [values.to_kind(Kind::Float)].into_iter().chain(state).chain(weights(&gan)).collect::<Vec<_>>()
+                };
+                let whole = update(None);
+                for size in [4, 18] {
+                    for (i, (got, want)) in update(Some(size)).iter().zip(&whole).enumerate() {
+                        // A difference of two logits over a small distance, which rounds.
+                        let most = if penalties.first_order { 1e-3 } else { 1e-5 };
+                        let close = got.allclose(want, most, most / 10.0, false);
+                        assert!(close, "{loss:?}, {penalties:?}, {size}, tensor {i}: {got}, not {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn passes_need_leave_for_batch_normalisation() {
+        let with = |with_batch_norm, penalties| {
+            let micro_batch = Some(MicroBatch { images: 4, with_batch_norm });
+            let spec = GanSpec { penalties, ..spec(crate::nets::Arch::Conv, GanLoss::Hinge) };
+            Gan::new(spec, OptimizerSettings { micro_batch, ..OptimizerSettings::default() }, Device::Cpu)
+        };
+        let e = with(false, Penalties::default()).unwrap_err().to_string();
+        assert!(e.contains("the generator has batch normalisation") && e.contains("--micro-batch-norm"), "{e}");
+        let e = with(true, Penalties { lecam: 1.0, ..Penalties::default() }).unwrap_err().to_string();
+        assert!(e.contains("--lecam"), "{e}");
+        let values = train(&mut with(true, Penalties::default()).unwrap(), &images(1, 10), 2);
+        assert_eq!(values.isfinite().all().int64_value(&[]), 1);
     }
 }

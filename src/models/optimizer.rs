@@ -1,6 +1,6 @@
 //! Adam and its state.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::network::Network;
@@ -22,6 +22,17 @@ pub struct OptimizerSettings {
     pub beta2: Option<Schedule>,
     /// Maximum global norm of a network's gradients; 0 for no clipping.
     pub clip_norm: f64,
+    /// How the images of an update are split into passes, whose gradients are averaged; none: they are one pass.
+    pub micro_batch: Option<MicroBatch>,
+}
+
+/// Passes of an update, each of which takes the memory of its own images alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MicroBatch {
+    /// Images of a pass, the last of which may have fewer.
+    pub images: u64,
+    /// Whether networks with batch normalisation are allowed: its statistics are those of a pass.
+    pub with_batch_norm: bool,
 }
 
 /// Learning rate.
@@ -68,10 +79,37 @@ pub static CLIP_NORM: Setting<f64> =
         .default("0", "stable training does not need it")
         .value_name("NORM");
 
+/// See [`MicroBatch`].
+pub static MICRO_BATCH: Setting<u64> = Setting::count(
+    "micro-batch",
+    "Compute an update in passes of so many images, to save memory: the mean of their gradients is that of the whole batch \
+     [default: in one pass]",
+)
+.value_name("IMAGES");
+
+/// See [`MicroBatch::with_batch_norm`].
+pub static MICRO_BATCH_NORM: Setting<bool> = Setting::switch(
+    "micro-batch-norm",
+    "Allow --micro-batch with batch normalisation, whose statistics are then those of a pass: it trains as a smaller batch does",
+)
+.default("false", "the update is another one");
+
 /// The settings of the optimizers.
 pub static SETTINGS: Group = Group {
     heading: "Optimizer",
-    settings: &[&LR, &LR_END, &BETA1, &BETA2, &BETA2_END, &SCHEDULE, &ADAM_EPS, &WEIGHT_DECAY, &CLIP_NORM],
+    settings: &[
+        &LR,
+        &LR_END,
+        &BETA1,
+        &BETA2,
+        &BETA2_END,
+        &SCHEDULE,
+        &ADAM_EPS,
+        &WEIGHT_DECAY,
+        &CLIP_NORM,
+        &MICRO_BATCH,
+        &MICRO_BATCH_NORM,
+    ],
 };
 
 impl OptimizerSettings {
@@ -89,7 +127,9 @@ impl OptimizerSettings {
         };
         let lr = Schedule::from_settings(s, adam.lr, &LR_END, length);
         let beta2 = Schedule::from_settings(s, adam.beta2, &BETA2_END, length);
-        Ok(OptimizerSettings { adam, lr, beta2, clip_norm: s.get(&CLIP_NORM)? })
+        let with_batch_norm = s.get(&MICRO_BATCH_NORM)?;
+        let micro_batch = s.given(&MICRO_BATCH).map(|images| MicroBatch { images, with_batch_norm });
+        Ok(OptimizerSettings { adam, lr, beta2, clip_norm: s.get(&CLIP_NORM)?, micro_batch })
     }
 }
 
@@ -192,6 +232,51 @@ impl Adam {
         }
     }
 
+    /// The passes of an update on `count` images from image `from` on, as (from, count).
+    pub fn passes(&self, (from, count): (i64, i64)) -> Vec<(i64, i64)> {
+        let each = self.hyper.micro_batch.map_or(count, |micro| count.min(micro.images as i64)).max(1);
+        (from..from + count).step_by(each as usize).map(|at| (at, each.min(from + count - at))).collect()
+    }
+
+    /// One update by a loss that is a mean over images: `loss` gives that of each of the `passes`, a scalar. One pass is left to
+    /// `minimise`, which is [`Adam::minimise`].
+    ///
+    /// # Errors
+    /// As [`Adam::minimise`].
+    pub fn minimise_mean(
+        &self,
+        passes: &[(i64, i64)],
+        cx: StepContext,
+        minimise: impl FnOnce(&Adam, &Tensor) -> Result<()>,
+        mut loss: impl FnMut((i64, i64)) -> Result<Tensor>,
+    ) -> Result<()> {
+        if let [pass] = passes {
+            let loss = loss(*pass)?;
+            cx.timer.lap(Phase::Forward);
+            return minimise(self, &loss);
+        }
+        let images: i64 = passes.iter().map(|pass| pass.1).sum();
+        let mut mean: Vec<Tensor> = Vec::new();
+        for pass in passes {
+            let share = loss(*pass)?.f_mul_scalar(pass.1 as f64 / images as f64)?;
+            cx.timer.lap(Phase::Forward);
+            let grads = self.gradients(&share)?;
+            match mean.is_empty() {
+                true => mean = grads,
+                false => {
+                    for (sum, grad) in mean.iter_mut().zip(&grads) {
+                        // Not in place: two parameters may share one gradient tensor.
+                        *sum = sum.f_add(grad)?;
+                    }
+                }
+            }
+            cx.timer.lap(Phase::Backward);
+        }
+        self.apply(&mean, cx.on_device)?;
+        cx.timer.lap(Phase::Optimizer);
+        Ok(())
+    }
+
     fn unreached(&self, i: usize) -> Result<()> {
         bail!("the parameter {} does not reach the loss, so it has no gradient", self.names[i])
     }
@@ -272,6 +357,19 @@ impl Adam {
     }
 }
 
+/// The mean over images of a value that is a mean over those of each pass.
+///
+/// # Errors
+/// libtorch's.
+pub fn mean_of_passes<'a>(passes: &[(i64, i64)], values: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    let images: i64 = passes.iter().map(|pass| pass.1).sum();
+    let mut shares = passes.iter().zip(values).map(|(pass, value)| (pass.1 as f64 / images as f64, value));
+    let (share, first) = shares.next().context("an update has a pass")?;
+    // One pass: the value itself, without an operation.
+    let first = if share == 1.0 { first.shallow_clone() } else { first.f_mul_scalar(share)? };
+    shares.try_fold(first, |sum, (share, value)| Ok(sum.f_add(&value.f_mul_scalar(share)?)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,7 +385,8 @@ mod tests {
             OptimizerSettings { lr: schedule(1.0, 0.0), beta2: schedule(0.9, 0.99), ..OptimizerSettings::default() };
         let (network, _) = Network::new("n", Device::Cpu, Init::PyTorch, |b| {
             let x = b.input(Port::new("x", &[2], "numbers"))?;
-            b.linear("fc", x, 1, false)
+            let out = b.linear("fc", x, 1, false)?;
+            b.output(Port::new("y", &[1], "numbers"), out)
         })
         .unwrap();
         let mut adam = Adam::new("step", &[&network], hyper).unwrap();
