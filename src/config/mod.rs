@@ -22,6 +22,7 @@ use crate::base::usage::usage;
 use crate::data::{self, DATA, DATA_DIR};
 use crate::export::Origin;
 use crate::metrics::extractor;
+use crate::models::gan::FREEZE_D;
 use crate::models::tuning::{Plan, TUNE};
 use crate::models::{Length, Model, ModelKind, tuning};
 use crate::native;
@@ -279,6 +280,9 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     refuse_foreign(model, given)?;
     let s = presets::below(model, given)?.overlaid(given);
     model.check(&s)?;
+    if let (Some(layers @ 1..), None) = (s.given(&FREEZE_D), s.given(&training::INIT_FROM)) {
+        usage!("--freeze-d {layers} keeps weights that were trained before: add --init-from, or leave it out");
+    }
     Ok(Config {
         model,
         budget: match s.given(&training::STEPS) {

@@ -148,6 +148,7 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Vae, "ema = 0.9", "--ema"),
         (Vae, "gan-loss = 'minimax'", "--gan-loss"),
         (Gan, "ema = 1.0", "--ema"),
+        (Gan, "freeze-d = 2", "--init-from"),
         (Vae, "schedule = 'linear'", "--schedule"),
         (Vae, "r1-end = 1.0", "--r1-end"),
         (Gan, "r2-end = 1.0", "--r2-end"),

@@ -52,6 +52,8 @@ pub struct GanSpec {
     pub d_steps: u64,
     /// The discriminator's learning rate; none for that of the generator (two learning rates: arXiv 1706.08500).
     pub d_lr: Option<f64>,
+    /// N, the first layers of the discriminator that keep their weights (Mo et al. 2020, arXiv 2002.10964).
+    pub freeze_d: u64,
     /// The generator's moving average; none keeps none.
     pub ema: Option<Decay>,
     /// Augmentation of the images that the discriminator sees.
@@ -95,6 +97,15 @@ pub static D_LR: Setting<f64> =
     Setting::number("d-lr", "Adam's learning rate of the discriminator [default: that of --lr]")
         .range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0);
 
+/// See [`GanSpec::freeze_d`].
+pub static FREEZE_D: Setting<u64> = Setting::whole(
+    "freeze-d",
+    "Linear and convolutional layers of the discriminator, from the image on, that keep the weights of --init-from, with their \
+     normalisations; for few images",
+)
+.default("0", "all layers learn")
+.value_name("LAYERS");
+
 /// See [`GanSpec::ema`].
 pub static EMA: Setting<f64> =
     Setting::number("ema", "Decay of the generator's moving average, used for sample grids and exports; 0 for none")
@@ -131,6 +142,7 @@ pub static SETTINGS: Group = Group {
         &PENALTY_EVERY,
         &D_STEPS,
         &D_LR,
+        &FREEZE_D,
         &EMA,
         &EMA_HALF_LIFE,
         &AUGMENT,
@@ -150,6 +162,7 @@ impl GanSpec {
             penalties: Penalties::default(),
             d_steps: 1,
             d_lr: None,
+            freeze_d: 0,
             ema: None,
             augment: None,
         }
@@ -178,6 +191,7 @@ impl GanSpec {
             loss: s.get(&GAN_LOSS)?,
             d_steps: s.get(&D_STEPS)?,
             d_lr: s.given(&D_LR),
+            freeze_d: s.get(&FREEZE_D)?,
             ema: match s.given(&EMA_HALF_LIFE) {
                 Some(images) => Some(Decay::HalfLife { images, batch: length.batch_size as f64 }),
                 None => Some(s.get(&EMA)?).filter(|decay| *decay > 0.0).map(Decay::Fixed),
@@ -312,6 +326,31 @@ fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     })
 }
 
+/// Excludes the first `count` linear and convolutional layers, and the normalisations after them, from training. The running statistics
+/// of batch normalisation go on.
+fn freeze_first(network: &Network, count: u64) -> Result<()> {
+    let is_layer = |op: &Op| matches!(op, Op::Linear(_) | Op::Conv(_));
+    let nodes = network.graph.nodes();
+    let layers = nodes.iter().filter(|node| is_layer(&node.op)).count() as u64;
+    if count >= layers {
+        usage!(
+            "--freeze-d {count} leaves the {} nothing to learn, which has {layers} layers: freeze fewer",
+            network.graph.name()
+        );
+    }
+    let mut begun = 0;
+    for node in nodes {
+        begun += u64::from(is_layer(&node.op));
+        if begun > count {
+            break;
+        }
+        for (_, t, _) in node.op.tensors() {
+            let _same = t.set_requires_grad(false);
+        }
+    }
+    Ok(())
+}
+
 impl Gan {
     /// Fresh weights from libtorch's current random state.
     ///
@@ -337,6 +376,7 @@ impl Gan {
                 );
             }
         }
+        freeze_first(&d, spec.freeze_d)?;
         let average = spec.ema.map(|decay| MovingAverage::new(&g, generator(&spec, device)?.0, decay, device));
         let average = average.transpose()?;
         let d_lr = spec.d_lr.unwrap_or(hyper.adam.lr);
@@ -820,5 +860,33 @@ mod tests {
         assert!(e.contains("--lecam"), "{e}");
         let values = train(&mut with(true, Penalties::default()).unwrap(), &images(1, 10), 2);
         assert_eq!(values.isfinite().all().int64_value(&[]), 1);
+    }
+
+    #[test]
+    fn frozen_layers_keep_their_weights() {
+        let gan = |freeze_d| {
+            let spec = GanSpec { freeze_d, ..spec(crate::nets::Arch::Conv, GanLoss::NonSaturating) };
+            native::seeded(3, || Gan::new(spec, OptimizerSettings::default(), Device::Cpu))
+        };
+        // conv1, fc1, fc2, out.
+        for freeze_d in 0..4 {
+            let mut gan = gan(freeze_d).unwrap();
+            let of = |gan: &Gan| {
+                gan.networks()
+                    .into_iter()
+                    .flat_map(Network::variables)
+                    .map(|(name, t)| (name, t.copy()))
+                    .collect::<Vec<_>>()
+            };
+            let before = of(&gan);
+            let _values = train(&mut gan, &images(1, 6), 2);
+            let kept = before.iter().zip(of(&gan)).filter(|((_, before), (_, after))| before == after);
+            let kept: Vec<_> =
+                kept.map(|((name, _), _)| name.as_str()).filter(|name| name.ends_with("weight")).collect();
+            let names = ["conv1", "fc1", "fc2", "out"].map(|name| format!("discriminator.{name}.weight"));
+            assert_eq!(kept, names[..freeze_d as usize]);
+        }
+        let e = gan(4).unwrap_err().to_string();
+        assert!(e.contains("--freeze-d 4") && e.contains("4 layers"), "{e}");
     }
 }
