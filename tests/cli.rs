@@ -129,6 +129,25 @@ fn a_schedule_ends_with_its_run() {
     refused(d, &["train", "--resume", "v", "--epochs", "3"], 2, &["--epochs", "ends with its 6 steps", "--init-from"]);
 }
 
+/// Networks that hardly learn: what they compute in training, with the statistics of each batch, is what they compute in evaluation
+/// mode, in which they are scored and exported. The running statistics of five updates are still near 0 and 1.
+#[test]
+fn networks_are_scored_as_they_were_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["--train-limit", "600", "--test-limit", "600", "--epochs", "1", "--base-width", "4", "--ema", "0.9"];
+    let args = [
+        &["train", "gan", "--lr", "1e-9", "--seed", "1", "--device", "cpu", "--deterministic", "--out", "g"],
+        &small[..],
+    ];
+    good(dir.path(), &args.concat());
+    let rows = rows(&dir.path().join("g"));
+    let last = |key: &str| rows.iter().rev().find_map(|row| row.get(key)?.as_f64()).unwrap();
+    for key in ["d_real", "diversity"] {
+        let (trained, scored) = (last(key), last(&format!("test_{key}")));
+        assert!((trained / scored - 1.0).abs() < 0.05, "{key}: {trained} in training, {scored} in the score");
+    }
+}
+
 #[test]
 fn a_gan_run_has_its_own_columns() {
     let dir = tempfile::tempdir().unwrap();

@@ -19,6 +19,7 @@ use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings, mean_of_passes};
 use super::schedule::Scheduled;
+use super::statistics::Statistics;
 use super::{Length, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
@@ -418,6 +419,11 @@ impl Gan {
         network.graph.forward_one(z, self.images, mode)
     }
 
+    /// The generator of pictures and exports.
+    fn shown(&self) -> &Network {
+        self.average.as_ref().map_or(&self.generator, |average| &average.network)
+    }
+
     /// x [B,C,H,W] in [0,1] -> logits [B].
     fn judge(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         self.discriminator.graph.forward_one(x, self.logits, mode)
@@ -616,8 +622,7 @@ impl Model for Gan {
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         tch::no_grad(|| {
             // In evaluation mode, as exported: the scores do not depend on the batch.
-            let shown = self.average.as_ref().map_or(&self.generator, |average| &average.network);
-            let (x, fake) = (&batch.x, self.generate(shown, &self.z(&batch.x, noise)?, Mode::Eval)?);
+            let (x, fake) = (&batch.x, self.generate(self.shown(), &self.z(&batch.x, noise)?, Mode::Eval)?);
             let (real_logits, fake_logits) = self.judge_both(x, &fake, false, Mode::Eval)?;
             let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
             let g_loss = self.spec.loss.generator(&real_logits, &fake_logits)?;
@@ -643,6 +648,24 @@ impl Model for Gan {
             }
         }
         self.average.as_mut().map_or(Ok(()), |average| average.schedule(step))
+    }
+
+    /// The discriminator's are those of real images, as in training.
+    fn recompute_statistics(&self, batches: &mut dyn Iterator<Item = Result<(Batch, Noise)>>) -> Result<()> {
+        if ![self.shown(), &self.discriminator].iter().any(|network| network.graph.has_batch_norm()) {
+            return Ok(());
+        }
+        let (mut of_generator, mut of_discriminator) =
+            (Statistics::new(&self.shown().graph)?, Statistics::new(&self.discriminator.graph)?);
+        tch::no_grad(|| {
+            for batch in batches {
+                let (batch, noise) = batch?;
+                of_generator.add(|| self.generate(self.shown(), &self.z(&batch.x, &noise)?, Mode::Train))?;
+                of_discriminator.add(|| self.judge(&batch.x, Mode::Train))?;
+            }
+            of_generator.finish()?;
+            of_discriminator.finish()
+        })
     }
 
     fn start_trained(&mut self) {
@@ -888,5 +911,44 @@ mod tests {
         }
         let e = gan(4).unwrap_err().to_string();
         assert!(e.contains("--freeze-d 4") && e.contains("4 layers"), "{e}");
+    }
+
+    /// In evaluation mode, both networks then compute what they do with the statistics of a batch.
+    #[test]
+    fn recomputed_statistics_are_those_of_batches() {
+        let net = spec(crate::nets::Arch::Conv, GanLoss::NonSaturating);
+        let shape = Shape { channels: 1, height: 16, width: 16 };
+        let spec = GanSpec { shape, ema: Some(Decay::Fixed(0.9)), ..net };
+        let hyper = OptimizerSettings {
+            adam: AdamSettings { lr: 0.01, ..AdamSettings::default() },
+            ..OptimizerSettings::default()
+        };
+        let mut gan = native::seeded(3, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
+        let uniform = |seed| native::random(seed, &[64, 1, 16, 16], native::Distribution::Uniform).unwrap();
+        let _values = train(&mut gan, &Batch { x: uniform(1), labels: None }, 5);
+        let noise = || Noise::new(7, Device::Cpu);
+        let (x, z) = (uniform(2), gan.z(&uniform(2), &noise()).unwrap());
+        let off = |gan: &Gan| {
+            let differ = |of: &dyn Fn(Mode) -> Result<Tensor>| {
+                let [eval, batch] = [Mode::Eval, Mode::Batch].map(|mode| tch::no_grad(|| of(mode)).unwrap());
+                let scale = batch.std(false).double_value(&[]);
+                (eval - batch).abs().max().double_value(&[]) / scale
+            };
+            [differ(&|mode| gan.judge(&x, mode)), differ(&|mode| gan.generate(gan.shown(), &z, mode))]
+        };
+        let before = (off(&gan), weights(&gan));
+        let recompute = |gan: &Gan| {
+            let batch = || Ok((Batch { x: x.shallow_clone(), labels: None }, noise()));
+            gan.recompute_statistics(&mut [batch(), batch()].into_iter()).unwrap();
+            gan.networks().into_iter().flat_map(Network::variables).map(|(_, t)| t.copy()).collect::<Vec<_>>()
+        };
+        let once = recompute(&gan);
+        let after = off(&gan);
+        assert!(
+            before.0.iter().all(|off| *off > 0.2) && after.iter().all(|off| *off < 0.02),
+            "{before:?}, then {after:?}"
+        );
+        assert_eq!(before.1, weights(&gan), "no weight has moved");
+        assert_eq!(recompute(&gan), once, "they do not depend on those before");
     }
 }

@@ -8,6 +8,7 @@ pub mod network;
 pub mod noise;
 pub mod optimizer;
 pub mod schedule;
+pub mod statistics;
 pub mod tuning;
 pub mod vae;
 
@@ -243,6 +244,15 @@ pub trait Model {
     /// As [`Model::step`].
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
         self.encode(x)?.map(|(mu, _)| self.decode(&mu)).transpose()
+    }
+
+    /// Computes the running statistics of batch normalisation in [`Model::exported`] anew, as means over `batches` of real images with
+    /// the noise of generated ones. Training does not read them.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn recompute_statistics(&self, _batches: &mut dyn Iterator<Item = Result<(Batch, Noise)>>) -> Result<()> {
+        Ok(())
     }
 
     /// Sets how the operations are computed; results stay equal to rounding.
