@@ -148,6 +148,8 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Vae, "ema = 0.9", "--ema"),
         (Vae, "gan-loss = 'minimax'", "--gan-loss"),
         (Gan, "ema = 1.0", "--ema"),
+        (Gan, "micro-batch-norm = true", "--micro-batch-norm"),
+        (Vae, "micro-batch = 0", "--micro-batch"),
         (Gan, "freeze-d = 2", "--init-from"),
         (Vae, "schedule = 'linear'", "--schedule"),
         (Vae, "r1-end = 1.0", "--r1-end"),

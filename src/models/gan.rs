@@ -118,8 +118,8 @@ pub static EMA: Setting<f64> =
 /// See [`Decay::HalfLife`].
 pub static EMA_HALF_LIFE: Setting<f64> = Setting::number(
     "ema-half-life",
-    "Half-life of that average, instead of --ema: a weight counts half after so many images; at first a twentieth of the images seen, \
-     but with --init-from",
+    "Half-life of that average, instead of --ema: a weight counts half after so many images; early in a run that has no --init-from, after \
+     a twentieth of the images seen",
 )
 .range("from 1 to 1e12", |v| (1.0..=1e12).contains(v))
 .value_name("IMAGES")

@@ -8,6 +8,7 @@ use super::schedule::{SCHEDULE, Schedule, Scheduled};
 use super::{Length, Part, StepContext, Visit};
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::timer::Phase;
+use crate::base::usage::usage;
 use crate::native::{self, AdamSettings};
 
 /// Hyper-parameters of an optimizer.
@@ -128,6 +129,9 @@ impl OptimizerSettings {
         let lr = Schedule::from_settings(s, adam.lr, &LR_END, length);
         let beta2 = Schedule::from_settings(s, adam.beta2, &BETA2_END, length);
         let with_batch_norm = s.get(&MICRO_BATCH_NORM)?;
+        if with_batch_norm && s.given(&MICRO_BATCH).is_none() {
+            usage!("--micro-batch-norm has no effect without --micro-batch: add it, or leave this out");
+        }
         let micro_batch = s.given(&MICRO_BATCH).map(|images| MicroBatch { images, with_batch_norm });
         Ok(OptimizerSettings { adam, lr, beta2, clip_norm: s.get(&CLIP_NORM)?, micro_batch })
     }
