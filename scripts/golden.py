@@ -31,6 +31,7 @@ The metadata key `case` is a JSON object: the case's name, its model and every h
 
 import argparse
 import json
+import math
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -88,6 +89,13 @@ CASES = {
     ),
     "gan-residual": dict(GAN_RESIDUAL, block="plain", widths=[3, 6], r1=0.5, r2=0.2, eps=1e-4),
     "gan-grouped": dict(GAN_RESIDUAL, block="grouped", widths=[8, 16], r1=0.5, eps=1e-4),
+    "vae-linear": dict(
+        VAE, shape=[1, 6, 5], latent=3, encoder_hidden=[7], decoder_hidden=[6], schedule="linear", steps=4, lr_end=1e-4, beta2_end=0.9
+    ),
+    "gan-cosine": dict(
+        GAN_DIFFERENCES, gan_loss="relativistic", d_lr=2e-3, beta2=0.9, r1=0.5, r2=0.2,
+        schedule="cosine", steps=4, lr_end=2.5e-4, beta2_end=0.99, r1_end=0.05, r2_end=0.02
+    ),
 }
 
 
@@ -298,6 +306,32 @@ def adam_of_discriminator(net, case):
     return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, eps=case["eps"])
 
 
+def scheduled(case, key, step):
+    """A hyper-parameter after so many updates, on the way to its end if it has one: R3GAN's cosine_decay_with_warmup, or a line."""
+    start, end = case.get(key, 0), case.get(f"{key}_end", case.get(key, 0))
+    t = step / case.get("steps", 1)
+    return start + (t if case.get("schedule") == "linear" else 1 - 0.5 * (1 + math.cos(math.pi * t))) * (end - start)
+
+
+def stepper(case, optimizer):
+    """optimizer.step, with one of PyTorch's schedules of the learning rate and R3GAN's way to change the second decay."""
+    if "schedule" not in case:
+        return optimizer.step
+    (group,), share, updates = optimizer.param_groups, case["lr_end"] / case["lr"], [0]
+    if case["schedule"] == "linear":
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, share, case["steps"])
+    else:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, case["steps"], group["lr"] * share)
+
+    def step():
+        group["betas"] = (case["beta1"], scheduled(case, "beta2", updates[0]))
+        optimizer.step()
+        schedule.step()
+        updates[0] += 1
+
+    return step
+
+
 def moments(nets, optimizers):
     out = {}
     for name, p in nets.named_parameters():
@@ -313,6 +347,7 @@ def values(i, **terms):
 
 def train_vae(case, nets, xs, noises):
     out, optimizer = {}, adam(nets, case)
+    step = stepper(case, optimizer)
     for i, (x, eps) in enumerate(zip(xs, noises)):
         optimizer.zero_grad()
         mu, logvar = nets["encoder"](x)
@@ -324,7 +359,7 @@ def train_vae(case, nets, xs, noises):
         loss.backward()
         if i == 0:
             out |= gradients(nets["encoder"], "encoder") | gradients(nets["decoder"], "decoder")
-        optimizer.step()
+        step()
         out |= values(i, loss=loss, recon=recon, kl=kl)
     return out | moments(nets, [optimizer])
 
@@ -391,13 +426,14 @@ def train_gan(case, nets, xs, noises, draws):
     out, (d_loss_of, g_loss_of) = {}, losses(case)
     generator, discriminator = nets["generator"], nets["discriminator"]
     adam_d, adam_g = adam_of_discriminator(discriminator, case), adam(generator, case)
+    step_d, step_g = stepper(case, adam_d), stepper(case, adam_g)
     paired, means, updates = case["gan_loss"] == "relativistic", [], 0
     for i, (x, z, drawn) in enumerate(zip(xs, noises, draws)):
         # A part of the batch for each update: the paired loss has one of its own in the generator's.
         size = -(-len(x) // (case.get("d_steps", 1) + paired))
         parts = list(zip(x.split(size), z.split(size), *(drawn[key].split(size) for key in drawn)))
         g_part, d_parts = parts[-1], parts[:-1] if paired else parts
-        penalties = []
+        penalties, now = [], case | {key: scheduled(case, key, i) for key in ("r1", "r2")}
         for x, z, *part in d_parts:
             drawn_now = dict(zip(drawn, part))
             fake = generator(z)
@@ -409,7 +445,7 @@ def train_gan(case, nets, xs, noises, draws):
             d_loss = d_loss_of(real_logits, fake_logits)
             penalty, k = 0 * d_loss, case.get("every", 1)
             if updates % k == 0:
-                penalty = penalty + slope_penalty(case, discriminator, x, fake.detach(), drawn_now)
+                penalty = penalty + slope_penalty(now, discriminator, x, fake.detach(), drawn_now)
             total = d_loss + k * penalty
             if case.get("lecam"):
                 means.append((real_logits.mean().item(), fake_logits.mean().item()))
@@ -418,7 +454,7 @@ def train_gan(case, nets, xs, noises, draws):
             total.backward()
             if i == 0:
                 out |= gradients(discriminator, "discriminator")
-            adam_d.step()
+            step_d()
             penalties.append(penalty.detach())
             updates += 1
         adam_g.zero_grad()
@@ -428,7 +464,7 @@ def train_gan(case, nets, xs, noises, draws):
         g_loss.backward()
         if i == 0:
             out |= gradients(generator, "generator")
-        adam_g.step()
+        step_g()
         out |= values(i, d_loss=d_loss, g_loss=g_loss, d_real=real_logits.mean(), d_fake=fake_logits.mean())
         if any(case.get(key) for key in ("r1", "r2", "gradient", "lecam")):
             out |= values(i, penalty=torch.stack(penalties).mean())

@@ -118,6 +118,37 @@ fn a_vae_run_leaves_everything_the_contract_names() {
 }
 
 #[test]
+fn a_schedule_ends_with_its_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    good(d, &with(SMALL_VAE, &["--lr-end", "1e-4", "--schedule", "linear", "--out", "v"]));
+    let lr: Vec<f64> = rows(&d.join("v")).iter().filter_map(|row| row.get("lr")?.as_f64()).collect();
+    // From 1e-3 over six updates; a row has that of the update before it.
+    let want = [1.0, 2.0, 3.0, 5.0].map(|updates| 1e-3 - 9e-4 * updates / 6.0);
+    assert!(lr.len() == 4 && lr.iter().zip(want).all(|(lr, want)| (lr - want).abs() < 1e-12), "{lr:?}, not {want:?}");
+    refused(d, &["train", "--resume", "v", "--epochs", "3"], 2, &["--epochs", "ends with its 6 steps", "--init-from"]);
+}
+
+/// Networks that hardly learn: what they compute in training, with the statistics of each batch, is what they compute in evaluation
+/// mode, in which they are scored and exported. The running statistics of five updates are still near 0 and 1.
+#[test]
+fn networks_are_scored_as_they_were_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["--train-limit", "600", "--test-limit", "600", "--epochs", "1", "--base-width", "4", "--ema", "0.9"];
+    let args = [
+        &["train", "gan", "--lr", "1e-9", "--seed", "1", "--device", "cpu", "--deterministic", "--out", "g"],
+        &small[..],
+    ];
+    good(dir.path(), &args.concat());
+    let rows = rows(&dir.path().join("g"));
+    let last = |key: &str| rows.iter().rev().find_map(|row| row.get(key)?.as_f64()).unwrap();
+    for key in ["d_real", "diversity"] {
+        let (trained, scored) = (last(key), last(&format!("test_{key}")));
+        assert!((trained / scored - 1.0).abs() < 0.05, "{key}: {trained} in training, {scored} in the score");
+    }
+}
+
+#[test]
 fn a_gan_run_has_its_own_columns() {
     let dir = tempfile::tempdir().unwrap();
     good(dir.path(), &with(SMALL_GAN, &["--out", "g"]));
@@ -608,6 +639,7 @@ fn bad_flags_and_settings_get_one_sentence() {
     vae(&["--out", "file"], &["--out file"]);
     refused(d, &["train", "gan", "--beta", "2"], 2, &["--beta", "VAE"]);
     refused(d, &["train", "gan", "--ema", "1"], 2, &["--ema 1"]);
+    refused(d, &["train", "gan", "--ema", "0.9", "--ema-half-life", "1e4"], 2, &["--ema", "--ema-half-life"]);
     refused(d, &["train", "--resume", "nowhere"], 2, &["nowhere"]);
     refused(d, &["train", "--resume", "full"], 2, &["full", "not a run"]);
     refused(d, &["train", "vae", "--resume", "full"], 2, &["full", "not a run"]);

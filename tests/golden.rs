@@ -14,8 +14,10 @@ use ganvae::models::gan::{Gan, GanSpec, StepNoise};
 use ganvae::models::losses::adversarial::GanLoss;
 use ganvae::models::losses::likelihood::Likelihood;
 use ganvae::models::losses::penalty::{Draws, Penalties};
+use ganvae::models::moving_average::Decay;
 use ganvae::models::noise::Noise;
 use ganvae::models::optimizer::OptimizerSettings;
+use ganvae::models::schedule::{Schedule, ScheduleKind};
 use ganvae::models::vae::{Vae, VaeSpec};
 use ganvae::models::{Model, Part, StepContext, Visit};
 use ganvae::native::{AdamSettings, Factor};
@@ -155,22 +157,30 @@ fn all_ways() -> Vec<Compute> {
 }
 
 fn check_vae(case: &str, spec: VaeSpec) {
+    let adam = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
+    check_vae_with(case, spec, OptimizerSettings { adam, ..OptimizerSettings::default() });
+}
+
+fn check_vae_with(case: &str, spec: VaeSpec, hyper: OptimizerSettings) {
     for compute in all_ways() {
-        check_vae_in(compute, case, spec.clone());
+        check_vae_in(compute, case, spec.clone(), hyper);
     }
 }
 
-fn check_gan(case: &str, spec: GanSpec, hyper: AdamSettings) {
+fn check_gan(case: &str, spec: GanSpec, adam: AdamSettings) {
+    check_gan_with(case, spec, OptimizerSettings { adam, ..OptimizerSettings::default() });
+}
+
+fn check_gan_with(case: &str, spec: GanSpec, hyper: OptimizerSettings) {
     for compute in all_ways() {
         check_gan_in(compute, case, spec.clone(), hyper);
     }
 }
 
-fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
+fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec, hyper: OptimizerSettings) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let hyper = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
     let beta = spec.beta;
-    let mut vae = Vae::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut vae = Vae::new(spec, hyper, Device::Cpu).unwrap();
     vae.set_compute(compute).unwrap();
     begin(&mut vae, &golden);
     let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
@@ -181,21 +191,22 @@ fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec) {
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
     for i in 0..3 {
         let (x, eps) = input(i);
+        vae.schedule(i as u64).unwrap();
         let terms = vae.update(x, eps, cx()).unwrap();
         for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
             close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
         }
     }
-    compare_end(case, &mut vae, &golden, hyper);
+    compare_end(case, &mut vae, &golden, hyper.adam);
     close(&format!("{case}: decoded"), &vae.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
     let (mu, logvar) = vae.encode(&golden["x.2"]).unwrap().unwrap();
     close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-5, 1e-6);
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
 }
 
-fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamSettings) {
+fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: OptimizerSettings) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let mut gan = Gan::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut gan = Gan::new(spec, hyper, Device::Cpu).unwrap();
     gan.set_compute(compute).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
@@ -236,7 +247,7 @@ fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: AdamSettings
             close(&format!("{case}: penalty of update {i}"), &got, &value(&golden, i, "penalty"), 1e-4, 1e-6);
         }
     }
-    compare_end(case, &mut gan, &golden, hyper);
+    compare_end(case, &mut gan, &golden, hyper.adam);
     close(&format!("{case}: decoded"), &gan.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
     let discriminator = gan.networks().into_iter().find(|n| n.graph.name() == "discriminator").unwrap();
     let logits = discriminator.graph.evaluate(&[&golden["x.2"]]).unwrap().pop().unwrap();
@@ -292,18 +303,8 @@ fn a_convolutional_vae_updates_as_in_pytorch() {
 }
 
 fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
-    GanSpec {
-        shape: shape(1, 6, 5),
-        latent: 4,
-        generator: net(Arch::Mlp, &[5, 8], 1, Activation::Relu, false),
-        discriminator: net(Arch::Mlp, &[8, 6], 1, activation, false),
-        loss,
-        penalties: Penalties::default(),
-        d_steps: 1,
-        d_lr: None,
-        ema: 0.0,
-        augment: None,
-    }
+    let generator = net(Arch::Mlp, &[5, 8], 1, Activation::Relu, false);
+    GanSpec::new(shape(1, 6, 5), 4, [generator, net(Arch::Mlp, &[8, 6], 1, activation, false)], loss)
 }
 
 #[test]
@@ -389,33 +390,59 @@ fn residual_networks_update_as_in_pytorch() {
     }
 }
 
+/// Learning rates, β₂ and the weights of penalties that change in each update.
+#[test]
+fn schedules_update_as_in_pytorch() {
+    let schedule = |start, end, kind| Some(Schedule { start, end, kind, steps: 4 });
+    let (linear, cosine) = (ScheduleKind::Linear, ScheduleKind::Cosine);
+    let adam = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
+    let vae = VaeSpec {
+        shape: shape(1, 6, 5),
+        latent: 3,
+        encoder: net(Arch::Mlp, &[7], 1, Activation::Relu, false),
+        decoder: net(Arch::Mlp, &[6], 1, Activation::Relu, false),
+        likelihood: Likelihood::Bernoulli,
+        beta: 1.0,
+        kl_warmup_steps: 0,
+    };
+    let (lr, beta2) = (schedule(1e-3, 1e-4, linear), schedule(0.999, 0.9, linear));
+    check_vae_with("vae-linear", vae, OptimizerSettings { adam, lr, beta2, ..OptimizerSettings::default() });
+    let schedules = [schedule(0.5, 0.05, cosine), schedule(0.2, 0.02, cosine)];
+    let gan = GanSpec {
+        penalties: Penalties { r1: 0.5, r2: 0.2, schedules, ..Penalties::default() },
+        d_lr: Some(2e-3),
+        ..mlp_gan(GanLoss::Relativistic, Activation::LeakyRelu)
+    };
+    let (lr, beta2) = (schedule(1e-3, 2.5e-4, cosine), schedule(0.9, 0.99, cosine));
+    let adam = AdamSettings { beta2: 0.9, eps: 1e-4, ..adam };
+    check_gan_with("gan-cosine", gan, OptimizerSettings { adam, lr, beta2, ..OptimizerSettings::default() });
+}
+
 #[test]
 fn dcgan_updates_as_in_pytorch() {
-    let spec = GanSpec {
-        shape: shape(3, 16, 16),
-        latent: 5,
-        generator: net(Arch::Conv, &[], 3, Activation::Relu, true),
-        discriminator: net(Arch::Conv, &[], 3, Activation::LeakyRelu, true),
-        loss: GanLoss::NonSaturating,
-        penalties: Penalties::default(),
-        d_steps: 1,
-        d_lr: None,
-        ema: 0.0,
-        augment: None,
-    };
+    let nets = [Activation::Relu, Activation::LeakyRelu].map(|activation| net(Arch::Conv, &[], 3, activation, true));
+    let spec = GanSpec::new(shape(3, 16, 16), 5, nets, GanLoss::NonSaturating);
     check_gan("gan-conv", spec, AdamSettings { lr: 2e-4, beta1: 0.5, beta2: 0.999, ..AdamSettings::default() });
 }
 
-/// The moving average against its recurrence, decay rising as (1 + t)/(10 + t); running statistics are averaged as weights are.
+/// The moving average against its recurrence, with decays as the formulas say; running statistics are averaged as weights are.
 #[test]
 fn the_shown_generator_is_the_moving_average() {
+    follows(Decay::Fixed(0.4), |t| f64::min(0.4, (1.0 + t) / (10.0 + t)));
+    // The half-life has risen after 40 images, 10 updates.
+    let half_life = Decay::HalfLife { images: 2.0, batch: 4.0 };
+    follows(half_life, |t| 0.5f64.powf(4.0 / f64::min(2.0, 0.05 * 4.0 * t)));
+}
+
+fn follows(ema: Decay, decay: fn(f64) -> f64) {
     let mut spec = mlp_gan(GanLoss::NonSaturating, Activation::LeakyRelu);
-    spec.ema = 0.4;
+    spec.ema = Some(ema);
     spec.shape = shape(1, 8, 8);
     spec.generator = net(Arch::Conv, &[5], 2, Activation::Relu, true);
     let hyper = AdamSettings { lr: 0.05, beta1: 0.5, beta2: 0.9, ..AdamSettings::default() };
     tch::manual_seed(4);
-    let mut gan = Gan::new(spec, OptimizerSettings { adam: hyper, clip_norm: 0.0 }, Device::Cpu).unwrap();
+    let mut gan =
+        Gan::new(spec, OptimizerSettings { adam: hyper, ..OptimizerSettings::default() }, Device::Cpu).unwrap();
     let weights = |gan: &mut Gan| {
         let mut state = Collect::default();
         gan.visit(&mut state).unwrap();
@@ -431,12 +458,13 @@ fn the_shown_generator_is_the_moving_average() {
         let noise = StepNoise { z, penalty: Draws::default(), augment: None };
         gan.update(&x, &noise, cx(), |adam, loss| adam.minimise(loss, cx())).unwrap();
         let now = weights(&mut gan);
-        let decay = f64::min(0.4, (1 + t) as f64 / (10 + t) as f64);
+        let decay = decay(t as f64);
         for (name, want) in names.iter().zip(&mut want) {
             *want = &*want * decay + now[*name].to_kind(Kind::Double) * (1.0 - decay);
             let shown = &now[&format!("ema.{name}")];
             close(&format!("average of {name} after update {t}"), shown, want, 1e-5, 1e-6);
-            assert!(!now[*name].allclose(shown, 1e-4, 1e-5, false), "{name} is still the network's own");
+            let own = now[*name].allclose(shown, 1e-4, 1e-5, false);
+            assert!(decay < 0.05 || !own, "{name} is still the network's own");
         }
     }
 }

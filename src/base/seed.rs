@@ -23,6 +23,8 @@ pub enum Stream {
     DigitsTest = 7,
     /// Seeds of the noise after a divergence (step = times that the run has gone back).
     Rollback = 8,
+    /// Noise for the statistics of batch normalisation (step = index of the batch, the same at every computation).
+    Statistics = 9,
 }
 
 /// The seed of a stream at a step: SplitMix64 finalisers chained over the four numbers.

@@ -19,7 +19,7 @@ use crate::models::gan::{DISCRIMINATOR_HIDDEN, EMA, GENERATOR_HIDDEN};
 use crate::models::optimizer::{ADAM_EPS, CLIP_NORM, LR, OptimizerSettings, WEIGHT_DECAY};
 use crate::models::tuning::{DETERMINISTIC, TUNE};
 use crate::models::vae::{DECODER_HIDDEN, ENCODER_HIDDEN, KL_WARMUP};
-use crate::models::{ModelKind, Part};
+use crate::models::{Length, ModelKind, Part};
 use crate::nets::BASE_WIDTH;
 use crate::nets::Precision;
 use crate::run::checkpoint;
@@ -319,7 +319,7 @@ impl CheckCase<'_> {
     fn updates(&self, all: &mut Vec<CheckResult>) -> Result<()> {
         let (config, mut run) = self.run_on_device(Settings::default().with(&WEIGHT_DECAY, 0.1))?;
         // The last of these is a replay, where steps are captured.
-        let (done, c) = (9, OptimizerSettings::from_settings(&config.settings)?.adam);
+        let (done, c) = (9, OptimizerSettings::from_settings(&config.settings, Length::ONE)?.adam);
         for step in 0..done {
             run.step(step)?;
         }
@@ -355,9 +355,9 @@ impl CheckCase<'_> {
 
     /// Checks that replays use a learning rate that is changed after the capture, as at a rollback.
     fn learning_rate(&self, all: &mut Vec<CheckResult>) -> Result<()> {
-        let (config, mut run) = self.run_on_device(Settings::default().with(&WEIGHT_DECAY, 0.1))?;
-        let mut weights = |from: u64, lr: f64| -> Result<Tensors> {
-            run.setup.model.set_lr(lr)?;
+        let (_, mut run) = self.run_on_device(Settings::default().with(&WEIGHT_DECAY, 0.1))?;
+        let mut weights = |from: u64, factor: f64| -> Result<Tensors> {
+            run.setup.model.scale_lr(factor);
             for step in from..from + 8 {
                 run.step(step)?;
             }
@@ -367,8 +367,7 @@ impl CheckCase<'_> {
             state.retain(|name, _| trained.contains(name));
             Ok(state)
         };
-        let lr = config.settings.get(&LR)?;
-        let (before, still, moved) = (weights(0, lr)?, weights(8, 0.0)?, weights(16, lr)?);
+        let (before, still, moved) = (weights(0, 1.0)?, weights(8, 0.0)?, weights(16, 1.0)?);
         let [still, moved] = [&still, &moved].map(|after| compare(after, &before, 1e-6).0);
         all.push(CheckResult {
             name: format!("{}: a changed step size reaches later steps", self.name),

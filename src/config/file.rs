@@ -33,10 +33,14 @@ pub fn parse(text: &str, file: &Path) -> Result<(Option<ModelKind>, Settings)> {
             _ => usage!("{file}: model = {}: wanted {}", shown(&value), choice_names::<ModelKind>()),
         },
     };
-    if table.contains_key("epochs") && table.contains_key("steps") {
-        usage!("{file}: epochs and steps both set the length of training: keep one of the two");
-    }
     let known: Vec<&'static dyn AnySetting> = all_settings().into_iter().map(|(_, setting)| setting).collect();
+    for info in known.iter().map(|setting| setting.info()) {
+        if let Some(other) =
+            info.in_place_of.filter(|other| table.contains_key(info.name) && table.contains_key(*other))
+        {
+            usage!("{file}: {} and {other} set the same thing: keep one of the two", info.name);
+        }
+    }
     let mut settings = Settings::default();
     for (key, value) in &table {
         let Some(setting) = known.iter().find(|s| s.info().name == key) else {

@@ -22,9 +22,9 @@ use crate::base::usage::usage;
 use crate::data::{self, DATA, DATA_DIR};
 use crate::export::Origin;
 use crate::metrics::extractor;
-use crate::models::optimizer::LR;
+use crate::models::gan::FREEZE_D;
 use crate::models::tuning::{Plan, TUNE};
-use crate::models::{Model, ModelKind, tuning};
+use crate::models::{Length, Model, ModelKind, tuning};
 use crate::native;
 use crate::nets::Shape;
 use device::GraphCapture;
@@ -37,6 +37,16 @@ pub enum Budget {
     Epochs(u64),
     /// Updates.
     Steps(u64),
+}
+
+impl Budget {
+    /// The number of updates, `per_epoch` of them an epoch.
+    pub fn steps(self, per_epoch: u64) -> u64 {
+        match self {
+            Budget::Epochs(n) => n.saturating_mul(per_epoch),
+            Budget::Steps(n) => n,
+        }
+    }
 }
 
 /// The complete, checked settings.
@@ -52,8 +62,6 @@ pub struct Config {
     pub batch_size: usize,
     /// Seed of all random numbers.
     pub seed: u64,
-    /// Learning rate, before any rollback.
-    pub lr: f64,
     /// Autotuning.
     pub plan: Plan,
     /// Whether the step is captured on a GPU.
@@ -114,8 +122,10 @@ impl Config {
     /// # Errors
     /// When the architecture does not support this image shape.
     pub fn build(&self, shape: Shape, per_epoch: u64, device: tch::Device) -> Result<Box<dyn Model>> {
+        let batch_size = self.settings.get(&training::BATCH_SIZE)?;
+        let length = Length { batch_size, per_epoch, total: self.budget.steps(per_epoch) };
         native::seeded(seed_for(self.seed, 0, Stream::Init, 0), || {
-            self.model.build(&self.settings, shape, per_epoch, device)
+            self.model.build(&self.settings, shape, length, device)
         })
     }
 
@@ -273,6 +283,9 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     // The preset's own name, where the images chose it.
     let s = base.overlaid(given).without(&training::PRESET).with_some(&training::PRESET, preset);
     model.check(&s)?;
+    if let (Some(layers @ 1..), None) = (s.given(&FREEZE_D), s.given(&training::INIT_FROM)) {
+        usage!("--freeze-d {layers} keeps weights that were trained before: add --init-from, or leave it out");
+    }
     Ok(Config {
         model,
         budget: match s.given(&training::STEPS) {
@@ -281,7 +294,6 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         },
         batch_size: s.get(&training::BATCH_SIZE)?.saturating_mul(model.batches_per_step(&s)?) as usize,
         seed: s.get(&training::SEED)?,
-        lr: s.get(&LR)?,
         plan: Plan::from_settings(&s)?,
         cuda_graph: s.get(&device::CUDA_GRAPH)? == GraphCapture::Auto && model.steps_alike(&s)?,
         log_every: s.get(&training::LOG_EVERY)?,

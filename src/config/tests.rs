@@ -5,6 +5,7 @@ use std::path::Path;
 use super::training::PRESET;
 use super::*;
 use crate::base::usage::Usage;
+use crate::models::optimizer::LR;
 use crate::models::vae::DECODER_HIDDEN;
 use crate::nets::{ARCH, Arch, BASE_WIDTH, LATENT};
 
@@ -29,7 +30,10 @@ fn refusal(model: ModelKind, text: &str) -> String {
 fn flags_override_the_file_and_the_file_the_preset() {
     let file = given("preset = 'article'\nlr = 0.01\nbatch-size = 32");
     let config = resolve(ModelKind::Vae, &file.overlaid(&given("lr = 0.5"))).unwrap();
-    assert_eq!((config.lr, config.batch_size, config.settings.given(&LATENT)), (0.5, 32, Some(100)));
+    assert_eq!(
+        (config.settings.given(&LR), config.batch_size, config.settings.given(&LATENT)),
+        (Some(0.5), 32, Some(100))
+    );
     assert_eq!(config.settings.given(&DECODER_HIDDEN), Some(vec![512, 12544]));
 }
 
@@ -144,6 +148,16 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Vae, "ema = 0.9", "--ema"),
         (Vae, "gan-loss = 'minimax'", "--gan-loss"),
         (Gan, "ema = 1.0", "--ema"),
+        (Gan, "micro-batch-norm = true", "--micro-batch-norm"),
+        (Vae, "micro-batch = 0", "--micro-batch"),
+        (Gan, "freeze-d = 2", "--init-from"),
+        (Vae, "schedule = 'linear'", "--schedule"),
+        (Vae, "r1-end = 1.0", "--r1-end"),
+        (Gan, "r2-end = 1.0", "--r2-end"),
+        (Gan, "lr-end = -1.0", "--lr-end"),
+        (Gan, "beta2-end = 1.0", "--beta2-end"),
+        (Gan, "ema = 0.9\nema-half-life = 10000", "ema and ema-half-life set the same thing"),
+        (Gan, "ema-half-life = 0", "--ema-half-life"),
         (Gan, "base-width = 0", "--base-width"),
         (Gan, "beta = 1.0", "--beta"),
         (Gan, "kl-warmup = 1.0", "--kl-warmup"),
@@ -227,7 +241,7 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
     }
     assert!(differing > 20, "only {differing} values of presets were seen");
     assert!(
-        help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; dcgan 0.0002; r3gan 0.0002; article 0.0001]"),
+        help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; dcgan 0.0002; small 0.001; r3gan 0.0002; sngan 0.0002; wgan-gp 0.0002; article 0.0001]"),
         "{}",
         help["lr"]
     );

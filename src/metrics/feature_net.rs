@@ -181,7 +181,10 @@ impl FeatureNet {
         let pixels = (shape.height * shape.width) as usize;
         let seen = (SEEN * 32 * 32 / pixels).clamp(SEEN_LARGE, SEEN).min(EPOCHS * n);
         let steps = (seen / BATCH).max(per_epoch) as u64;
-        let hyper = OptimizerSettings { adam: AdamSettings { lr: LR, ..AdamSettings::default() }, clip_norm: 0.0 };
+        let hyper = OptimizerSettings {
+            adam: AdamSettings { lr: LR, ..AdamSettings::default() },
+            ..OptimizerSettings::default()
+        };
         let mut adam = Adam::new("step", &[&self.network], hyper)?;
         let (noise, timer) = (Noise::new(0, Device::Cpu), StepTimer::off());
         let mut rng = Rng::new(1);

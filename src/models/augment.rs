@@ -558,20 +558,12 @@ mod tests {
             init: Init::PyTorch,
             ..NetSpec::default()
         };
-        let spec = GanSpec {
-            shape: Shape { channels: 1, height: 8, width: 8 },
-            latent: 8,
-            generator: NetSpec { activation: Activation::Relu, ..net() },
-            discriminator: net(),
-            loss: GanLoss::NonSaturating,
-            penalties: crate::models::losses::penalty::Penalties::default(),
-            d_steps: 1,
-            d_lr: None,
-            ema: 0.0,
-            augment: Some(AugmentSpec { list: read_list(ALL).unwrap(), p: ApplyProbability::Fixed(0.5) }),
-        };
+        let shape = Shape { channels: 1, height: 8, width: 8 };
+        let nets = [NetSpec { activation: Activation::Relu, ..net() }, net()];
+        let augment = Some(AugmentSpec { list: read_list(ALL).unwrap(), p: ApplyProbability::Fixed(0.5) });
+        let spec = GanSpec { augment, ..GanSpec::new(shape, 8, nets, GanLoss::NonSaturating) };
         let adam = AdamSettings { lr: 1e-3, beta1: 0.5, ..AdamSettings::default() };
-        let hyper = OptimizerSettings { adam, clip_norm: 0.0 };
+        let hyper = OptimizerSettings { adam, ..OptimizerSettings::default() };
         let mut gan = crate::native::seeded(1, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
         let sides = |x: &Tensor| [0, 4].map(|from| x.narrow(3, from, 4).mean_dim([1i64, 2, 3].as_slice(), false, None));
         // 100 images: left in 0.05 to 0.25, right in 0.75 to 0.95, each with a level of its own.

@@ -11,20 +11,23 @@ use tch::{Device, Kind, Tensor};
 use super::augment::{AUGMENT, AUGMENT_P, AugmentDraws, AugmentSpec, Augmenter};
 use super::losses::adversarial::{GAN_LOSS, GanLoss};
 use super::losses::penalty::{
-    Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R2,
+    Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R1_END, R2,
+    R2_END,
 };
-use super::moving_average::MovingAverage;
+use super::moving_average::{Decay, MovingAverage};
 use super::network::Network;
 use super::noise::Noise;
-use super::optimizer::{Adam, OptimizerSettings};
-use super::{Model, StepContext};
+use super::optimizer::{Adam, OptimizerSettings, mean_of_passes};
+use super::schedule::Scheduled;
+use super::statistics::Statistics;
+use super::{Length, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::setting::{AnySetting, Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::base::usage::usage;
-use crate::native::AdamSettings;
+use crate::native::{AdamSettings, Factor};
 use crate::nets::cost::Work;
 use crate::nets::graph::{Function, Op, Port, Value};
 use crate::nets::{Activation, Arch, LATENT, Mode, NetSpec, channels, features, hidden_widths, synthesis};
@@ -50,8 +53,10 @@ pub struct GanSpec {
     pub d_steps: u64,
     /// The discriminator's learning rate; none for that of the generator (two learning rates: arXiv 1706.08500).
     pub d_lr: Option<f64>,
-    /// Decay of the generator's moving average; 0 keeps none.
-    pub ema: f64,
+    /// N, the first layers of the discriminator that keep their weights (Mo et al. 2020, arXiv 2002.10964).
+    pub freeze_d: u64,
+    /// The generator's moving average; none keeps none.
+    pub ema: Option<Decay>,
     /// Augmentation of the images that the discriminator sees.
     pub augment: Option<AugmentSpec>,
 }
@@ -118,12 +123,32 @@ pub static D_LR: Setting<f64> =
     Setting::number("d-lr", "Adam's learning rate of the discriminator [default: that of --lr]")
         .range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0);
 
+/// See [`GanSpec::freeze_d`].
+pub static FREEZE_D: Setting<u64> = Setting::whole(
+    "freeze-d",
+    "Linear and convolutional layers of the discriminator, from the image on, that keep the weights of --init-from, with their \
+     normalisations; for few images",
+)
+.default("0", "all layers learn")
+.value_name("LAYERS");
+
 /// See [`GanSpec::ema`].
 pub static EMA: Setting<f64> =
     Setting::number("ema", "Decay of the generator's moving average, used for sample grids and exports; 0 for none")
         .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
         .default("0", "Goodfellow et al. 2014 have none")
-        .value_name("DECAY");
+        .value_name("DECAY")
+        .in_place_of("ema-half-life");
+
+/// See [`Decay::HalfLife`].
+pub static EMA_HALF_LIFE: Setting<f64> = Setting::number(
+    "ema-half-life",
+    "Half-life of that average, instead of --ema: a weight counts half after so many images; early in a run that has no --init-from, after \
+     a twentieth of the images seen",
+)
+.range("from 1 to 1e12", |v| (1.0..=1e12).contains(v))
+.value_name("IMAGES")
+.in_place_of("ema");
 
 /// The settings of a GAN.
 pub static SETTINGS: Group = Group {
@@ -137,25 +162,46 @@ pub static SETTINGS: Group = Group {
         &DISCRIMINATOR_NORM,
         &GAN_LOSS,
         &R1,
+        &R1_END,
         &R2,
+        &R2_END,
         &GRADIENT_PENALTY,
         &LECAM,
         &FIRST_ORDER,
         &PENALTY_EVERY,
         &D_STEPS,
         &D_LR,
+        &FREEZE_D,
         &EMA,
+        &EMA_HALF_LIFE,
         &AUGMENT,
         &AUGMENT_P,
     ],
 };
 
 impl GanSpec {
+    /// A GAN without penalties, moving average and augmentation.
+    pub fn new(shape: Shape, latent: i64, [generator, discriminator]: [NetSpec; 2], loss: GanLoss) -> Self {
+        GanSpec {
+            shape,
+            latent,
+            generator,
+            discriminator,
+            loss,
+            penalties: Penalties::default(),
+            d_steps: 1,
+            d_lr: None,
+            freeze_d: 0,
+            ema: None,
+            augment: None,
+        }
+    }
+
     /// The GAN that the settings describe, for images of this shape.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape) -> Result<Self> {
+    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
         let mut generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
         let mut discriminator = NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan();
         for (net, widths) in [(&mut generator, &GENERATOR_WIDTHS), (&mut discriminator, &DISCRIMINATOR_WIDTHS)] {
@@ -185,12 +231,16 @@ impl GanSpec {
             shape,
             latent: s.get(&LATENT)? as i64,
             generator: NetSpec { activation: Activation::Relu, ..generator },
-            penalties: Penalties::from_settings(s, discriminator.batch_norm)?,
+            penalties: Penalties::from_settings(s, discriminator.batch_norm, length)?,
             discriminator,
             loss: s.get(&GAN_LOSS)?,
             d_steps: s.get(&D_STEPS)?,
             d_lr: s.given(&D_LR),
-            ema: s.get(&EMA)?,
+            freeze_d: s.get(&FREEZE_D)?,
+            ema: match s.given(&EMA_HALF_LIFE) {
+                Some(images) => Some(Decay::HalfLife { images, batch: length.batch_size as f64 }),
+                None => Some(s.get(&EMA)?).filter(|decay| *decay > 0.0).map(Decay::Fixed),
+            },
             augment: AugmentSpec::from_settings(s)?,
         })
     }
@@ -226,8 +276,8 @@ pub struct Gan {
     adam_g: Adam,
     adam_d: Adam,
     lecam: Option<LeCam>,
-    /// The discriminator's learning rate over the generator's.
-    d_lr_ratio: f64,
+    /// γ of R1 and of R2, where it changes.
+    gammas: [Option<Scheduled>; 2],
     /// Updates before the next one.
     step: u64,
     average: Option<MovingAverage>,
@@ -253,6 +303,43 @@ impl StepNoise {
             z: self.z.f_narrow(0, from, count)?,
             penalty: self.penalty.narrow(from, count)?,
             augment: self.augment.as_ref().map(|augment| augment.narrow(from, count)).transpose()?,
+        })
+    }
+}
+
+/// A pass of the discriminator's update, or all of them.
+struct JudgedPass {
+    /// The loss without the penalties, a scalar.
+    d_loss: Tensor,
+    /// Real images [B,C,H,W] in [0,1].
+    x: Tensor,
+    /// Generated ones; in the only pass of an update with the generator's graph.
+    fake: Tensor,
+    /// The logits [B] of both.
+    logits: (Tensor, Tensor),
+    /// See [`GanTerms::penalty`].
+    penalty: Option<Tensor>,
+}
+
+impl JudgedPass {
+    /// All passes of an update as one.
+    fn joined(passes: &[(i64, i64)], mut all: Vec<Self>) -> Result<Self> {
+        if all.len() == 1 {
+            return all.pop().context("an update has a pass");
+        }
+        let cat = |part: fn(&Self) -> &Tensor| {
+            Ok::<_, anyhow::Error>(Tensor::f_cat(&all.iter().map(part).collect::<Vec<_>>(), 0)?)
+        };
+        let penalties: Vec<_> = all.iter().filter_map(|pass| pass.penalty.as_ref()).collect();
+        Ok(JudgedPass {
+            d_loss: mean_of_passes(passes, all.iter().map(|pass| &pass.d_loss))?,
+            x: cat(|pass| &pass.x)?,
+            fake: cat(|pass| &pass.fake)?,
+            logits: (cat(|pass| &pass.logits.0)?, cat(|pass| &pass.logits.1)?),
+            penalty: match penalties.len() {
+                0 => None,
+                _ => Some(mean_of_passes(passes, penalties.into_iter())?),
+            },
         })
     }
 }
@@ -284,6 +371,31 @@ fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     })
 }
 
+/// Excludes the first `count` linear and convolutional layers, and the normalisations after them, from training. The running statistics
+/// of batch normalisation go on.
+fn freeze_first(network: &Network, count: u64) -> Result<()> {
+    let is_layer = |op: &Op| matches!(op, Op::Linear(_) | Op::Conv(_));
+    let nodes = network.graph.nodes();
+    let layers = nodes.iter().filter(|node| is_layer(&node.op)).count() as u64;
+    if count >= layers {
+        usage!(
+            "--freeze-d {count} leaves the {} nothing to learn, which has {layers} layers: freeze fewer",
+            network.graph.name()
+        );
+    }
+    let mut begun = 0;
+    for node in nodes {
+        begun += u64::from(is_layer(&node.op));
+        if begun > count {
+            break;
+        }
+        for (_, t, _) in node.op.tensors() {
+            let _same = t.set_requires_grad(false);
+        }
+    }
+    Ok(())
+}
+
 impl Gan {
     /// Fresh weights from libtorch's current random state.
     ///
@@ -292,14 +404,36 @@ impl Gan {
     pub fn new(spec: GanSpec, hyper: OptimizerSettings, device: Device) -> Result<Self> {
         let (g, images) = generator(&spec, device)?;
         let (d, logits) = discriminator(&spec, device)?;
-        let average = match spec.ema > 0.0 {
-            true => Some(MovingAverage::new(&g, generator(&spec, device)?.0, spec.ema, device)?),
-            false => None,
-        };
-        let lazy = spec.penalties.lazy_adam(hyper.adam);
-        let d_lr_ratio = lazy.lr / hyper.adam.lr * spec.d_lr.map_or(1.0, |lr| lr / hyper.adam.lr);
-        // As Model::set_lr makes it, to the bit.
-        let for_d = OptimizerSettings { adam: AdamSettings { lr: hyper.adam.lr * d_lr_ratio, ..lazy }, ..hyper };
+        if let Some(micro) = hyper.micro_batch {
+            let images = micro.images;
+            let norm = [&g, &d].into_iter().find(|n| n.graph.has_batch_norm());
+            if let Some(network) = norm.filter(|_| !micro.with_batch_norm) {
+                let off = if network.graph.name() == "discriminator" { ", --discriminator-norm none" } else { "" };
+                usage!(
+                    "--micro-batch {images}: the {} has batch normalisation, whose statistics would be those of {images} images: add \
+                     --micro-batch-norm if that is meant{off}, or leave it out",
+                    network.graph.name()
+                );
+            }
+            if spec.penalties.lecam > 0.0 {
+                usage!(
+                    "--micro-batch {images} contradicts --lecam, which needs the logits of the whole batch: leave one of the two out"
+                );
+            }
+        }
+        freeze_first(&d, spec.freeze_d)?;
+        let average = spec.ema.map(|decay| MovingAverage::new(&g, generator(&spec, device)?.0, decay, device));
+        let average = average.transpose()?;
+        let d_lr = spec.d_lr.unwrap_or(hyper.adam.lr);
+        let for_d = spec.penalties.lazy(OptimizerSettings {
+            adam: AdamSettings { lr: d_lr, ..hyper.adam },
+            lr: hyper.lr.map(|schedule| schedule.map(|lr| lr * (d_lr / hyper.adam.lr))),
+            ..hyper
+        });
+        let [r1, r2] = spec
+            .penalties
+            .schedules
+            .map(|schedule| schedule.map(|schedule| Scheduled::new(schedule.start, device)).transpose());
         let lecam = spec.penalties.lecam;
         let augmenter = spec.augment.clone().map(|augment| Augmenter::new(augment, spec.shape, device)).transpose()?;
         let mut scalars = scalars(spec.loss, &spec.penalties);
@@ -311,7 +445,7 @@ impl Gan {
             adam_g: Adam::new("generator.step", &[&g], hyper)?,
             adam_d: Adam::new("discriminator.step", &[&d], for_d)?,
             lecam: (lecam > 0.0).then(|| LeCam::new(lecam, device)).transpose()?,
-            d_lr_ratio,
+            gammas: [r1?, r2?],
             step: 0,
             augmenter,
             scalars,
@@ -327,6 +461,11 @@ impl Gan {
     /// z [B,Z] -> x [B,C,H,W] in [0,1].
     fn generate(&self, network: &Network, z: &Tensor, mode: Mode) -> Result<Tensor> {
         network.graph.forward_one(z, self.images, mode)
+    }
+
+    /// The generator of pictures and exports.
+    fn shown(&self) -> &Network {
+        self.average.as_ref().map_or(&self.generator, |average| &average.network)
     }
 
     /// x [B,C,H,W] in [0,1] -> logits [B].
@@ -380,57 +519,85 @@ impl Gan {
         };
         let (mut judged, mut penalties) = (None, Vec::new());
         for (i, part) in for_d.iter().enumerate() {
-            let (x, noise) = of(*part)?;
-            let fake = match part == for_g {
-                true => self.generate(&self.generator, &noise.z, Mode::Train)?,
-                false => tch::no_grad(|| self.generate(&self.generator, &noise.z, Mode::Train))?,
-            }; // [B,C,H,W]
-            let updates = self.step * self.spec.d_steps + i as u64;
-            let (d_loss, logits, penalty) =
-                self.update_discriminator((&x, &fake), &noise, updates, cx, &mut minimise)?;
-            penalties.extend(penalty);
-            judged = Some((d_loss, x, fake, logits));
+            let passes = self.adam_d.passes(*part);
+            let mut all = Vec::new();
+            let loss = |pass: (i64, i64)| {
+                let (x, noise) = of(pass)?;
+                let fake = match pass == *for_g {
+                    true => self.generate(&self.generator, &noise.z, Mode::Train)?,
+                    false => tch::no_grad(|| self.generate(&self.generator, &noise.z, Mode::Train))?,
+                }; // [B,C,H,W]
+                let updates = self.step * self.spec.d_steps + i as u64;
+                let (loss, judged) = self.judge_pass(x, fake, &noise, updates, cx)?;
+                all.push(judged);
+                Ok(loss)
+            };
+            self.adam_d.minimise_mean(&passes, cx, &mut minimise, loss)?;
+            let all = JudgedPass::joined(&passes, all)?;
+            if let Some(augmenter) = &self.augmenter {
+                augmenter.observe(&all.logits.0)?;
+            }
+            penalties.extend(all.penalty.as_ref().map(Tensor::shallow_clone));
+            judged = Some(all);
         }
-        let (d_loss, x, fake, (real_logits, fake_logits)) = judged.context("a step needs images")?;
+        let JudgedPass { d_loss, x, fake, logits, .. } = judged.context("a step needs images")?;
 
-        let own = for_d.last() != Some(for_g);
-        let (g_x, StepNoise { z: g_z, augment, .. }) = of(*for_g)?;
-        let g_fake = if own { self.generate(&self.generator, &g_z, Mode::Train)? } else { fake.shallow_clone() };
-        let g_real_logits = match self.spec.loss.pairs() {
-            true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
-            false => real_logits.f_detach()?,
+        let passes = self.adam_g.passes(*for_g);
+        let shared = self.shares_images(&parts);
+        let mut g_losses = Vec::new();
+        let loss = |pass: (i64, i64)| {
+            let (g_x, StepNoise { z, augment, .. }) = of(pass)?;
+            let g_fake = match shared {
+                true => fake.shallow_clone(),
+                // The running statistics have followed these images already, unless they are others.
+                false => {
+                    let mode = if for_d.last() == Some(for_g) { Mode::Batch } else { Mode::Train };
+                    self.generate(&self.generator, &z, mode)?
+                }
+            };
+            let real_logits = match self.spec.loss.pairs() {
+                true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
+                false => logits.0.f_detach()?,
+            };
+            let seen = self.seen(&g_fake, augment.as_ref().map(|a| &a.generated))?;
+            let g_loss = self.spec.loss.generator(&real_logits, &self.judge(&seen, Mode::Batch)?)?;
+            g_losses.push(g_loss.f_detach()?);
+            Ok(g_loss)
         };
-        let g_seen = self.seen(&g_fake, augment.as_ref().map(|a| &a.generated))?;
-        let g_loss = self.spec.loss.generator(&g_real_logits, &self.judge(&g_seen, Mode::Batch)?)?;
-        cx.timer.lap(Phase::Forward);
-        minimise(&self.adam_g, &g_loss)?;
+        self.adam_g.minimise_mean(&passes, cx, &mut minimise, loss)?;
+        let g_loss = mean_of_passes(&passes, g_losses.iter())?;
         if let Some(average) = &self.average {
             average.follow(cx.on_device)?;
         }
         cx.timer.lap(Phase::Optimizer);
-        let right = tch::no_grad(|| self.spec.loss.correct(&real_logits, &fake_logits))?;
+        let right = tch::no_grad(|| self.spec.loss.correct(&logits.0, &logits.1))?;
         let penalty = match penalties.len() {
             0 => None,
             _ => Some(Tensor::f_stack(&penalties, 0)?.f_mean_dim(0, false, Kind::Float)?), // [3]
         };
-        GanTerms::new((d_loss, g_loss), (&x, &fake), (&real_logits, &fake_logits), right, penalty)
+        GanTerms::new((d_loss, g_loss), (&x, &fake), (&logits.0, &logits.1), right, penalty)
     }
 
-    /// One update of the discriminator on real and generated images [B,C,H,W], the one after `updates` of them. Gives its loss without
-    /// the penalties, the logits [B] of both kinds, and [`GanTerms::penalty`] of this update.
-    fn update_discriminator(
+    /// Whether the generator's update uses the generated images of the discriminator's last one, with their graph: they are the same
+    /// images, in one pass.
+    fn shares_images(&self, parts: &[(i64, i64)]) -> bool {
+        matches!(parts, [.., last, for_g] if last == for_g && self.adam_g.passes(*for_g).len() == 1)
+    }
+
+    /// The discriminator's loss in its update after `updates` of them, with the penalties, on real and generated images [B,C,H,W].
+    fn judge_pass(
         &self,
-        (real, fake): (&Tensor, &Tensor),
+        x: Tensor,
+        made: Tensor,
         noise: &StepNoise,
         updates: u64,
         cx: StepContext,
-        minimise: &mut impl FnMut(&Adam, &Tensor) -> Result<()>,
-    ) -> Result<(Tensor, (Tensor, Tensor), Option<Tensor>)> {
+    ) -> Result<(Tensor, JudgedPass)> {
         let penalties = &self.spec.penalties;
         let due = penalties.due(updates);
         let [real, fake] = match due {
-            true => [penalties.leaf(real, penalties.r1)?, penalties.leaf(fake, penalties.r2)?],
-            false => [real.shallow_clone(), fake.f_detach()?],
+            true => [penalties.leaf(&x, penalties.r1)?, penalties.leaf(&made, penalties.r2)?],
+            false => [x.shallow_clone(), made.f_detach()?],
         };
         // The slopes are those through the augmentation (as in arXiv 2006.06676 and 2501.05441).
         let uniform = [noise.augment.as_ref().map(|a| &a.real), noise.augment.as_ref().map(|a| &a.fake)];
@@ -448,7 +615,11 @@ impl Gan {
                 };
                 let real = Judged { kind: ImageKind::Real, x: &real, logits: &logits.0 };
                 let fake = Judged { kind: ImageKind::Generated, x: &fake, logits: &logits.1 };
-                slopes = penalties.slopes(real, fake, &noise.penalty, judge)?;
+                let gamma = |i: usize, fixed| {
+                    self.gammas[i].as_ref().map_or(Factor::Host(fixed), |gamma| gamma.factor(cx.on_device))
+                };
+                let gammas = [gamma(0, penalties.r1), gamma(1, penalties.r2)];
+                slopes = penalties.slopes(real, fake, &noise.penalty, gammas, judge)?;
                 total = total.f_add(&slopes.f_mul_scalar(penalties.every as f64)?)?;
             }
             if let Some(of_logits) = &self.lecam {
@@ -459,12 +630,9 @@ impl Gan {
             let share = none.f_add_scalar(if due || !penalties.of_slopes() { 1.0 } else { 0.0 })?;
             measured = Some(Tensor::f_stack(&[&slopes, &share, &lecam], 0)?.f_detach()?);
         }
-        cx.timer.lap(Phase::Forward);
-        minimise(&self.adam_d, &total)?;
-        if let Some(augmenter) = &self.augmenter {
-            augmenter.observe(&logits.0)?;
-        }
-        Ok((d_loss, logits, measured))
+        let logits = (logits.0.f_detach()?, logits.1.f_detach()?);
+        let d_loss = d_loss.f_detach()?;
+        Ok((total, JudgedPass { d_loss, x, fake: made, logits, penalty: measured }))
     }
 
     fn adaptive_p(&self) -> Option<&Tensor> {
@@ -498,8 +666,7 @@ impl Model for Gan {
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         tch::no_grad(|| {
             // In evaluation mode, as exported: the scores do not depend on the batch.
-            let shown = self.average.as_ref().map_or(&self.generator, |average| &average.network);
-            let (x, fake) = (&batch.x, self.generate(shown, &self.z(&batch.x, noise)?, Mode::Eval)?);
+            let (x, fake) = (&batch.x, self.generate(self.shown(), &self.z(&batch.x, noise)?, Mode::Eval)?);
             let (real_logits, fake_logits) = self.judge_both(x, &fake, false, Mode::Eval)?;
             let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
             let g_loss = self.spec.loss.generator(&real_logits, &fake_logits)?;
@@ -517,7 +684,32 @@ impl Model for Gan {
 
     fn schedule(&mut self, step: u64) -> Result<()> {
         self.step = step;
+        self.adam_g.schedule(step)?;
+        self.adam_d.schedule(step)?;
+        for (gamma, schedule) in self.gammas.iter_mut().zip(self.spec.penalties.schedules) {
+            if let Some((gamma, schedule)) = gamma.as_mut().zip(schedule) {
+                gamma.set(schedule.at(step))?;
+            }
+        }
         self.average.as_mut().map_or(Ok(()), |average| average.schedule(step))
+    }
+
+    /// The discriminator's are those of real images, as in training.
+    fn recompute_statistics(&self, batches: &mut dyn Iterator<Item = Result<(Batch, Noise)>>) -> Result<()> {
+        if ![self.shown(), &self.discriminator].iter().any(|network| network.graph.has_batch_norm()) {
+            return Ok(());
+        }
+        let (mut of_generator, mut of_discriminator) =
+            (Statistics::new(&self.shown().graph)?, Statistics::new(&self.discriminator.graph)?);
+        tch::no_grad(|| {
+            for batch in batches {
+                let (batch, noise) = batch?;
+                of_generator.add(|| self.generate(self.shown(), &self.z(&batch.x, &noise)?, Mode::Train))?;
+                of_discriminator.add(|| self.judge(&batch.x, Mode::Train))?;
+            }
+            of_generator.finish()?;
+            of_discriminator.finish()
+        })
     }
 
     fn start_trained(&mut self) {
@@ -546,11 +738,6 @@ impl Model for Gan {
         };
         let diversity = diversity(real_variance, fake_variance);
         terms.iter().copied().chain([diversity]).chain(penalty).chain(p.iter().copied()).collect()
-    }
-
-    fn set_lr(&mut self, lr: f64) -> Result<()> {
-        self.adam_g.set_lr(lr)?;
-        self.adam_d.set_lr(lr * self.d_lr_ratio)
     }
 
     fn more_state(&self) -> Vec<(&'static str, &Tensor)> {
@@ -600,9 +787,10 @@ impl Model for Gan {
         let parts = self.spec.parts(batch);
         let Some((for_g, for_d)) = parts.split_last() else { return Vec::new() };
         let mut work = Vec::new();
+        let shared = self.shares_images(&parts);
         for part in for_d {
             // Without the generator's gradients, unless its update uses the same images.
-            match part == for_g {
+            match shared && part == for_g {
                 true => work.extend(generator.training_work(part.1, true, false)),
                 false => work.extend(generator.forward_work(part.1)),
             }
@@ -612,7 +800,7 @@ impl Model for Gan {
         if self.spec.loss.pairs() {
             work.extend(discriminator.forward_work(for_g.1));
         }
-        if for_d.last() != Some(for_g) {
+        if !shared {
             work.extend(generator.training_work(for_g.1, true, false));
         }
         work.extend(discriminator.training_work(for_g.1, false, true));
@@ -627,6 +815,9 @@ impl Model for Gan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::timer::StepTimer;
+    use crate::models::optimizer::MicroBatch;
+    use crate::native;
 
     #[test]
     fn warns_of_a_dominant_discriminator_and_mode_collapse_and_limits_the_loss() {
@@ -639,19 +830,7 @@ mod tests {
             ..NetSpec::default()
         };
         let shape = Shape { channels: 1, height: 2, width: 3 };
-        let (generator, discriminator) = (net.clone(), net);
-        let spec = GanSpec {
-            shape,
-            latent: 2,
-            generator,
-            discriminator,
-            loss: GanLoss::NonSaturating,
-            penalties: Penalties::default(),
-            d_steps: 1,
-            d_lr: None,
-            ema: 0.0,
-            augment: None,
-        };
+        let spec = GanSpec::new(shape, 2, [net.clone(), net], GanLoss::NonSaturating);
         let gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let worries = |accuracy, diversity| {
             gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, 1.0, diversity * diversity]).join(" and ")
@@ -665,5 +844,154 @@ mod tests {
         assert_eq!(gan.report(&[1.0, 2.0, 3.0, 4.0, 0.9, 4.0, 1.0]), [1.0, 2.0, 3.0, 4.0, 0.9, 0.5]);
         assert_eq!((gan.scalars().len(), gan.scalars()[5].key.as_str()), (6, "diversity"));
         assert!(gan.scalars()[1].limit.unwrap() < 1667.0, "seen in a run with --lr 0.02");
+    }
+
+    /// A small GAN on images of 8x8, convolutional ones with batch normalisation.
+    fn spec(arch: crate::nets::Arch, loss: GanLoss) -> GanSpec {
+        let net = NetSpec {
+            arch,
+            hidden: vec![5, 4],
+            base_width: Some(4),
+            activation: Activation::LeakyRelu,
+            ..NetSpec::default()
+        };
+        GanSpec::new(Shape { channels: 1, height: 8, width: 8 }, 3, [net.clone().like_dcgan(), net.like_dcgan()], loss)
+    }
+
+    fn images(seed: i64, count: i64) -> Batch {
+        let x = native::random(seed, &[count, 1, 8, 8], native::Distribution::Uniform).unwrap();
+        Batch { x, labels: None }
+    }
+
+    /// Updates on the same images; the measured values of the last.
+    fn train(gan: &mut Gan, batch: &Batch, steps: u64) -> Tensor {
+        let timer = StepTimer::off();
+        let step = |step: u64| {
+            let noise = Noise::new(step as i64, Device::Cpu);
+            gan.schedule(step).unwrap();
+            gan.step(batch, StepContext { noise: &noise, timer: &timer, on_device: false }).unwrap()
+        };
+        (0..steps).map(step).last().unwrap()
+    }
+
+    fn weights(gan: &Gan) -> Vec<Tensor> {
+        gan.optimizers().iter().flat_map(|adam| adam.params().iter().map(|p| p.detach().copy())).collect()
+    }
+
+    #[test]
+    fn passes_of_an_update_give_that_of_the_whole_batch() {
+        let none = Penalties::default();
+        let kinds = [
+            (none, 1),
+            (Penalties { r1: 0.5, r2: 0.3, gradient: 0.2, ..none }, 1),
+            (Penalties { r1: 0.5, first_order: true, every: 2, ..none }, 2),
+        ];
+        for &loss in GanLoss::value_variants() {
+            for (penalties, d_steps) in kinds {
+                let update = |size: Option<u64>| {
+                    let list = vec![crate::models::augment::Augmentation::Shift];
+                    let augment = Some(AugmentSpec { list, p: crate::models::augment::ApplyProbability::Adaptive });
+                    let spec = GanSpec { penalties, d_steps, augment, ..spec(crate::nets::Arch::Mlp, loss) };
+                    let adam = AdamSettings { eps: 1e-2, ..AdamSettings::default() };
+                    let micro_batch = size.map(|images| MicroBatch { images, with_batch_norm: false });
+                    let hyper = OptimizerSettings { adam, micro_batch, ..OptimizerSettings::default() };
+                    let mut gan = native::seeded(3, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
+                    let values = train(&mut gan, &images(1, 18), 2);
+                    let state = gan.more_state().into_iter().map(|(_, t)| t.copy()).collect::<Vec<_>>();
+                    [values.to_kind(Kind::Float)].into_iter().chain(state).chain(weights(&gan)).collect::<Vec<_>>()
+                };
+                let whole = update(None);
+                for size in [4, 18] {
+                    for (i, (got, want)) in update(Some(size)).iter().zip(&whole).enumerate() {
+                        // A difference of two logits over a small distance, which rounds.
+                        let most = if penalties.first_order { 1e-3 } else { 1e-5 };
+                        let close = got.allclose(want, most, most / 10.0, false);
+                        assert!(close, "{loss:?}, {penalties:?}, {size}, tensor {i}: {got}, not {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn passes_need_leave_for_batch_normalisation() {
+        let with = |with_batch_norm, penalties| {
+            let micro_batch = Some(MicroBatch { images: 4, with_batch_norm });
+            let spec = GanSpec { penalties, ..spec(crate::nets::Arch::Conv, GanLoss::Hinge) };
+            Gan::new(spec, OptimizerSettings { micro_batch, ..OptimizerSettings::default() }, Device::Cpu)
+        };
+        let e = with(false, Penalties::default()).unwrap_err().to_string();
+        assert!(e.contains("the generator has batch normalisation") && e.contains("--micro-batch-norm"), "{e}");
+        let e = with(true, Penalties { lecam: 1.0, ..Penalties::default() }).unwrap_err().to_string();
+        assert!(e.contains("--lecam"), "{e}");
+        let values = train(&mut with(true, Penalties::default()).unwrap(), &images(1, 10), 2);
+        assert_eq!(values.isfinite().all().int64_value(&[]), 1);
+    }
+
+    #[test]
+    fn frozen_layers_keep_their_weights() {
+        let gan = |freeze_d| {
+            let spec = GanSpec { freeze_d, ..spec(crate::nets::Arch::Conv, GanLoss::NonSaturating) };
+            native::seeded(3, || Gan::new(spec, OptimizerSettings::default(), Device::Cpu))
+        };
+        // conv1, fc1, fc2, out.
+        for freeze_d in 0..4 {
+            let mut gan = gan(freeze_d).unwrap();
+            let of = |gan: &Gan| {
+                gan.networks()
+                    .into_iter()
+                    .flat_map(Network::variables)
+                    .map(|(name, t)| (name, t.copy()))
+                    .collect::<Vec<_>>()
+            };
+            let before = of(&gan);
+            let _values = train(&mut gan, &images(1, 6), 2);
+            let kept = before.iter().zip(of(&gan)).filter(|((_, before), (_, after))| before == after);
+            let kept: Vec<_> =
+                kept.map(|((name, _), _)| name.as_str()).filter(|name| name.ends_with("weight")).collect();
+            let names = ["conv1", "fc1", "fc2", "out"].map(|name| format!("discriminator.{name}.weight"));
+            assert_eq!(kept, names[..freeze_d as usize]);
+        }
+        let e = gan(4).unwrap_err().to_string();
+        assert!(e.contains("--freeze-d 4") && e.contains("4 layers"), "{e}");
+    }
+
+    /// In evaluation mode, both networks then compute what they do with the statistics of a batch.
+    #[test]
+    fn recomputed_statistics_are_those_of_batches() {
+        let net = spec(crate::nets::Arch::Conv, GanLoss::NonSaturating);
+        let shape = Shape { channels: 1, height: 16, width: 16 };
+        let spec = GanSpec { shape, ema: Some(Decay::Fixed(0.9)), ..net };
+        let hyper = OptimizerSettings {
+            adam: AdamSettings { lr: 0.01, ..AdamSettings::default() },
+            ..OptimizerSettings::default()
+        };
+        let mut gan = native::seeded(3, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
+        let uniform = |seed| native::random(seed, &[64, 1, 16, 16], native::Distribution::Uniform).unwrap();
+        let _values = train(&mut gan, &Batch { x: uniform(1), labels: None }, 5);
+        let noise = || Noise::new(7, Device::Cpu);
+        let (x, z) = (uniform(2), gan.z(&uniform(2), &noise()).unwrap());
+        let off = |gan: &Gan| {
+            let differ = |of: &dyn Fn(Mode) -> Result<Tensor>| {
+                let [eval, batch] = [Mode::Eval, Mode::Batch].map(|mode| tch::no_grad(|| of(mode)).unwrap());
+                let scale = batch.std(false).double_value(&[]);
+                (eval - batch).abs().max().double_value(&[]) / scale
+            };
+            [differ(&|mode| gan.judge(&x, mode)), differ(&|mode| gan.generate(gan.shown(), &z, mode))]
+        };
+        let before = (off(&gan), weights(&gan));
+        let recompute = |gan: &Gan| {
+            let batch = || Ok((Batch { x: x.shallow_clone(), labels: None }, noise()));
+            gan.recompute_statistics(&mut [batch(), batch()].into_iter()).unwrap();
+            gan.networks().into_iter().flat_map(Network::variables).map(|(_, t)| t.copy()).collect::<Vec<_>>()
+        };
+        let once = recompute(&gan);
+        let after = off(&gan);
+        assert!(
+            before.0.iter().all(|off| *off > 0.2) && after.iter().all(|off| *off < 0.02),
+            "{before:?}, then {after:?}"
+        );
+        assert_eq!(before.1, weights(&gan), "no weight has moved");
+        assert_eq!(recompute(&gan), once, "they do not depend on those before");
     }
 }

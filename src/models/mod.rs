@@ -8,6 +8,7 @@ pub mod network;
 pub mod noise;
 pub mod optimizer;
 pub mod schedule;
+pub mod statistics;
 pub mod tuning;
 pub mod vae;
 
@@ -26,6 +27,22 @@ use crate::nets::{self, Compute};
 use network::Network;
 use noise::Noise;
 use optimizer::Adam;
+
+/// The sizes of a run that schedules follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Length {
+    /// Images of an update.
+    pub batch_size: u64,
+    /// Updates in an epoch.
+    pub per_epoch: u64,
+    /// Updates in all.
+    pub total: u64,
+}
+
+impl Length {
+    /// That of one update on one image, for what does not depend on it.
+    pub const ONE: Length = Length { batch_size: 1, per_epoch: 1, total: 1 };
+}
 
 /// The kinds of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -59,10 +76,11 @@ impl ModelKind {
     pub fn check(self, s: &Settings) -> Result<()> {
         let shape = Shape { channels: 1, height: 1, width: 1 };
         match self {
-            ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, 1).map(drop)?,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape).map(drop)?,
+            ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, Length::ONE).map(drop)?,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE).map(drop)?,
         }
-        optimizer::OptimizerSettings::from_settings(s).map(drop)
+        optimizer::OptimizerSettings::from_settings(s, Length::ONE)?;
+        schedule::is_scheduled(s).map(drop)
     }
 
     /// Batches that one step takes.
@@ -73,7 +91,7 @@ impl ModelKind {
         let shape = Shape { channels: 1, height: 1, width: 1 };
         Ok(match self {
             ModelKind::Vae => 1,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape)?.batches(),
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE)?.batches(),
         })
     }
 
@@ -85,22 +103,20 @@ impl ModelKind {
         let shape = Shape { channels: 1, height: 1, width: 1 };
         Ok(match self {
             ModelKind::Vae => true,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape)?.penalties.every == 1,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE)?.penalties.every == 1,
         })
     }
 
-    /// A model with fresh weights from libtorch's current random state, for images of this shape, `per_epoch` updates an epoch.
+    /// A model with fresh weights from libtorch's current random state, for images of this shape and a run of this length.
     ///
     /// # Errors
     /// When the architecture does not support this image shape; [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn build(self, s: &Settings, shape: Shape, per_epoch: u64, device: Device) -> Result<Box<dyn Model>> {
-        let hyper = optimizer::OptimizerSettings::from_settings(s)?;
+    pub fn build(self, s: &Settings, shape: Shape, length: Length, device: Device) -> Result<Box<dyn Model>> {
+        let hyper = optimizer::OptimizerSettings::from_settings(s, length)?;
         Ok(match self {
-            ModelKind::Vae => {
-                Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, per_epoch)?, hyper, device)?)
-                    as Box<dyn Model>
-            }
-            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, shape)?, hyper, device)?),
+            ModelKind::Vae => Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, length)?, hyper, device)?)
+                as Box<dyn Model>,
+            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, shape, length)?, hyper, device)?),
         })
     }
 }
@@ -135,8 +151,8 @@ pub trait Model {
     ///
     /// # Errors
     /// libtorch's.
-    fn schedule(&mut self, _step: u64) -> Result<()> {
-        Ok(())
+    fn schedule(&mut self, step: u64) -> Result<()> {
+        self.optimizers_mut().into_iter().try_for_each(|adam| adam.schedule(step))
     }
 
     /// The weights that training starts from are trained ones: moving averages keep them.
@@ -230,6 +246,15 @@ pub trait Model {
         self.encode(x)?.map(|(mu, _)| self.decode(&mu)).transpose()
     }
 
+    /// Computes the running statistics of batch normalisation in [`Model::exported`] anew, as means over `batches` of real images with
+    /// the noise of generated ones. Training does not read them.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    fn recompute_statistics(&self, _batches: &mut dyn Iterator<Item = Result<(Batch, Noise)>>) -> Result<()> {
+        Ok(())
+    }
+
     /// Sets how the operations are computed; results stay equal to rounding.
     ///
     /// # Errors
@@ -242,12 +267,9 @@ pub trait Model {
         self.optimizers_mut().into_iter().try_for_each(Adam::arrange)
     }
 
-    /// Sets the learning rate of the optimizers.
-    ///
-    /// # Errors
-    /// libtorch's.
-    fn set_lr(&mut self, lr: f64) -> Result<()> {
-        self.optimizers_mut().into_iter().try_for_each(|adam| adam.set_lr(lr))
+    /// Sets the factor on the learning rates of later [`Model::schedule`]s.
+    fn scale_lr(&mut self, factor: f64) {
+        self.optimizers_mut().into_iter().for_each(|adam| adam.scale_lr(factor));
     }
 
     /// Frees the optimizer moments at the end of training; further updates fail.

@@ -1,9 +1,85 @@
 //! Numbers that change between steps, computed on the host before each step.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
+use super::Length;
+use crate::base::setting::{Setting, Settings};
+use crate::base::usage::usage;
 use crate::native::Factor;
+
+/// How a value goes from its start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleKind {
+    /// It stays at its start, whatever its end.
+    Constant,
+    /// By the same amount in each update.
+    Linear,
+    /// Along half a cosine (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts).
+    Cosine,
+}
+
+/// The kind of every schedule of a run.
+pub static SCHEDULE: Setting<ScheduleKind> = Setting::choice(
+    "schedule",
+    "How the values that are given an end (--lr-end and the like) go to it over all updates of the run; constant: not at all \
+     [default: cosine]",
+);
+
+/// The names of all ends.
+const ENDS: [&str; 4] = ["lr-end", "beta2-end", "r1-end", "r2-end"];
+
+/// A value from its start, in the first update, to its end, which the update after the last one of the run would have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// The value in the first update.
+    pub start: f64,
+    /// The value after `steps` updates and later.
+    pub end: f64,
+    /// The way from one to the other.
+    pub kind: ScheduleKind,
+    /// Updates of the way.
+    pub steps: u64,
+}
+
+impl Schedule {
+    /// The schedule of a value that starts at `start` and may have been given an end; none if it stays.
+    pub fn from_settings(s: &Settings, start: f64, end: &Setting<f64>, length: Length) -> Option<Self> {
+        let kind = s.given(&SCHEDULE).unwrap_or(ScheduleKind::Cosine);
+        let end = s.given(end).filter(|_| kind != ScheduleKind::Constant)?;
+        Some(Schedule { start, end, kind, steps: length.total })
+    }
+
+    /// The value of the update after `step` updates.
+    pub fn at(&self, step: u64) -> f64 {
+        let t = (step as f64 / self.steps as f64).min(1.0);
+        let share = match self.kind {
+            ScheduleKind::Constant => 0.0,
+            ScheduleKind::Linear => t,
+            ScheduleKind::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * t).cos()),
+        };
+        self.start + share * (self.end - self.start)
+    }
+
+    /// With both ends changed alike.
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
+        Schedule { start: change(self.start), end: change(self.end), ..self }
+    }
+}
+
+/// Whether any value follows a schedule.
+///
+/// # Errors
+/// [`crate::base::usage::Usage`] for a kind of schedule where no value has an end.
+pub fn is_scheduled(s: &Settings) -> Result<bool> {
+    let end = ENDS.iter().any(|name| s.value(name).is_some());
+    let kind = s.given(&SCHEDULE);
+    if matches!(kind, Some(ScheduleKind::Linear | ScheduleKind::Cosine)) && !end {
+        usage!("--schedule has no value to change: give an end, such as --lr-end 1e-5, or leave it out");
+    }
+    Ok(end && kind != Some(ScheduleKind::Constant))
+}
 
 /// A number on the host and its copy on the device; a captured step reads the copy.
 #[derive(Debug)]
@@ -58,6 +134,33 @@ pub fn warm_up(weight: f64, steps: u64, step: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// PyTorch 2.11: CosineAnnealingLR(optimizer, T_max=8, eta_min=5e-5) and LinearLR(optimizer, 1.0, 0.25, total_iters=8) at lr 2e-4.
+    #[test]
+    fn schedules_have_the_values_of_pytorchs() {
+        let cosine = [
+            2e-4,
+            1.942_909_649_383_465e-4,
+            1.780_330_085_889_911e-4,
+            1.537_012_574_273_816e-4,
+            1.25e-4,
+            9.629_874_257_261_838e-5,
+            7.196_699_141_100_894e-5,
+            5.570_903_506_165_351e-5,
+            5e-5,
+        ];
+        let linear = [2e-4, 1.8125e-4, 1.625e-4, 1.4375e-4, 1.25e-4, 1.0625e-4, 8.75e-5, 6.875e-5, 5e-5];
+        for (kind, want) in [(ScheduleKind::Cosine, cosine), (ScheduleKind::Linear, linear)] {
+            let schedule = Schedule { start: 2e-4, end: 5e-5, kind, steps: 8 };
+            for (step, want) in want.into_iter().enumerate() {
+                let got = schedule.at(step as u64);
+                assert!((got - want).abs() < 1e-15, "{kind:?}, step {step}: {got}, not {want}");
+            }
+            assert_eq!(schedule.at(0), 2e-4, "to the bit");
+            assert!((schedule.at(100) - 5e-5).abs() < 1e-15, "it stays at its end");
+        }
+        assert_eq!(Schedule { start: 1.0, end: 2.0, kind: ScheduleKind::Constant, steps: 8 }.at(5), 1.0);
+    }
 
     #[test]
     fn a_warm_up_is_linear() {

@@ -8,14 +8,13 @@ use tch::{Device, Tensor};
 use super::losses::likelihood::{LIKELIHOOD, Likelihood};
 use super::network::Network;
 use super::noise::Noise;
-use super::optimizer::{Adam, OptimizerSettings};
+use super::optimizer::{Adam, OptimizerSettings, mean_of_passes};
 use super::schedule::{Scheduled, warm_up};
-use super::{LatentVariable, Model, StepContext};
+use super::{LatentVariable, Length, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
 use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
-use crate::base::timer::Phase;
 use crate::native::{self, Factor};
 use crate::nets::cost::Work;
 use crate::nets::graph::{Init, Port, Value};
@@ -65,11 +64,11 @@ pub static SETTINGS: Group =
     Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &LIKELIHOOD, &BETA, &KL_WARMUP] };
 
 impl VaeSpec {
-    /// The VAE that the settings describe, for images of this shape and `per_epoch` updates per epoch.
+    /// The VAE that the settings describe, for images of this shape and a run of this length.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape, per_epoch: u64) -> Result<Self> {
+    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
         Ok(VaeSpec {
             shape,
             latent: s.get(&LATENT)? as i64,
@@ -77,7 +76,7 @@ impl VaeSpec {
             decoder: NetSpec::from_settings(s, &DECODER_HIDDEN)?,
             likelihood: s.get(&LIKELIHOOD)?,
             beta: s.get(&BETA)?,
-            kl_warmup_steps: (s.get(&KL_WARMUP)? * per_epoch as f64).round() as u64,
+            kl_warmup_steps: (s.get(&KL_WARMUP)? * length.per_epoch as f64).round() as u64,
         })
     }
 }
@@ -181,10 +180,19 @@ impl Vae {
     /// # Errors
     /// libtorch's.
     pub fn update(&mut self, x: &Tensor, eps: &Tensor, cx: StepContext) -> Result<VaeLoss> {
-        let terms = self.loss(x, eps, self.beta.factor(cx.on_device), Mode::Train)?;
-        cx.timer.lap(Phase::Forward);
-        self.adam.minimise(&terms.loss, cx)?;
-        Ok(terms)
+        let passes = self.adam.passes((0, x.size()[0]));
+        let mut all = Vec::new();
+        let loss = |(from, count): (i64, i64)| {
+            let (x, eps) = (x.f_narrow(0, from, count)?, eps.f_narrow(0, from, count)?);
+            let terms = self.loss(&x, &eps, self.beta.factor(cx.on_device), Mode::Train)?;
+            let loss = terms.loss.shallow_clone();
+            // Without its graph.
+            all.push([terms.loss, terms.recon, terms.kl].map(|t| t.detach()));
+            Ok(loss)
+        };
+        self.adam.minimise_mean(&passes, cx, |adam, loss| adam.minimise(loss, cx), loss)?;
+        let mean = |i: usize| mean_of_passes(&passes, all.iter().map(|terms| &terms[i]));
+        Ok(VaeLoss { loss: mean(0)?, recon: mean(1)?, kl: mean(2)? })
     }
 
     /// The optimizer.
@@ -216,6 +224,7 @@ impl Model for Vae {
     }
 
     fn schedule(&mut self, step: u64) -> Result<()> {
+        self.adam.schedule(step)?;
         self.beta.set(warm_up(self.spec.beta, self.spec.kl_warmup_steps, step))
     }
 
@@ -317,6 +326,7 @@ pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
 mod tests {
     use super::*;
     use crate::base::timer::StepTimer;
+    use crate::models::optimizer::MicroBatch;
 
     #[test]
     fn the_kl_warm_up_is_linear() {
@@ -325,6 +335,30 @@ mod tests {
             for (step, want) in want.into_iter().enumerate() {
                 vae.schedule(step as u64).unwrap();
                 assert_eq!((vae.beta.host(), vae.beta.device().double_value(&[])), (want, want));
+            }
+        }
+    }
+
+    #[test]
+    fn passes_of_an_update_give_that_of_the_whole_batch() {
+        let random = |seed, shape: &[i64]| native::random(seed, shape, native::Distribution::Uniform).unwrap();
+        let (x, eps) = (random(1, &[7, 1, 2, 3]), random(2, &[7, 2]));
+        let timer = StepTimer::off();
+        let noise = Noise::new(1, Device::Cpu);
+        let update = |images: Option<u64>| {
+            let micro_batch = images.map(|images| MicroBatch { images, with_batch_norm: false });
+            let adam = native::AdamSettings { eps: 1e-2, ..native::AdamSettings::default() };
+            let hyper = OptimizerSettings { adam, micro_batch, ..OptimizerSettings::default() };
+            let mut vae = native::seeded(3, || Vae::new(small(2.0, 0).spec, hyper, Device::Cpu)).unwrap();
+            let cx = StepContext { noise: &noise, timer: &timer, on_device: false };
+            let terms = [vae.update(&x, &eps, cx).unwrap(), vae.update(&x, &eps, cx).unwrap()];
+            let values = terms.iter().map(|terms| terms.stacked().unwrap());
+            values.chain(vae.adam.params().iter().map(Tensor::detach)).collect::<Vec<_>>()
+        };
+        let whole = update(None);
+        for images in [1, 3, 7] {
+            for (got, want) in update(Some(images)).iter().zip(&whole) {
+                assert!(got.allclose(want, 1e-5, 1e-6, false), "{images}: {got}, not {want}");
             }
         }
     }

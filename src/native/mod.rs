@@ -29,7 +29,7 @@ pub use layers::{
     norm_relu, strided,
 };
 pub use loss::{bernoulli_bound, bernoulli_nll, gaussian_draw};
-pub use optim::{AdamSettings, clip_grad_norm, foreach_lerp, fused_adam, minimise};
+pub use optim::{AdamSettings, adam_on_device, clip_grad_norm, foreach_lerp, fused_adam, minimise};
 pub use random::{Distribution, fill, randn, random, seed_default, seeded};
 pub use script::{ScriptModule, Submodule, load_script, save_script, script_description};
 

@@ -79,14 +79,21 @@ at::Tensor in_layout_of(const at::Tensor& g, const at::Tensor& p, const at::Tens
   return g.strides() == p.strides() ? g : g.as_strided(p.sizes(), p.strides());
 }
 
+// The gradients of the parameters p in their layouts.
+std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std::vector<at::Tensor>& m,
+                                     const std::vector<at::Tensor>& v) {
+  check_lengths(p, m, v);
+  TORCH_CHECK(g.size() == p.size(), p.size(), " parameters have ", g.size(), " gradients: there must be one for each");
+  for (size_t i = 0; i < p.size(); ++i) g[i] = in_layout_of(g[i], p[i], m[i], v[i]);
+  return g;
+}
+
 // One Adam update (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); with a weight decay, AdamW's (Loshchilov and Hutter 2019,
 // arXiv 1711.05101, algorithm 2). `step` counts this update already. The learning rate is a double or a scalar on the device.
 template <class Rate>
 void adam(const std::vector<at::Tensor>& p, std::vector<at::Tensor> g, const std::vector<at::Tensor>& m,
           const std::vector<at::Tensor>& v, const at::Tensor& step, const Rate& lr, const AdamSettings& c) {
-  check_lengths(p, m, v);
-  TORCH_CHECK(g.size() == p.size(), p.size(), " parameters have ", g.size(), " gradients: there must be one for each");
-  for (size_t i = 0; i < p.size(); ++i) g[i] = in_layout_of(g[i], p[i], m[i], v[i]);
+  g = gradients_of(p, std::move(g), m, v);
   const auto plain = [](const at::Tensor& t) {
     return t.is_cpu() && t.scalar_type() == at::kFloat && t.is_non_overlapping_and_dense();
   };
@@ -176,6 +183,32 @@ Outcome<void> gv_fused_adam(Tensors params, Tensors grads, Tensors exp_avgs, Ten
     const auto p = list(params), g = list(grads), m = list(exp_avgs), v = list(exp_avg_sqs);
     step.add_(1);
     lr ? adam(p, g, m, v, step, *lr, settings) : adam(p, g, m, v, step, settings.lr, settings);
+  });
+}
+
+// gv_fused_adam with 1 - beta2, too, as a float32 scalar on the device, in operations on all parameters: at::_fused_adam_ takes beta2
+// from the host alone.
+Outcome<void> gv_adam_on_device(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, at::Tensor& step,
+                                const at::Tensor& lr, const at::Tensor& beta2_rest, AdamSettings c) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    const auto p = list(params), m = list(exp_avgs), v = list(exp_avg_sqs), g = gradients_of(p, list(grads), m, v);
+    step.add_(1);
+    // 1 - beta^t, by log1p and expm1: for a beta near 1, float would lose most digits.
+    const at::Tensor first = (step * std::log(c.beta1)).expm1_().neg_();
+    const at::Tensor second = (at::log1p(-beta2_rest) * step).expm1_().neg_();
+    if (c.weight_decay != 0) at::_foreach_mul_(p, 1 - lr * c.weight_decay);
+    at::_foreach_lerp_(m, g, 1 - c.beta1);
+    auto squares = at::_foreach_mul(g, g);
+    at::_foreach_mul_(squares, beta2_rest);
+    at::_foreach_mul_(v, 1 - beta2_rest);
+    at::_foreach_add_(v, squares);
+    auto by = at::_foreach_sqrt(v);
+    at::_foreach_mul_(by, second.rsqrt());
+    at::_foreach_add_(by, c.eps);
+    auto moves = at::_foreach_div(m, by);
+    at::_foreach_mul_(moves, lr / first);
+    at::_foreach_sub_(p, moves);
   });
 }
 

@@ -44,6 +44,12 @@ shim! {
         settings: AdamSettings,
     ) -> Result<()> = gv_fused_adam, "fused Adam";
 
+    #[allow(clippy::too_many_arguments, reason = "as many as an update has")]
+    fn by_tensors(
+        params: &[Handle], grads: &[Handle], exp_avgs: &[Handle], exp_avg_sqs: &[Handle], step: &Tensor, lr: &Tensor,
+        beta2_rest: &Tensor, settings: AdamSettings,
+    ) -> Result<()> = gv_adam_on_device, "Adam";
+
     fn backward_and_adam(
         loss: &Tensor, params: &[Handle], exp_avgs: &[Handle], exp_avg_sqs: &[Handle], step: &Tensor, settings: AdamSettings,
     ) -> Result<Minimised> = gv_minimise, "training step";
@@ -72,6 +78,23 @@ pub fn fused_adam(
 ) -> Result<()> {
     let [m, v] = moments.map(handles);
     adam(&handles(params), &handles(grads), &m, &v, step, lr, c)
+}
+
+/// [`fused_adam`] with the learning rate and 1 − β₂ on the device, float32 scalars, in place of those of `c`: libtorch's fused kernels
+/// take β₂ from the host, so that a captured update could not change it. Some operations on all tensors in place of one.
+///
+/// # Errors
+/// As [`fused_adam`].
+pub fn adam_on_device(
+    params: &[Tensor],
+    grads: &[Tensor],
+    moments: [&[Tensor]; 2],
+    step: &Tensor,
+    [lr, beta2_rest]: [&Tensor; 2],
+    c: AdamSettings,
+) -> Result<()> {
+    let [m, v] = moments.map(handles);
+    by_tensors(&handles(params), &handles(grads), &m, &v, step, lr, beta2_rest, c)
 }
 
 /// The backward pass of the scalar `loss` to `params`, and one update of each as in [`fused_adam`]. Weights of linear layers may be
@@ -140,7 +163,9 @@ mod tests {
     fn fused_adam_is_the_papers_algorithm() -> Result<()> {
         let c = AdamSettings { lr: 0.01, ..AdamSettings::default() };
         follows_the_paper(c, false)?;
-        follows_the_paper(c, true)
+        follows_the_paper(c, true)?;
+        // As R3GAN has them.
+        follows_the_paper(AdamSettings { beta1: 0.0, beta2: 0.99, ..c }, true)
     }
 
     #[test]
@@ -163,8 +188,20 @@ mod tests {
             let grads: Vec<_> = params.iter().map(Tensor::randn_like).collect();
             let want: Vec<_> = (0..3).map(|i| adam_by_the_paper(&params[i], &grads[i], &m[i], &v[i], t, c)).collect();
             if on_device {
-                let lr = Tensor::from(c.lr).to_kind(Kind::Float);
+                let twins = [&params, &m, &v].map(|all| all.iter().map(Tensor::copy).collect::<Vec<_>>());
+                let [lr, rest] = [c.lr, 1.0 - c.beta2].map(|v| Tensor::from(v).to_kind(Kind::Float));
                 fused_adam(&params, &grads, [&m, &v], &step, Some(&lr), other)?;
+                // The update whose second decay is on the device too.
+                let other = AdamSettings { beta2: 0.5, ..other };
+                let step = Tensor::from((t - 1) as f32);
+                adam_on_device(&twins[0], &grads, [&twins[1], &twins[2]], &step, [&lr, &rest], other)?;
+                assert_eq!(step.double_value(&[]), f64::from(t));
+                for (twins, kind) in twins.iter().zip(0..) {
+                    for (twin, want) in twins.iter().zip(&want) {
+                        let off = (twin.to_kind(Kind::Double) - &want[kind]).abs().max().double_value(&[]);
+                        assert!(off < 1e-6, "tensor of kind {kind}, update {t}: off by {off}");
+                    }
+                }
             } else {
                 fused_adam(&params, &grads, [&m, &v], &step, None, c)?;
             }

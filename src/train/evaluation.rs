@@ -1,14 +1,16 @@
 //! The work at the end of an epoch: held-out scores, sample grids, curves.
 
 use anyhow::Result;
+use tch::Tensor;
 
 use super::{
     Session, divergence,
     log::{Recorder, distinct},
+    setup::Setup,
     stepper::AverageMeter,
 };
 use crate::base::progress::{self, as_fit};
-use crate::base::seed::{Stream, seed_for};
+use crate::base::seed::{Stream, epoch_order, seed_for};
 use crate::base::signals::StopFlag;
 use crate::models::noise::Noise;
 use crate::pictures::grid;
@@ -19,6 +21,8 @@ use crate::run::folder::make_folder;
 pub(super) const SAMPLES: usize = 64;
 /// Originals in a reconstruction grid, each followed below by its reconstruction.
 const RECONSTRUCTIONS: usize = 32;
+/// Images of the statistics of batch normalisation.
+const STATISTICS: usize = 1024;
 /// Images scored at a time: not the batch of training, on which scores must not depend.
 const BATCH: usize = 64;
 /// Columns of both.
@@ -30,6 +34,8 @@ impl Session<'_> {
         let epoch = self.step / self.setup.per_epoch;
         let complete = self.step.is_multiple_of(self.setup.per_epoch);
         let due = |every: u64| last || (complete && every > 0 && epoch.is_multiple_of(every));
+        // First: scores, pictures, the checkpoint and exports all read them.
+        self.recompute_statistics()?;
         let mut row = Vec::new();
         let mut said = Vec::new();
         if due(self.config.eval_every) {
@@ -64,6 +70,22 @@ impl Session<'_> {
         }
         rec.restart_clock();
         Ok(true)
+    }
+
+    /// Computes the running statistics of batch normalisation anew, of the same images and noise each time: those of training are of
+    /// its last few batches, and the ones of an averaged generator match no weights. A function of the weights alone, at epoch ends
+    /// alone, so that a resumed run has the same.
+    pub(super) fn recompute_statistics(&self) -> Result<()> {
+        let Setup { train, model, device, .. } = &self.setup;
+        let order = epoch_order(self.config.seed, 0, train.len());
+        let chosen = &order[..order.len().min(STATISTICS)];
+        // Batches of one size, which count alike.
+        let batches = chosen.chunks(BATCH).filter(|rows| rows.len() == BATCH.min(chosen.len())).enumerate();
+        let mut batches = batches.map(|(i, rows)| {
+            let batch = train.gather(&Tensor::f_from_slice(rows)?.f_to_device(*device)?)?;
+            Ok((batch, Noise::new(seed_for(self.config.seed, 0, Stream::Statistics, i as u64), *device)))
+        });
+        model.recompute_statistics(&mut batches)
     }
 
     /// Means of the model's values over all held-out images, each once, with the same noise at every evaluation; none when a

@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::models::gan::{Gan, GanSpec};
     use crate::models::losses::adversarial::GanLoss;
-    use crate::models::losses::penalty::Penalties;
+    use crate::models::moving_average::Decay;
     use crate::models::optimizer::OptimizerSettings;
     use crate::models::vae::{Vae, small};
     use crate::nets::graph::Init;
@@ -307,18 +307,8 @@ mod tests {
 
     #[test]
     fn a_networks_own_file_is_known_by_its_name_and_an_average_starts_at_the_weights() {
-        let spec = GanSpec {
-            shape: SHAPE,
-            latent: 2,
-            generator: net(),
-            discriminator: net(),
-            loss: GanLoss::NonSaturating,
-            penalties: Penalties::default(),
-            d_steps: 1,
-            d_lr: None,
-            ema: 0.9,
-            augment: None,
-        };
+        let spec = GanSpec::new(SHAPE, 2, [net(), net()], GanLoss::NonSaturating);
+        let spec = GanSpec { ema: Some(Decay::Fixed(0.9)), ..spec };
         let mut gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
         let before = all(&mut gan);
         let of = |key: &str| key.strip_prefix("generator.").map(str::to_owned);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::{Outcome, Session, finish::is_finished, setup::steps_of};
+use super::{Outcome, Session, finish::is_finished};
 use crate::base::progress;
 use crate::base::setting::Settings;
 use crate::base::signals;
@@ -12,6 +12,7 @@ use crate::base::usage::usage;
 use crate::config;
 use crate::config::training::OUT;
 use crate::models::ModelKind;
+use crate::models::schedule::is_scheduled;
 use crate::models::tuning::{THREADS, TUNE};
 use crate::run::checkpoint;
 use crate::run::folder::{self, RunDir, RunInfo};
@@ -59,9 +60,15 @@ pub fn resume(root: &Path, asked: Option<ModelKind>, given: &Settings) -> Result
         "--data {} has changed since {shown} began (its checksum is another): give the run the images it began with",
         session.setup.data
     );
-    let (before, total) = (steps_of(began.budget, session.setup.per_epoch), session.setup.total);
+    let (before, total) = (began.budget.steps(session.setup.per_epoch), session.setup.total);
     if total < before {
         usage!("--epochs and --steps may only grow: {shown} is a run of {before} steps, {total} were asked for");
+    }
+    if total != before && is_scheduled(&config.settings)? {
+        usage!(
+            "--epochs and --steps cannot change here: the schedule of {shown} ends with its {before} steps, and {total} were asked for; \
+             train a new run with --init-from"
+        );
     }
     session.info = RunInfo { tuning, ..info };
     let state = match found {

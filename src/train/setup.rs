@@ -5,22 +5,14 @@ use tch::{Device, Tensor};
 
 use crate::base::batch::Batch;
 use crate::base::usage::usage;
+use crate::config::Config;
 use crate::config::device;
-use crate::config::{Budget, Config};
 use crate::data::dataset::Dataset;
 use crate::data::{self, HFLIP};
 use crate::models::Model;
 use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
 use crate::native;
 use crate::nets::{ARCH, Arch, Compute};
-
-/// The number of updates of a budget.
-pub fn steps_of(budget: Budget, per_epoch: u64) -> u64 {
-    match budget {
-        Budget::Epochs(n) => n.saturating_mul(per_epoch),
-        Budget::Steps(n) => n,
-    }
-}
 
 /// Everything that a step needs.
 pub struct Setup {
@@ -78,7 +70,7 @@ impl Setup {
         drop(source);
         let per_epoch = config.steps_per_epoch(train.len());
         let shape = train.shape();
-        let total = steps_of(config.budget, per_epoch);
+        let total = config.budget.steps(per_epoch);
         let fresh = || config.build(shape, per_epoch, device);
         let chosen = match stored {
             Some(Tuning { threads, compute }) => Chosen {

@@ -40,13 +40,13 @@ impl Session<'_> {
         self.meter.images = state.meter_images;
         self.best = state.best;
         self.rollbacks = self.rollbacks.max(state.rollbacks);
-        self.setup.model.set_lr(self.lr())?;
-        Ok(())
+        self.setup.model.scale_lr(0.5f64.powi(self.rollbacks as i32));
+        self.setup.model.schedule(self.step)
     }
 
-    /// The learning rate: halved at each rollback.
+    /// The learning rate, of a GAN that of its generator: scheduled, and halved at each rollback.
     pub(super) fn lr(&self) -> f64 {
-        self.config.lr * 0.5f64.powi(self.rollbacks as i32)
+        self.setup.model.optimizers().first().map_or(f64::NAN, |adam| adam.lr())
     }
 
     /// Restores the newest checkpoint after a divergence, with fresh noise and half the learning rate, and logs a row for it.

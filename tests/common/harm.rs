@@ -722,6 +722,6 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// Keys and values of a config file.
 pub const CONFIG_WORDS: &str = "model vae gan preset arch conv mlp latent encoder-hidden decoder-hidden generator-hidden \
-    base-width activation beta gan-loss r1 gradient-penalty penalty-every d-steps d-lr ema epochs steps batch-size lr seed device tune deterministic threads data \
+    base-width activation beta gan-loss r1 gradient-penalty penalty-every d-steps d-lr freeze-d ema ema-half-life lr-end beta2-end r1-end schedule micro-batch epochs steps batch-size lr seed device tune deterministic threads data \
     data-dir image-size channels keep train-limit out run [run] \n[[lr]]\n true false \"\" [] {} [1,2] \"64x64\" \
     \"threads=99999999999\" \"auto,off\" \"products=blas\" 1979-05-27T07:32:00Z \"\"\" ''' = \n";

@@ -8,8 +8,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::base::setting::{Setting, Settings};
 use crate::base::usage::usage;
+use crate::models::Length;
 use crate::models::noise::Noise;
-use crate::native::AdamSettings;
+use crate::models::optimizer::OptimizerSettings;
+use crate::models::schedule::Schedule;
+use crate::native::{AdamSettings, Factor};
 
 /// The weights of the penalties; 0 for none.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,6 +21,8 @@ pub struct Penalties {
     pub r1: f64,
     /// γ of R2, the same on generated images (equation 10 there).
     pub r2: f64,
+    /// γ of R1 and of R2 over the run; none where it stays.
+    pub schedules: [Option<Schedule>; 2],
     /// λ of λE(‖∇D(x̂)‖ − 1)², x̂ between a real and a generated image (Gulrajani et al. 2017, arXiv 1704.00028, equation 3).
     pub gradient: f64,
     /// λ of λ(E relu(r − α_F)² + E relu(α_R − f)²), α the moving averages of the mean logits (Tseng et al. 2021, arXiv 2104.03310).
@@ -35,7 +40,7 @@ pub struct Penalties {
 impl Default for Penalties {
     /// None.
     fn default() -> Self {
-        Penalties { r1: 0.0, r2: 0.0, gradient: 0.0, lecam: 0.0, first_order: false, every: 1 }
+        Penalties { r1: 0.0, r2: 0.0, schedules: [None; 2], gradient: 0.0, lecam: 0.0, first_order: false, every: 1 }
     }
 }
 
@@ -50,12 +55,23 @@ const fn weight(name: &'static str, help: &'static str) -> Setting<f64> {
         .default("0", "Goodfellow et al. 2014 have none")
 }
 
+const fn end(name: &'static str, help: &'static str) -> Setting<f64> {
+    Setting::number(name, help).range("from 0 to 1e9", |v| (0.0..=1e9).contains(v))
+}
+
 /// See [`Penalties::r1`].
 pub static R1: Setting<f64> =
     weight("r1", "Weight gamma of the penalty gamma/2 |grad D|^2 at real images; 0.05 at 32x32 to 150 at 256x256");
 
 /// See [`Penalties::r2`].
 pub static R2: Setting<f64> = weight("r2", "Weight gamma of the same penalty at generated images");
+
+/// γ of R1 at the end.
+pub static R1_END: Setting<f64> =
+    end("r1-end", "Weight of --r1 at the end of the run (see --schedule) [default: --r1]");
+
+/// γ of R2 at the end.
+pub static R2_END: Setting<f64> = end("r2-end", "Weight of --r2 at the end of the run [default: --r2]");
 
 /// See [`Penalties::gradient`].
 pub static GRADIENT_PENALTY: Setting<f64> = weight(
@@ -128,14 +144,24 @@ pub struct Judged<'a> {
 }
 
 impl Penalties {
-    /// From the settings, for a discriminator with batch normalisation or without.
+    /// From the settings, for a discriminator with batch normalisation or without, in a run of this length.
     ///
     /// # Errors
     /// [`crate::base::usage::Usage`] for settings that need another, and for batch normalisation under a penalty of its slope.
-    pub fn from_settings(s: &Settings, batch_norm: bool) -> Result<Self> {
+    pub fn from_settings(s: &Settings, batch_norm: bool, length: Length) -> Result<Self> {
+        let (r1, r2) = (s.get(&R1)?, s.get(&R2)?);
+        for (weight, start, end) in [(r1, &R1, &R1_END), (r2, &R2, &R2_END)] {
+            if weight == 0.0 && s.given(end).is_some() {
+                let (start, end) = (start.name(), end.name());
+                usage!("--{end} is the end of a penalty that is not there: set --{start}, or leave it out");
+            }
+        }
+        let schedules =
+            [(r1, &R1_END), (r2, &R2_END)].map(|(start, end)| Schedule::from_settings(s, start, end, length));
         let all = Penalties {
-            r1: s.get(&R1)?,
-            r2: s.get(&R2)?,
+            r1,
+            r2,
+            schedules,
             gradient: s.get(&GRADIENT_PENALTY)?,
             lecam: s.get(&LECAM)?,
             first_order: s.get(&FIRST_ORDER)?,
@@ -184,13 +210,20 @@ impl Penalties {
         self.of_slopes() && updates.is_multiple_of(self.every)
     }
 
-    /// Adam's settings for lazy penalties: with c = k/(k + 1), lr·c, β₁^c and β₂^c; unchanged where k is 1 (arXiv 1912.04958, appendix B).
-    pub fn lazy_adam(&self, adam: AdamSettings) -> AdamSettings {
+    /// The optimizer for lazy penalties: with c = k/(k + 1), lr·c, β₁^c and β₂^c, of schedules at both ends; unchanged where k is 1
+    /// (arXiv 1912.04958, appendix B).
+    pub fn lazy(&self, of: OptimizerSettings) -> OptimizerSettings {
         if self.every <= 1 {
-            return adam;
+            return of;
         }
         let c = self.every as f64 / (self.every + 1) as f64;
-        AdamSettings { lr: adam.lr * c, beta1: adam.beta1.powf(c), beta2: adam.beta2.powf(c), ..adam }
+        let AdamSettings { lr, beta1, beta2, .. } = of.adam;
+        OptimizerSettings {
+            adam: AdamSettings { lr: lr * c, beta1: beta1.powf(c), beta2: beta2.powf(c), ..of.adam },
+            lr: of.lr.map(|schedule| schedule.map(|lr| lr * c)),
+            beta2: of.beta2.map(|schedule| schedule.map(|beta2| beta2.powf(c))),
+            ..of
+        }
     }
 
     /// Whether exactly one kind of images needs a gradient: then it is cheaper to judge the two kinds apart.
@@ -219,8 +252,8 @@ impl Penalties {
         Ok(Draws { real: normal("penalty.real", self.r1)?, fake: normal("penalty.fake", self.r2)?, mix })
     }
 
-    /// The sum of the penalties of slopes, not yet times k, a scalar with a gradient to the discriminator's weights. `judge` maps images
-    /// [B,C,H,W] in [0,1] to logits [B].
+    /// The sum of the penalties of slopes, not yet times k, a scalar with a gradient to the discriminator's weights. `gammas` are those
+    /// of this update; `judge` maps images [B,C,H,W] in [0,1] to logits [B].
     ///
     /// # Errors
     /// libtorch's; when a draw is missing.
@@ -229,23 +262,28 @@ impl Penalties {
         real: Judged,
         fake: Judged,
         draws: &Draws,
+        gammas: [Factor; 2],
         judge: impl Fn(&Tensor, ImageKind) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let mut terms = Vec::new();
-        let kinds = [(real, self.r1, &draws.real), (fake, self.r2, &draws.fake)];
-        let kinds: Vec<_> = kinds.into_iter().filter(|(_, gamma, _)| *gamma > 0.0).collect();
+        let kinds = [(real, self.r1, gammas[0], &draws.real), (fake, self.r2, gammas[1], &draws.fake)];
+        let kinds: Vec<_> = kinds
+            .into_iter()
+            .filter(|(_, weight, ..)| *weight > 0.0)
+            .map(|(of, _, gamma, eps)| (of, gamma, eps))
+            .collect();
         if self.first_order {
             for (Judged { kind, x, logits }, gamma, eps) in kinds {
                 let eps = eps.as_ref().context("the noise of a first-order penalty was not drawn")?;
                 // σ of images in [−1,1] is σ/2 of those in [0,1].
                 let moved = judge(&x.f_add(&eps.f_mul_scalar(SIGMA / 2.0)?)?, kind)?;
                 let square = logits.f_sub(&moved)?.f_square()?.f_mean(None::<Kind>)?;
-                terms.push(square.f_mul_scalar(gamma / (2.0 * SIGMA * SIGMA))?);
+                terms.push(gamma.times(&square)?.f_mul_scalar(0.5 / (SIGMA * SIGMA))?);
             }
         } else if !kinds.is_empty() {
             let (x, logits): (Vec<_>, Vec<_>) = kinds.iter().map(|(judged, ..)| (judged.x, judged.logits)).unzip();
             for ((_, gamma, _), squares) in kinds.iter().zip(square_norms(&logits, &x)?) {
-                terms.push(squares.f_mean(None::<Kind>)?.f_mul_scalar(gamma / 2.0)?);
+                terms.push(gamma.times(&squares.f_mean(None::<Kind>)?)?.f_mul_scalar(0.5)?);
             }
         }
         if self.gradient > 0.0 {
@@ -324,7 +362,8 @@ mod tests {
         let logits = leaves.each_ref().map(&judge);
         let judged = |i: usize, kind| Judged { kind, x: &leaves[i], logits: &logits[i] };
         let (real, fake) = (judged(0, ImageKind::Real), judged(1, ImageKind::Generated));
-        of.slopes(real, fake, &draws, |x, _| Ok(judge(x))).unwrap()
+        let gammas = [of.r1, of.r2].map(Factor::Host);
+        of.slopes(real, fake, &draws, gammas, |x, _| Ok(judge(x))).unwrap()
     }
 
     fn kinds() -> [Penalties; 5] {
@@ -404,7 +443,8 @@ mod tests {
 
     #[test]
     fn contradictory_penalties_are_refused() {
-        let refusal = |s: Settings, batch_norm| Penalties::from_settings(&s, batch_norm).unwrap_err().to_string();
+        let refusal =
+            |s: Settings, batch_norm| Penalties::from_settings(&s, batch_norm, Length::ONE).unwrap_err().to_string();
         let none = Settings::default;
         assert!(refusal(none().with(&FIRST_ORDER, true), false).contains("--r1 and --r2, and neither is set"));
         assert!(refusal(none().with(&PENALTY_EVERY, 4).with(&LECAM, 1.0), false).contains("--penalty-every 4"));
@@ -412,6 +452,6 @@ mod tests {
             let e = refusal(none().with(setting, 1.0), true);
             assert!(e.starts_with(&format!("--{}", setting.name())) && e.contains("--discriminator-norm none"), "{e}");
         }
-        assert!(Penalties::from_settings(&none().with(&LECAM, 1.0), true).is_ok(), "LeCam is of logits");
+        assert!(Penalties::from_settings(&none().with(&LECAM, 1.0), true, Length::ONE).is_ok(), "LeCam is of logits");
     }
 }
