@@ -280,6 +280,51 @@ fn latents_are_arrays_with_labels_beside_them() {
     numpy_loads(d);
 }
 
+/// A GAN's own images, from files, are found again; no other image is as near.
+#[test]
+fn a_gan_encodes_and_reconstructs_by_a_search() {
+    let dir = place();
+    let d = dir.path();
+    // Trained until its images differ.
+    train(
+        d,
+        "gan",
+        &["--base-width", "4", "--latent", "8", "--epochs", "12", "--batch-size", "16", "--lr", "0.001", "--out", "h"],
+    );
+    good(d, &["sample", "h", "--count", "3", "--seed", "5", "--out", "own"]);
+    good(d, &["sample", "h", "--count", "3", "--seed", "5", "--out", "own.npy"]);
+    let db = |a: &Tensor, b: &Tensor| -10.0 * (a - b).square().mean(Kind::Double).log10().double_value(&[]);
+    let own = array(d, "own.npy");
+    assert!(db(&own.get(0), &own.get(1)) < 20.0, "the images differ");
+    let said = good(d, &["encode", "h", "--data", "own", "--out", "z.npy"]);
+    let mean: f64 = said.split_once("psnr ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    assert!(
+        said.starts_with("z.npy\nz.csv\n") && said.ends_with(" dB, the mean of 3 images\n") && mean > 30.0,
+        "{said}"
+    );
+    assert!(!d.join("z.logvar.npy").exists());
+    let said = good(d, &["reconstruct", "h", "--data", "own", "--out", "r.npy"]);
+    assert!(said.contains(&format!("psnr {mean:.2} dB")), "{said}");
+    let (z, again) = (array(d, "z.npy"), array(d, "r.npy"));
+    for i in 0..3 {
+        assert!(db(&own.get(i), &again.get(i)) > 30.0, "image {i}");
+    }
+    let model = ganvae::run::trained::Trained::open(d.join("h"), "cpu").unwrap();
+    assert_eq!(model.decode(&z).unwrap(), again, "reconstructions are the decoded latents");
+    // Another picture beside it, and another place: the same bits. Another seed or fewer updates: others.
+    let found = |more: &[&str]| {
+        good(d, &[&["encode", "h", "--out", "one.npy", "--data"], more].concat());
+        array(d, "one.npy")
+    };
+    assert_eq!(found(&["own/000002.png", "own/000001.png"]), Tensor::stack(&[z.get(2), z.get(1)], 0));
+    for other in [["--seed", "1"], ["--steps", "20"]] {
+        assert_ne!(found(&[&["own/000002.png"], &other[..]].concat()).get(0), z.get(2), "{other:?}");
+    }
+    // Held-out images in one grid.
+    good(d, &["reconstruct", "h", "--count", "4", "--steps", "5", "--out", "held.png"]);
+    assert!(image::open(d.join("held.png")).is_ok());
+}
+
 fn numpy_loads(d: &Path) {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let check = "import numpy as np\n\
@@ -410,9 +455,7 @@ fn wrong_uses_get_one_sentence() {
             refused(d, &[command, "../v", "--out", "full"], &["--out full", "not empty"]);
         }
     }
-    for args in [&["reconstruct"][..], &["encode"], &["plot", "--latent"], &["interpolate", "--data", "digits"]] {
-        refused(d, &[args, &["../g"]].concat(), &["../g is a GAN, which has no encoder"]);
-    }
+    refused(d, &["plot", "--latent", "../g"], &["../g is a GAN", "searched for", "use a VAE"]);
     for (args, parts) in [
         (&["sample", "../v", "--count", "0"][..], &["--count 0", "from 1"][..]),
         (&["sample", "../v", "--count", "10001"], &["10001 images", "too many for one grid"]),
@@ -421,6 +464,10 @@ fn wrong_uses_get_one_sentence() {
         (&["sample", "../g", "--truncation", "-1"], &["--truncation -1"]),
         (&["sample", "../g", "--truncation", "nan"], &["--truncation NaN"]),
         (&["reconstruct", "../v", "--count", "0"], &["--count 0"]),
+        (&["reconstruct", "../v", "--steps", "5"], &["--steps is for a GAN", "leave it out"]),
+        (&["encode", "../v", "--seed", "1"], &["--seed is for a GAN"]),
+        (&["encode", "../g", "--steps", "0"], &["--steps 0", "from 1"]),
+        (&["reconstruct", "../g", "--starts", "257"], &["--starts 257", "from 1 to 256"]),
         (&["reconstruct", "../v", "--count", "9000"], &["18000 images"]),
         (&["reconstruct", "../v", "--split", "validation"], &["validation", "train, test"]),
         (&["reconstruct", "../v", "--data", "mnits"], &["--data mnits", "mnist"]),
