@@ -1,5 +1,7 @@
 //! The latents of real images, for every command that starts from them: a VAE's by its encoder, a GAN's by a search.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use clap::Args;
 use tch::Tensor;
@@ -7,6 +9,7 @@ use tch::Tensor;
 use super::arguments::check_range;
 use crate::base::progress::Tally;
 use crate::base::usage::usage;
+use crate::data::dataset::Dataset;
 use crate::metrics::reconstruction::{psnr, to_8_bits};
 use crate::models::inversion::Search;
 use crate::run::trained::Trained;
@@ -65,6 +68,19 @@ impl<'a> Encodings<'a> {
     pub fn of(&mut self, x: &Tensor) -> Result<Tensor> {
         self.trained.latents(x, &self.search, &mut || self.tally.iter_mut().for_each(|tally| tally.advance(1)))
     }
+}
+
+/// The latent [1,Z] of a picture in a file, fitted to the model's size.
+pub fn of_picture(trained: &Trained, path: &Path) -> Result<Tensor> {
+    trained.check_latents()?;
+    let images = trained.pictures(&[path.to_owned()])?;
+    let x = Dataset::new(&images, trained.device())?.range(0, 1)?.x;
+    Encodings::start(trained, Search::default(), 1).of(&x)
+}
+
+/// The name of a picture as a part of another file's name.
+pub fn stem(picture: &Path) -> String {
+    picture.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The mean PSNR of reconstructions.
