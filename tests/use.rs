@@ -280,6 +280,93 @@ fn latents_are_arrays_with_labels_beside_them() {
     numpy_loads(d);
 }
 
+/// A GAN's own images, from files, are found again; no other image is as near.
+#[test]
+fn a_gan_encodes_and_reconstructs_by_a_search() {
+    let dir = place();
+    let d = dir.path();
+    // Trained until its images differ.
+    train(
+        d,
+        "gan",
+        &["--base-width", "4", "--latent", "8", "--epochs", "12", "--batch-size", "16", "--lr", "0.001", "--out", "h"],
+    );
+    good(d, &["sample", "h", "--count", "3", "--seed", "5", "--out", "own"]);
+    good(d, &["sample", "h", "--count", "3", "--seed", "5", "--out", "own.npy"]);
+    let db = |a: &Tensor, b: &Tensor| -10.0 * (a - b).square().mean(Kind::Double).log10().double_value(&[]);
+    let own = array(d, "own.npy");
+    assert!(db(&own.get(0), &own.get(1)) < 20.0, "the images differ");
+    let said = good(d, &["encode", "h", "--data", "own", "--out", "z.npy"]);
+    let mean: f64 = said.split_once("psnr ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    assert!(
+        said.starts_with("z.npy\nz.csv\n") && said.ends_with(" dB, the mean of 3 images\n") && mean > 30.0,
+        "{said}"
+    );
+    assert!(!d.join("z.logvar.npy").exists());
+    let said = good(d, &["reconstruct", "h", "--data", "own", "--out", "r.npy"]);
+    assert!(said.contains(&format!("psnr {mean:.2} dB")), "{said}");
+    let (z, again) = (array(d, "z.npy"), array(d, "r.npy"));
+    for i in 0..3 {
+        assert!(db(&own.get(i), &again.get(i)) > 30.0, "image {i}");
+    }
+    let model = ganvae::run::trained::Trained::open(d.join("h"), "cpu").unwrap();
+    assert_eq!(model.decode(&z).unwrap(), again, "reconstructions are the decoded latents");
+    // Another picture beside it, and another place: the same bits. Another seed or fewer updates: others.
+    let found = |more: &[&str]| {
+        good(d, &[&["encode", "h", "--out", "one.npy", "--data"], more].concat());
+        array(d, "one.npy")
+    };
+    assert_eq!(found(&["own/000002.png", "own/000001.png"]), Tensor::stack(&[z.get(2), z.get(1)], 0));
+    for other in [["--seed", "1"], ["--steps", "20"]] {
+        assert_ne!(found(&[&["own/000002.png"], &other[..]].concat()).get(0), z.get(2), "{other:?}");
+    }
+    // Held-out images in one grid.
+    good(d, &["reconstruct", "h", "--count", "4", "--steps", "5", "--out", "held.png"]);
+    assert!(image::open(d.join("held.png")).is_ok());
+}
+
+/// Pictures in files are interpolated and varied, by both kinds of models.
+#[test]
+fn real_pictures_are_interpolated_and_varied() {
+    let dir = place();
+    let d = dir.path();
+    for run in ["../v", "../g"] {
+        let own = format!("own{}", &run[3..]);
+        good(d, &["sample", run, "--count", "2", "--seed", "5", "--out", &own]);
+        let [a, b] = ["000000.png", "000001.png"].map(|name| format!("{own}/{name}"));
+        good(d, &["reconstruct", run, "--data", &own, "--out", "r.npy"]);
+        let wanted = array(d, "r.npy");
+        let paths = ["interpolate", run, "--from", &a, "--to", &b, "--steps", "5", "--out"];
+        good(d, &[&paths[..], &["i.npy"]].concat());
+        let path = array(d, "i.npy");
+        assert_eq!(path.size(), [5, 1, 28, 28]);
+        let near = |x: &Tensor, y: &Tensor| (x - y).abs().max().double_value(&[]) < 1e-5;
+        assert!(
+            near(&path.get(0), &wanted.get(0)) && near(&path.get(4), &wanted.get(1)),
+            "{run}: the pictures are the ends"
+        );
+        let varied = |strength: &str, seed: &str| {
+            let args = ["sample", run, "--near", &a, "--strength", strength, "--seed", seed, "--count", "4"];
+            good(d, &[&args[..], &["--out", "n.npy"]].concat());
+            array(d, "n.npy")
+        };
+        assert!(near(&varied("0", "1"), &wanted.narrow(0, 0, 1)), "{run}: no strength, no change");
+        good(d, &["sample", run, "--seed", "1", "--count", "4", "--out", "s.npy"]);
+        assert!(near(&varied("1", "1"), &array(d, "s.npy")), "{run}: at full strength they are samples");
+        let off =
+            |strength: &str| (varied(strength, "1") - wanted.get(0)).square().mean(Kind::Double).double_value(&[]);
+        let all = ["0.1", "0.3", "0.9"].map(off);
+        assert!(all[0] > 0.0 && all.windows(2).all(|w| w[0] < w[1]), "{run}: {all:?}");
+        assert_ne!(varied("0.3", "1"), varied("0.3", "2"));
+    }
+    let said = good(d, &["sample", "../v", "--near", "ownv/000000.png", "--seed", "1"]);
+    assert!(said.starts_with("../v/samples/sample-1-near-000000-0.3.png\n"), "{said}");
+    let said = good(d, &["interpolate", "../v", "--from", "ownv/000000.png", "--to", "ownv/000001.png"]);
+    assert!(said.ends_with("/samples/interpolation-000000-to-000001.png\n"), "{said}");
+    // Pairs of held-out images, also of a GAN.
+    good(d, &["interpolate", "../g", "--data", "digits", "--rows", "1", "--out", "p.png"]);
+}
+
 fn numpy_loads(d: &Path) {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let check = "import numpy as np\n\
@@ -410,8 +497,14 @@ fn wrong_uses_get_one_sentence() {
             refused(d, &[command, "../v", "--out", "full"], &["--out full", "not empty"]);
         }
     }
-    for args in [&["reconstruct"][..], &["encode"], &["plot", "--latent"], &["interpolate", "--data", "digits"]] {
-        refused(d, &[args, &["../g"]].concat(), &["../g is a GAN, which has no encoder"]);
+    refused(d, &["plot", "--latent", "../g"], &["../g is a GAN", "searched for", "use a VAE"]);
+    fs::write(d.join("no.png"), "no picture").unwrap();
+    for (command, flag) in
+        [("interpolate", &["--to", "no.png", "--from"]), ("sample", &["--strength", "0.5", "--near"])]
+    {
+        for (picture, wrong) in [("no.png", "cannot be read as a picture"), ("nowhere.png", "No such file")] {
+            common::refused(d, &[&[command, "../g"], &flag[..], &[picture]].concat(), 1, &[picture, wrong]);
+        }
     }
     for (args, parts) in [
         (&["sample", "../v", "--count", "0"][..], &["--count 0", "from 1"][..]),
@@ -421,6 +514,15 @@ fn wrong_uses_get_one_sentence() {
         (&["sample", "../g", "--truncation", "-1"], &["--truncation -1"]),
         (&["sample", "../g", "--truncation", "nan"], &["--truncation NaN"]),
         (&["reconstruct", "../v", "--count", "0"], &["--count 0"]),
+        (&["reconstruct", "../v", "--steps", "5"], &["--steps is for a GAN", "leave it out"]),
+        (&["encode", "../v", "--seed", "1"], &["--seed is for a GAN"]),
+        (&["encode", "../g", "--steps", "0"], &["--steps 0", "from 1"]),
+        (&["reconstruct", "../g", "--starts", "257"], &["--starts 257", "from 1 to 256"]),
+        (&["interpolate", "../v", "--from", "a.png"], &["--to"]),
+        (&["interpolate", "../v", "--from", "a.png", "--to", "b.png", "--rows", "2"], &["--rows"]),
+        (&["sample", "../v", "--strength", "0.5"], &["--near"]),
+        (&["sample", "../v", "--near", "a.png", "--strength", "1.5"], &["--strength 1.5", "from 0 to 1"]),
+        (&["sample", "../v", "--near", "a.png", "--truncation", "1"], &["--truncation"]),
         (&["reconstruct", "../v", "--count", "9000"], &["18000 images"]),
         (&["reconstruct", "../v", "--split", "validation"], &["validation", "train, test"]),
         (&["reconstruct", "../v", "--data", "mnits"], &["--data mnits", "mnist"]),

@@ -60,9 +60,10 @@ impl TrainedModel {
         default_place(&self.run, folder, &format!("{}.{extension}", self.checkpoint.named(stem)))
     }
 
-    pub fn open_with_encoder(&self) -> Result<Trained> {
+    /// Opens one that gives latents of images.
+    pub fn open_to_encode(&self) -> Result<Trained> {
         let trained = self.open()?;
-        trained.check_encoder()?;
+        trained.check_latents()?;
         Ok(trained)
     }
 }

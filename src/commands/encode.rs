@@ -1,12 +1,13 @@
 //! `ganvae encode`: writes the latents of images as arrays.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use tch::{Kind, Tensor};
 
 use super::arguments::{RealImages, TrainedModel, check_ending, write_names};
+use super::encodings::{Encodings, Fidelity, SearchArguments};
 use super::print;
 use crate::base::names::printable;
 use crate::base::progress::Tally;
@@ -22,8 +23,10 @@ pub(super) struct Encode {
     of: TrainedModel,
     #[command(flatten)]
     images: RealImages,
-    /// The means of the latents, [N,Z]; beside them X.logvar.npy, X.labels.npy where there are classes, and X.csv with the names of
-    /// pictures [default: latents.npy in the run]
+    #[command(flatten)]
+    search: SearchArguments,
+    /// The latents, [N,Z]: of a VAE the means mu, of a GAN z; beside them X.logvar.npy (VAE), X.labels.npy where there are classes, and
+    /// X.csv with the names of pictures [default: latents.npy in the run]
     #[arg(long, value_name = "X.npy")]
     out: Option<PathBuf>,
 }
@@ -32,33 +35,57 @@ impl Encode {
     pub(super) fn run(&self) -> Result<u8> {
         let out = self.out.clone().unwrap_or_else(|| self.of.default_place("", "latents.npy"));
         check_ending("out", &out, &["npy"])?;
-        let trained = self.of.open_with_encoder()?;
+        let trained = self.of.open_to_encode()?;
+        let search = self.search.search(&trained)?;
         let images = &self.images.images(&trained)?;
         let (n, z) = (images.count, trained.latent() as usize);
-        let mut files = vec![out.clone(), out.with_extension("logvar.npy")];
-        let mut mus = NpyWriter::create(&files[0], &[n, z], Kind::Float)?;
-        let mut logvars = NpyWriter::create(&files[1], &[n, z], Kind::Float)?;
-        each_posterior(&trained, images, |mu, logvar| {
-            mus.push(mu)?;
-            logvars.push(logvar)
-        })?;
-        let labels_file = out.with_extension("labels.npy");
-        if !images.labels.is_empty() {
+        let [logvar_file, labels_file] = ["logvar.npy", "labels.npy"].map(|ending| out.with_extension(ending));
+        let mut files = vec![out.clone()];
+        let mut latents = NpyWriter::create(&out, &[n, z], Kind::Float)?;
+        let mut fidelity = None;
+        if trained.is_gan() {
+            let quality = fidelity.insert(Fidelity::default());
+            let mut encodings = Encodings::start(&trained, search, n);
+            each_batch(&trained, images, |x| {
+                let z = encodings.of(x)?;
+                quality.add(x, &trained.decode(&z)?)?;
+                latents.push(&z)
+            })?;
+            remove_other(&logvar_file)?;
+        } else {
+            let mut logvars = NpyWriter::create(&logvar_file, &[n, z], Kind::Float)?;
+            each_posterior(&trained, images, |mu, logvar| {
+                latents.push(mu)?;
+                logvars.push(logvar)
+            })?;
+            logvars.finish()?;
+            files.push(logvar_file);
+        }
+        if images.labels.is_empty() {
+            remove_other(&labels_file)?;
+        } else {
             let mut labels = NpyWriter::create(&labels_file, &[n], Kind::Int64)?;
             labels.push(&images.label_tensor()?)?;
             labels.finish()?;
-            files.push(labels_file.clone());
+            files.push(labels_file);
         }
         files.extend(write_names(images, 0..n, &out)?);
-        logvars.finish()?;
-        mus.finish()?;
-        if images.labels.is_empty() {
-            // Labels of an earlier data set do not belong to these images.
-            ignore_missing(std::fs::remove_file(&labels_file))
-                .with_context(|| format!("{}, of other images, could not be removed", labels_file.display()))?;
-        }
-        print(&files.iter().map(|f| format!("{}\n", printable(f))).collect::<String>())
+        latents.finish()?;
+        let files: String = files.iter().map(|f| format!("{}\n", printable(f))).collect();
+        print(&(files + &fidelity.map_or_else(String::new, |fidelity| fidelity.line())))
     }
+}
+
+/// Removes a file that an earlier call wrote beside its latents, and that does not belong to these.
+fn remove_other(file: &Path) -> Result<()> {
+    ignore_missing(std::fs::remove_file(file))
+        .with_context(|| format!("{}, of other images, could not be removed", file.display()))
+}
+
+/// Calls `take` with all images, x [B,C,H,W], in order.
+fn each_batch(trained: &Trained, images: &Images, mut take: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
+    let data = Dataset::new(images, trained.device())?;
+    (0..images.count).step_by(BATCH as usize).try_for_each(|from| take(&data.range(from, BATCH as usize)?.x))
 }
 
 /// Calls `take` with mu and logvar [B,Z] of all images, in order.
@@ -67,13 +94,11 @@ pub(super) fn each_posterior(
     images: &Images,
     mut take: impl FnMut(&Tensor, &Tensor) -> Result<()>,
 ) -> Result<()> {
-    let data = Dataset::new(images, trained.device())?;
     let mut tally = Tally::start("images encoded", images.count as u64);
-    for from in (0..images.count).step_by(BATCH as usize) {
-        let x = data.range(from, BATCH as usize)?.x;
-        let (mu, logvar) = trained.encode(&x)?;
+    each_batch(trained, images, |x| {
+        let (mu, logvar) = trained.encode(x)?;
         take(&mu, &logvar)?;
         tally.advance(x.size()[0] as u64);
-    }
-    Ok(())
+        Ok(())
+    })
 }

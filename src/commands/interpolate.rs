@@ -7,12 +7,14 @@ use clap::{Args, ValueEnum};
 use tch::Tensor;
 
 use super::arguments::{TrainedModel, check_range};
+use super::encodings::{Encodings, of_picture, stem};
 use super::latent_paths::{LatentPaths, PathOutput, vectors};
 use super::print_path;
 use crate::base::seed::{Rng, Stream, seed_for};
 use crate::config::flags::escaped_text;
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
+use crate::models::inversion::Search;
 
 /// The path between two latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,7 +39,13 @@ pub(super) struct Interpolate {
     /// Row r goes from image 2r to image 2r + 1 of `ganvae sample` with this seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// VAE: interpolate between held-out images of this data set, of different classes; --seed chooses them
+    /// Interpolate from this picture to that of --to
+    #[arg(long, value_name = "PICTURE", requires = "to", conflicts_with_all = ["data", "rows"])]
+    from: Option<PathBuf>,
+    /// The picture at the other end
+    #[arg(long, value_name = "PICTURE", requires = "from")]
+    to: Option<PathBuf>,
+    /// Interpolate between held-out images of this data set, of different classes; --seed chooses them
     #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
     data: Option<String>,
     /// Folder of the named data sets [default: the run's, $GANVAE_DATA or the user's cache]
@@ -50,24 +58,30 @@ pub(super) struct Interpolate {
 impl Interpolate {
     pub(super) fn run(&self) -> Result<u8> {
         check_range("rows", self.rows, 1..=1000)?;
-        let name = format!("interpolation-{}.png", self.seed);
-        let (out, format, steps) = self.output.resolve(&self.of, &name, self.rows)?;
+        let pictures = self.from.as_deref().zip(self.to.as_deref());
+        let (rows, name) = match pictures {
+            Some((from, to)) => (1, format!("{}-to-{}", stem(from), stem(to))),
+            None => (self.rows, self.seed.to_string()),
+        };
+        let (out, format, steps) = self.output.resolve(&self.of, &format!("interpolation-{name}.png"), rows)?;
         let trained = self.of.open()?;
-        let z = match &self.data {
-            None => trained.prior(self.seed, 0, 2 * self.rows)?,
-            Some(spec) => {
-                trained.check_encoder()?;
+        let z = match (pictures, &self.data) {
+            (Some((from, to)), _) => Tensor::f_cat(&[of_picture(&trained, from)?, of_picture(&trained, to)?], 0)?,
+            (None, None) => trained.prior(self.seed, 0, 2 * rows)?,
+            (None, Some(spec)) => {
+                trained.check_latents()?;
                 let source = trained.source(Some(spec), self.data_dir.as_deref(), false)?;
-                let pairs = pairs(&source.test, self.rows as usize, self.seed);
+                let pairs = pairs(&source.test, rows as usize, self.seed);
                 let test = Dataset::new(&source.test, trained.device())?;
-                trained.encode(&test.gather(&Tensor::f_from_slice(&pairs)?.f_to_device(trained.device())?)?.x)?.0
+                let x = test.gather(&Tensor::f_from_slice(&pairs)?.f_to_device(trained.device())?)?.x;
+                Encodings::start(&trained, Search::default(), pairs.len()).of(&x)?
             }
         };
         let ends = vectors(&z)?;
         let latent = |row: usize, step: usize| {
             between(&ends[2 * row], &ends[2 * row + 1], step as f64 / (steps - 1) as f64, self.mode)
         };
-        let paths = LatentPaths { trained: &trained, rows: self.rows as usize, steps: steps as usize, latent: &latent };
+        let paths = LatentPaths { trained: &trained, rows: rows as usize, steps: steps as usize, latent: &latent };
         paths.draw(&out, format)?;
         print_path(&out)
     }

@@ -5,6 +5,7 @@ mod bench;
 mod data;
 pub mod doctor;
 mod encode;
+mod encodings;
 mod error;
 mod eval;
 mod export;
@@ -45,13 +46,13 @@ enum Command {
     Sample(sample::Sample),
     /// Export the networks of a run: TorchScript, safetensors, ONNX
     Export(export::Export),
-    /// Draw images and their reconstructions by a VAE
+    /// Draw images and their reconstructions
     Reconstruct(reconstruct::Reconstruct),
     /// Draw interpolations between images in the latent space
     Interpolate(interpolate::Interpolate),
     /// Draw how an image changes with each latent dimension
     Traverse(traverse::Traverse),
-    /// Write the latents of images as NumPy arrays (VAE)
+    /// Write the latents of images as NumPy arrays
     Encode(encode::Encode),
     /// Score runs: distances of samples from real images, reconstructions
     Eval(Box<eval::Eval>),

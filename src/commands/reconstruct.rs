@@ -1,4 +1,4 @@
-//! `ganvae reconstruct`: draws images above a VAE's reconstructions.
+//! `ganvae reconstruct`: draws images above their reconstructions.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::Args;
 use tch::Tensor;
 
 use super::arguments::{RealImages, TrainedModel, check_range, write_names};
+use super::encodings::{Encodings, Fidelity, SearchArguments};
 use super::print;
 use crate::base::names::printable;
 use crate::data::dataset::Dataset;
@@ -22,6 +23,8 @@ pub(super) struct Reconstruct {
     of: TrainedModel,
     #[command(flatten)]
     images: RealImages,
+    #[command(flatten)]
+    search: SearchArguments,
     /// Largest number of images; they are evenly spread over the data set
     #[arg(long, value_name = "N", default_value_t = 32)]
     count: usize,
@@ -41,21 +44,31 @@ impl Reconstruct {
         let grid = OutputFormat::of(&out, 1, false)? == OutputFormat::Grid;
         let pictures = |images: usize| if grid { 2 * images } else { images };
         OutputFormat::of(&out, pictures(count), false)?;
-        let trained = self.of.open_with_encoder()?;
+        let trained = self.of.open_to_encode()?;
+        let search = self.search.search(&trained)?;
         let images = &self.images.images(&trained)?;
         let chosen: Vec<i64> = spread(images.count, count).into_iter().map(|i| i as i64).collect();
         let data = Dataset::new(images, trained.device())?;
         let columns = columns_for(2 * chosen.len(), images.height, images.width).min(chosen.len());
         let mut writer = ImageWriter::open(&out, pictures(chosen.len()), trained.shape(), grid.then_some(columns))?;
-        // Complete rows of the grid, about a batch at a time.
-        for indices in chosen.chunks((BATCH as usize).next_multiple_of(columns)) {
-            let x = data.gather(&Tensor::f_from_slice(indices)?.f_to_device(trained.device())?)?.x;
-            let (mu, _) = trained.encode(&x)?;
-            let reconstructions = trained.decode(&mu)?;
+        // Complete rows of the grid, about a batch at a time. All latents come first: a search has a progress bar of its own.
+        let chunks = || chosen.chunks((BATCH as usize).next_multiple_of(columns));
+        let gathered = |index| -> Result<Tensor> {
+            Ok(data.gather(&Tensor::f_from_slice(index)?.f_to_device(trained.device())?)?.x)
+        };
+        let latents = {
+            let mut encodings = Encodings::start(&trained, search, chosen.len());
+            chunks().map(|index| encodings.of(&gathered(index)?)).collect::<Result<Vec<_>>>()?
+        };
+        let mut fidelity = Fidelity::default();
+        for (index, z) in chunks().zip(&latents) {
+            let (x, reconstructions) = (gathered(index)?, trained.decode(z)?);
+            fidelity.add(&x, &reconstructions)?;
             writer.push(&if grid { alternate(&x, &reconstructions, columns)? } else { reconstructions })?;
         }
         writer.finish()?;
         let names = write_names(images, chosen.iter().map(|i| *i as usize), &out)?;
-        print(&[Some(out), names].iter().flatten().map(|f| format!("{}\n", printable(f))).collect::<String>())
+        let files: String = [Some(out), names].iter().flatten().map(|f| format!("{}\n", printable(f))).collect();
+        print(&(files + &fidelity.line()))
     }
 }

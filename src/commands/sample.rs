@@ -8,6 +8,7 @@ use clap::Args;
 use tch::{Kind, Tensor};
 
 use super::arguments::{TrainedModel, check_range};
+use super::encodings::{of_picture, stem};
 use super::print;
 use crate::base::names::printable;
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
@@ -30,6 +31,12 @@ pub(super) struct Sample {
     /// Draw z from a normal distribution truncated to [-T, T]: a smaller T gives images closer to the average (0.01 to 10)
     #[arg(long, value_name = "T")]
     truncation: Option<f64>,
+    /// Draw variants of this picture
+    #[arg(long, value_name = "PICTURE", conflicts_with = "truncation")]
+    near: Option<PathBuf>,
+    /// How far the variants are from the picture, from 0 (its reconstruction) to 1 (any image)
+    #[arg(long, value_name = "S", requires = "near", default_value_t = 0.3)]
+    strength: f64,
     /// A .png (one grid), a .npy (array), or a folder (one .png per image) [default: in the run's samples/]
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
@@ -37,19 +44,28 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) fn run(&self) -> Result<u8> {
-        let Sample { of, count, seed, truncation, out } = self;
+        let Sample { of, count, seed, truncation, near, strength, out } = self;
         let (count, seed) = (*count, seed.unwrap_or_else(new_seed));
         check_range("count", count, 1..=100_000_000)?;
         truncation.map_or(Ok(()), |bound| check_range("truncation", bound, TRUNCATION))?;
-        let cut = truncation.map_or_else(String::new, |bound| format!("-truncation-{bound}"));
+        check_range("strength", *strength, 0.0..=1.0)?;
+        let cut = match (truncation, near) {
+            (Some(bound), _) => format!("-truncation-{bound}"),
+            (None, Some(picture)) => format!("-near-{}-{strength}", stem(picture)),
+            (None, None) => String::new(),
+        };
         let out = out.clone().unwrap_or_else(|| of.default_place("samples", &format!("sample-{seed}{cut}.png")));
         OutputFormat::of(&out, count as usize, false)?;
         let trained = of.open()?;
+        let centre = near.as_ref().map(|picture| of_picture(&trained, picture)).transpose()?;
         let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
         for from in (0..count).step_by(BATCH as usize) {
             let mut z = trained.prior(seed, from, BATCH)?;
             if let Some(bound) = truncation {
                 z = truncated(&z, *bound)?;
+            }
+            if let Some(centre) = &centre {
+                z = varied(centre, &z, *strength)?;
             }
             sink.push(&trained.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?)?;
         }
@@ -62,6 +78,13 @@ impl Sample {
 fn new_seed() -> u64 {
     // The standard library's only source of randomness: each state has keys of the system's.
     RandomState::new().build_hasher().finish() % 1_000_000
+}
+
+/// Variants of a latent: centre [1,Z], noise eps [B,Z] from N(0, I) -> √(1 − s²)·centre + s·eps [B,Z]. If the centre is from N(0, I), so
+/// are its variants, at every strength s.
+fn varied(centre: &Tensor, eps: &Tensor, strength: f64) -> Result<Tensor> {
+    let kept = centre.f_mul_scalar((1.0 - strength * strength).sqrt())?;
+    Ok(eps.f_mul_scalar(strength)?.f_add(&kept)?)
 }
 
 /// Standard normal numbers z mapped to those of the normal distribution truncated to [−T, T], T = `bound`: Brock et al. 2019

@@ -2,6 +2,7 @@
 
 pub mod augment;
 pub mod gan;
+pub mod inversion;
 pub mod losses;
 pub mod moving_average;
 pub mod network;

@@ -68,7 +68,9 @@ pub struct ImageWriter {
     out: PathBuf,
     output: Output,
     columns: usize,
-    tally: Tally,
+    count: usize,
+    /// From the first images on: what comes before has a bar of its own.
+    tally: Option<Tally>,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl ImageWriter {
             OutputFormat::Grid | OutputFormat::Gif => Output::Grid(Vec::new()),
         };
         let columns = columns.unwrap_or_else(|| grid::columns_for(count, h, w));
-        Ok(ImageWriter { out: out.to_owned(), output, columns, tally: Tally::start("images", count as u64) })
+        Ok(ImageWriter { out: out.to_owned(), output, columns, count, tally: None })
     }
 
     /// Writes the next images, [B,C,H,W] in [0,1] on any device.
@@ -105,6 +107,7 @@ impl ImageWriter {
     /// # Errors
     /// When a file cannot be written.
     pub fn push(&mut self, images: &Tensor) -> Result<()> {
+        let tally = self.tally.get_or_insert_with(|| Tally::start("images", self.count as u64));
         match &mut self.output {
             Output::Grid(batches) => batches.push(grid::bytes(images)?),
             Output::Npy(file) => file.push(images)?,
@@ -116,7 +119,7 @@ impl ImageWriter {
                 *next += pictures.len();
             }
         }
-        self.tally.advance(images.size()[0] as u64);
+        tally.advance(images.size()[0] as u64);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use crate::config::device;
 use crate::config::{self, Config};
 use crate::data::images::{Images, Source};
 use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE};
+use crate::models::inversion::{Inverter, Search};
 use crate::models::noise::Noise;
 use crate::models::tuning::{THREADS, Tuning};
 use crate::models::{LatentVariable, Model, ModelKind, Part};
@@ -133,6 +134,8 @@ impl Trained {
             format!("{root} has no checkpoint yet: go on with `ganvae train --resume {quoted}`")
         })?;
         model.end_training();
+        // Gradients pass through the networks to latents, and to no weight.
+        model.networks_mut().into_iter().for_each(|network| network.vars.freeze());
         if device == Device::Cpu {
             let threads = config.settings.given(&THREADS).map_or(info.tuning.threads, |n| n as u32);
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
@@ -248,12 +251,7 @@ impl Trained {
     /// # Errors
     /// [`crate::base::usage::Usage`] when the model has no encoder; when x has another shape.
     pub fn encode(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let size = x.size();
-        ensure!(
-            size.len() == 4 && size[1..] == self.shape.dims(),
-            "images of [N,{}] are wanted, found {size:?}",
-            self.shape.dims().map(|n| n.to_string()).join(",")
-        );
+        self.check_shape(x)?;
         self.check_encoder()?;
         let mut both = self.in_batches(x, |x| match &self.loaded {
             LoadedModel::Run(model, ..) => model.encode(x)?.map(|(mu, logvar)| vec![mu, logvar]).context("no encoder"),
@@ -261,6 +259,47 @@ impl Trained {
         })?;
         let (logvar, mu) = (both.pop(), both.pop());
         mu.zip(logvar).context("an encoder gives mu and logvar")
+    }
+
+    /// Latents of images: x [N,C,H,W] in [0,1] -> [N,Z] on the model's device. Those of a VAE are the means mu. Those of a GAN are
+    /// searched for ([`crate::models::inversion`]), one image after the other, so that they do not depend on the other images; `each` is
+    /// called after every update of the search. For an exported generator, the search compares pixels alone: a discriminator's export
+    /// gives no features.
+    ///
+    /// # Errors
+    /// As [`Trained::encode`], for a VAE's decoder alone; when the weights of a GAN are not finite.
+    pub fn latents(&self, x: &Tensor, search: &Search, each: &mut dyn FnMut()) -> Result<Tensor> {
+        let inverter = match &self.loaded {
+            LoadedModel::Run(_, config, _) if config.model == ModelKind::Gan => {
+                let graphs = self.networks().unwrap_or_default();
+                let named = |name| graphs.iter().find(|g| g.name() == name).copied().context("a network is missing");
+                Inverter::new(named("generator")?, named("discriminator")?)
+            }
+            LoadedModel::Modules { decoder: Some(generator), .. } if self.is_gan() => {
+                Inverter::of_pixels(|z| generator.call(z)?.pop().context("a generator gives images"))
+            }
+            _ => return Ok(self.encode(x)?.0),
+        };
+        self.check_shape(x)?;
+        let x = x.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        let each_image = (0..x.size()[0]).map(|i| {
+            let z = inverter.invert(&x.f_narrow(0, i, 1)?, self.latent, search, each)?;
+            // sync: once for an image.
+            ensure!(
+                z.f_isfinite()?.f_all()?.f_double_value(&[])? != 0.0,
+                "no latent was found: the weights are not finite"
+            );
+            Ok(z)
+        });
+        Ok(Tensor::f_cat(&each_image.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Whether it is a GAN, which has no encoder: [`Trained::latents`] are searched for.
+    pub fn is_gan(&self) -> bool {
+        match &self.loaded {
+            LoadedModel::Run(_, config, _) => config.model == ModelKind::Gan,
+            LoadedModel::Modules { decoder, .. } => decoder.as_ref().is_some_and(|d| d.info.network == "generator"),
+        }
     }
 
     /// Whether it makes images of latents: an encoder alone does not.
@@ -271,18 +310,31 @@ impl Trained {
     /// Refuses, as a usage error, a model without an encoder.
     pub fn check_encoder(&self) -> Result<()> {
         let root = self.root.display();
-        match &self.loaded {
-            LoadedModel::Run(_, config, _) if config.model == ModelKind::Gan => {
-                usage!("{root} is a GAN, which has no encoder: use a VAE")
-            }
-            LoadedModel::Modules { encoder: None, decoder: Some(module) } if module.info.network == "generator" => {
-                usage!("{root} is a GAN's generator, which has no encoder: use a VAE")
-            }
-            LoadedModel::Modules { encoder: None, .. } => {
-                usage!("{root} has no encoder.pt next to its decoder: wanted both")
-            }
-            _ => Ok(()),
+        if self.is_gan() {
+            usage!(
+                "{root} is a GAN, whose latents have to be searched for image by image (`ganvae encode`): use a VAE"
+            );
         }
+        if let LoadedModel::Modules { encoder: None, .. } = &self.loaded {
+            usage!("{root} has no encoder.pt next to its decoder: wanted both");
+        }
+        Ok(())
+    }
+
+    /// Refuses, as a usage error, a model without [`Trained::latents`]: a VAE's decoder alone.
+    pub fn check_latents(&self) -> Result<()> {
+        if self.is_gan() { Ok(()) } else { self.check_encoder() }
+    }
+
+    fn check_shape(&self, x: &Tensor) -> Result<()> {
+        let size = x.size();
+        let wanted = self.shape.dims();
+        ensure!(
+            size.len() == 4 && size[1..] == wanted,
+            "images of [N,{}] are wanted, found {size:?}",
+            wanted.map(|n| n.to_string()).join(",")
+        );
+        Ok(())
     }
 
     /// `count` images of the prior: [N,C,H,W] in [0,1] on the CPU; the same for the same seed, and the first n of more.
@@ -366,7 +418,8 @@ impl Trained {
             let mut size = rows.size();
             size[0] = BATCH - len;
             let padding = rows.f_new_zeros(&size, (Kind::Float, self.device))?;
-            let outputs = network(&Tensor::f_cat(&[rows.f_narrow(0, from, len)?, padding], 0)?.f_contiguous()?)?;
+            let batch = Tensor::f_cat(&[rows.f_narrow(0, from, len)?, padding], 0)?.f_contiguous()?;
+            let outputs = tch::no_grad(|| network(&batch))?;
             parts.resize_with(outputs.len(), Vec::new);
             for (part, output) in parts.iter_mut().zip(outputs) {
                 part.push(output.f_narrow(0, 0, len)?);
@@ -415,8 +468,7 @@ impl Module {
     /// [B,...] -> the outputs, each [B,...] of the shape in the module's description.
     fn call(&self, input: &Tensor) -> Result<Vec<Tensor>> {
         let failed = || format!("{} failed on a batch of {:?}", self.path.display(), input.size());
-        let run = || self.module.forward_is(&[IValue::Tensor(input.shallow_clone())]);
-        let values = match tch::no_grad(run).with_context(failed)? {
+        let values = match self.module.forward_is(&[IValue::Tensor(input.shallow_clone())]).with_context(failed)? {
             IValue::Tuple(values) => values,
             value => vec![value],
         };
@@ -541,6 +593,25 @@ mod tests {
         Ok(())
     }
 
+    /// By pixels alone; each image alone, so that the others do not matter.
+    #[test]
+    fn an_exported_generator_is_inverted() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        drop(save(&dir.path().join("generator.pt"), "generator", 4, 1)?);
+        let trained = open(dir.path())?;
+        let (x, search) = (trained.sample(3, 7)?, Search::default());
+        let mut updates = 0;
+        let z = trained.latents(&x, &search, &mut || updates += 1)?;
+        assert_eq!((z.size(), updates), (vec![3, 4], 3 * search.steps));
+        let off = (trained.decode(&z)? - &x).square().mean(Kind::Double).sqrt().double_value(&[]);
+        assert!(off < 0.03, "30 dB are 0.032, found {off}");
+        let alone = trained.latents(&x.narrow(0, 1, 1), &search, &mut || ())?;
+        assert_eq!(alone, z.narrow(0, 1, 1), "bit for bit");
+        let nan = x.narrow(0, 0, 1) * f64::NAN;
+        assert!(said(trained.latents(&nan, &search, &mut || ())).contains("not finite"));
+        Ok(())
+    }
+
     #[test]
     fn what_cannot_be_used_is_named() -> Result<()> {
         let dir = tempfile::tempdir()?;
@@ -554,7 +625,7 @@ mod tests {
         assert!(e.contains("does not fit") && e.contains("latents of 4 and") && e.contains("the other 5 and"), "{e}");
         drop(save(&file("generator.pt"), "generator", 4, 1)?);
         let gan = open(&file("generator.pt"))?;
-        assert!(said(gan.encode(&Tensor::zeros([1, 1, 2, 3], (Kind::Float, Device::Cpu)))).contains("no encoder"));
+        assert!(said(gan.encode(&Tensor::zeros([1, 1, 2, 3], (Kind::Float, Device::Cpu)))).contains("searched for"));
         assert!(said(gan.decode(&Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))).contains("[N,4]"));
         drop(save(&file("discriminator.pt"), "discriminator", 4, 1)?);
         assert!(said(open(&file("discriminator.pt"))).contains("generates no images"));
