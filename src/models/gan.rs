@@ -2,267 +2,34 @@
 //!
 //! Goodfellow et al. 2014 (arXiv 1406.2661). Knows no files, paths or ranks.
 
+mod networks;
+mod spec;
 mod terms;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use tch::{Device, Kind, Tensor};
 
-use super::augment::{AUGMENT, AUGMENT_P, AugmentDraws, AugmentSpec, Augmenter};
-use super::losses::adversarial::{GAN_LOSS, GanLoss};
-use super::losses::penalty::{
-    Draws, FIRST_ORDER, GRADIENT_PENALTY, ImageKind, Judged, LECAM, LeCam, PENALTY_EVERY, Penalties, R1, R1_END, R2,
-    R2_END,
-};
-use super::moving_average::{Decay, MovingAverage};
+use super::augment::{AugmentDraws, Augmenter};
+use super::losses::penalty::{Draws, ImageKind, Judged, LeCam};
+use super::moving_average::MovingAverage;
 use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings, mean_of_passes};
 use super::schedule::Scheduled;
 use super::statistics::Statistics;
-use super::{Length, Model, StepContext};
+use super::{Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
-use crate::base::setting::{AnySetting, Group, Setting, Settings};
-use crate::base::shape::Shape;
 use crate::base::timer::Phase;
 use crate::base::usage::usage;
 use crate::native::{AdamSettings, Factor};
+use crate::nets::Mode;
 use crate::nets::cost::Work;
-use crate::nets::graph::{Function, Op, Port, Value};
-use crate::nets::{Activation, Arch, LATENT, Mode, NetSpec, channels, features, hidden_widths, synthesis};
+use crate::nets::graph::Value;
+use networks::{discriminator, freeze_first, generator};
+pub use spec::*;
 pub use terms::GanTerms;
 use terms::{PENALTY_TERMS, TERMS, diversity, scalars};
-
-/// Architecture and loss of a GAN.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GanSpec {
-    /// Shape of the images.
-    pub shape: Shape,
-    /// Z, the latent width.
-    pub latent: i64,
-    /// The generator's layers.
-    pub generator: NetSpec,
-    /// The discriminator's layers.
-    pub discriminator: NetSpec,
-    /// The loss of both networks.
-    pub loss: GanLoss,
-    /// The penalties of the discriminator.
-    pub penalties: Penalties,
-    /// N, the discriminator's updates for each of the generator (arXiv 1406.2661, algorithm 1, k; 5 in arXiv 1704.00028).
-    pub d_steps: u64,
-    /// The discriminator's learning rate; none for that of the generator (two learning rates: arXiv 1706.08500).
-    pub d_lr: Option<f64>,
-    /// N, the first layers of the discriminator that keep their weights (Mo et al. 2020, arXiv 2002.10964).
-    pub freeze_d: u64,
-    /// The generator's moving average; none keeps none.
-    pub ema: Option<Decay>,
-    /// Augmentation of the images that the discriminator sees.
-    pub augment: Option<AugmentSpec>,
-}
-
-/// Hidden layers of the generator.
-pub static GENERATOR_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("generator-hidden", "Units of the hidden layers of the generator, such as 512,256, or none");
-
-/// Hidden layers of the discriminator.
-pub static DISCRIMINATOR_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("discriminator-hidden", "Units of the hidden layers of the discriminator");
-
-/// Channels of the generator.
-pub static GENERATOR_WIDTHS: Setting<Vec<i64>> = channels(
-    "generator-widths",
-    "Channels of the generator at each resolution, from the image's on, in place of --base-width; the last number holds for all further ones",
-);
-
-/// Channels of the discriminator.
-pub static DISCRIMINATOR_WIDTHS: Setting<Vec<i64>> =
-    channels("discriminator-widths", "The same of the discriminator [default: those of --base-width]");
-
-/// Normalisation in the generator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum GeneratorNorm {
-    /// Of the features, before each activation.
-    Batch,
-    /// Nothing.
-    None,
-}
-
-/// Normalisation in the generator.
-pub static GENERATOR_NORM: Setting<GeneratorNorm> =
-    Setting::choice("generator-norm", "Normalisation in the generator [default: batch for --arch conv, else none]");
-
-/// Normalisation in the discriminator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DiscriminatorNorm {
-    /// Of the features, as in DCGAN.
-    Batch,
-    /// Of the weights, by their largest singular value (Miyato et al. 2018, arXiv 1802.05957).
-    Spectral,
-    /// Nothing.
-    None,
-}
-
-/// Normalisation in the discriminator.
-pub static DISCRIMINATOR_NORM: Setting<DiscriminatorNorm> = Setting::choice(
-    "discriminator-norm",
-    "Normalisation in the discriminator; penalties of its slope take none but spectral [default: batch for --arch conv, else none]",
-);
-
-/// See [`GanSpec::d_steps`].
-pub static D_STEPS: Setting<u64> = Setting::whole(
-    "d-steps",
-    "Updates of the discriminator for each of the generator; a step then takes so many batches",
-)
-.range("from 1 to 1000", |n| (1..=1000).contains(n))
-.default("1", "Goodfellow et al. 2014, section 4")
-.value_name("UPDATES");
-
-/// See [`GanSpec::d_lr`].
-pub static D_LR: Setting<f64> =
-    Setting::number("d-lr", "Adam's learning rate of the discriminator [default: that of --lr]")
-        .range("above 0 and at most 1", |v| *v > 0.0 && *v <= 1.0);
-
-/// See [`GanSpec::freeze_d`].
-pub static FREEZE_D: Setting<u64> = Setting::whole(
-    "freeze-d",
-    "Linear and convolutional layers of the discriminator, from the image on, that keep the weights of --init-from, with their \
-     normalisations; for few images",
-)
-.default("0", "all layers learn")
-.value_name("LAYERS");
-
-/// See [`GanSpec::ema`].
-pub static EMA: Setting<f64> =
-    Setting::number("ema", "Decay of the generator's moving average, used for sample grids and exports; 0 for none")
-        .range("from 0 to below 1", |v| (0.0..1.0).contains(v))
-        .default("0", "Goodfellow et al. 2014 have none")
-        .value_name("DECAY")
-        .in_place_of("ema-half-life");
-
-/// See [`Decay::HalfLife`].
-pub static EMA_HALF_LIFE: Setting<f64> = Setting::number(
-    "ema-half-life",
-    "Half-life of that average, instead of --ema: a weight counts half after so many images; early in a run that has no --init-from, after \
-     a twentieth of the images seen",
-)
-.range("from 1 to 1e12", |v| (1.0..=1e12).contains(v))
-.value_name("IMAGES")
-.in_place_of("ema");
-
-/// The settings of a GAN.
-pub static SETTINGS: Group = Group {
-    heading: "GAN",
-    settings: &[
-        &GENERATOR_HIDDEN,
-        &DISCRIMINATOR_HIDDEN,
-        &GENERATOR_WIDTHS,
-        &DISCRIMINATOR_WIDTHS,
-        &GENERATOR_NORM,
-        &DISCRIMINATOR_NORM,
-        &GAN_LOSS,
-        &R1,
-        &R1_END,
-        &R2,
-        &R2_END,
-        &GRADIENT_PENALTY,
-        &LECAM,
-        &FIRST_ORDER,
-        &PENALTY_EVERY,
-        &D_STEPS,
-        &D_LR,
-        &FREEZE_D,
-        &EMA,
-        &EMA_HALF_LIFE,
-        &AUGMENT,
-        &AUGMENT_P,
-    ],
-};
-
-impl GanSpec {
-    /// A GAN without penalties, moving average and augmentation.
-    pub fn new(shape: Shape, latent: i64, [generator, discriminator]: [NetSpec; 2], loss: GanLoss) -> Self {
-        GanSpec {
-            shape,
-            latent,
-            generator,
-            discriminator,
-            loss,
-            penalties: Penalties::default(),
-            d_steps: 1,
-            d_lr: None,
-            freeze_d: 0,
-            ema: None,
-            augment: None,
-        }
-    }
-
-    /// The GAN that the settings describe, for images of this shape.
-    ///
-    /// # Errors
-    /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
-        let mut generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
-        let mut discriminator = NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan();
-        for (net, widths) in [(&mut generator, &GENERATOR_WIDTHS), (&mut discriminator, &DISCRIMINATOR_WIDTHS)] {
-            net.widths = s.given(widths).unwrap_or_default();
-            if net.arch == Arch::Mlp && !net.widths.is_empty() {
-                usage!(
-                    "--{} is a setting of --arch conv and residual, and this is --arch mlp: leave it out",
-                    widths.info().name
-                );
-            }
-        }
-        if let Some(norm) = s.given(&GENERATOR_NORM) {
-            generator.batch_norm = norm == GeneratorNorm::Batch;
-        }
-        if let Some(norm) = s.given(&DISCRIMINATOR_NORM) {
-            discriminator.batch_norm = norm == DiscriminatorNorm::Batch;
-            discriminator.spectral = norm == DiscriminatorNorm::Spectral;
-        }
-        for (net, name) in [(&generator, "generator"), (&discriminator, "discriminator")] {
-            if net.arch == Arch::Mlp && net.batch_norm {
-                usage!(
-                    "--{name}-norm batch is a setting of --arch conv and residual, and this is --arch mlp: leave it out"
-                );
-            }
-        }
-        Ok(GanSpec {
-            shape,
-            latent: s.get(&LATENT)? as i64,
-            generator: NetSpec { activation: Activation::Relu, ..generator },
-            penalties: Penalties::from_settings(s, discriminator.batch_norm, length)?,
-            discriminator,
-            loss: s.get(&GAN_LOSS)?,
-            d_steps: s.get(&D_STEPS)?,
-            d_lr: s.given(&D_LR),
-            freeze_d: s.get(&FREEZE_D)?,
-            ema: match s.given(&EMA_HALF_LIFE) {
-                Some(images) => Some(Decay::HalfLife { images, batch: length.batch_size as f64 }),
-                None => Some(s.get(&EMA)?).filter(|decay| *decay > 0.0).map(Decay::Fixed),
-            },
-            augment: AugmentSpec::from_settings(s)?,
-        })
-    }
-
-    /// Batches of a step: one for each update of the discriminator, and one for the generator's if its loss reads real images.
-    pub fn batches(&self) -> u64 {
-        self.d_steps + u64::from(self.loss.pairs())
-    }
-
-    /// The images of a step of `images`, as (from, count): of each update of the discriminator, then of the generator's, which
-    /// may be those of the last one before it.
-    fn parts(&self, images: i64) -> Vec<(i64, i64)> {
-        let batches = self.batches() as i64;
-        let each = ((images + batches - 1) / batches).max(1);
-        let mut parts: Vec<_> =
-            (0..images).step_by(each as usize).map(|from| (from, each.min(images - from))).collect();
-        if !self.loss.pairs() || parts.len() == 1 {
-            parts.extend(parts.last().copied());
-        }
-        parts
-    }
-}
 
 /// Two networks, two optimizers.
 #[derive(Debug)]
@@ -342,58 +109,6 @@ impl JudgedPass {
             },
         })
     }
-}
-
-/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1].
-fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
-    Network::new("generator", device, spec.generator.init, |b| {
-        let z = b.input(Port::new("z", &[spec.latent], "latents, from N(0, I)"))?;
-        let image = synthesis(b, z, spec.shape, &spec.generator)?;
-        b.begin_float32();
-        let tanh = b.op("tanh", Op::Activation(Function::Tanh), &[image])?;
-        let unit = b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[tanh])?;
-        b.output(Port::images("x", &spec.shape.dims(), "images"), unit)?;
-        Ok(unit)
-    })
-}
-
-/// x [B,C,H,W] in [0,1] -> logits [B]; the images are rescaled to [−1,1] before the first layer.
-fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
-    Network::new("discriminator", device, spec.discriminator.init, |b| {
-        let x = b.input(Port::images("x", &spec.shape.dims(), "images"))?;
-        let centre = b.op("centre", Op::Affine { scale: 2.0, shift: -1.0 }, &[x])?;
-        let hidden = features(b, centre, &spec.discriminator)?;
-        b.begin_float32();
-        let out = b.linear("out", hidden, 1, true)?;
-        let logits = b.op("squeeze", Op::Reshape(Vec::new()), &[out])?;
-        b.output(Port::new("logits", &[], "above 0 for images taken to be real"), logits)?;
-        Ok(logits)
-    })
-}
-
-/// Excludes the first `count` linear and convolutional layers, and the normalisations after them, from training. The running statistics
-/// of batch normalisation go on.
-fn freeze_first(network: &Network, count: u64) -> Result<()> {
-    let is_layer = |op: &Op| matches!(op, Op::Linear(_) | Op::Conv(_));
-    let nodes = network.graph.nodes();
-    let layers = nodes.iter().filter(|node| is_layer(&node.op)).count() as u64;
-    if count >= layers {
-        usage!(
-            "--freeze-d {count} leaves the {} nothing to learn, which has {layers} layers: freeze fewer",
-            network.graph.name()
-        );
-    }
-    let mut begun = 0;
-    for node in nodes {
-        begun += u64::from(is_layer(&node.op));
-        if begun > count {
-            break;
-        }
-        for (_, t, _) in node.op.tensors() {
-            let _same = t.set_requires_grad(false);
-        }
-    }
-    Ok(())
 }
 
 impl Gan {
@@ -696,19 +411,26 @@ impl Model for Gan {
 
     /// The discriminator's are those of real images, as in training.
     fn recompute_statistics(&self, batches: &mut dyn Iterator<Item = Result<(Batch, Noise)>>) -> Result<()> {
-        if ![self.shown(), &self.discriminator].iter().any(|network| network.graph.has_batch_norm()) {
+        // A network without batch normalisation is not run: in training mode, spectral normalisation would move.
+        let of = |network: &Network| match network.graph.has_batch_norm() {
+            true => Statistics::new(&network.graph).map(Some),
+            false => Ok(None),
+        };
+        let (mut of_generator, mut of_discriminator) = (of(self.shown())?, of(&self.discriminator)?);
+        if of_generator.is_none() && of_discriminator.is_none() {
             return Ok(());
         }
-        let (mut of_generator, mut of_discriminator) =
-            (Statistics::new(&self.shown().graph)?, Statistics::new(&self.discriminator.graph)?);
         tch::no_grad(|| {
             for batch in batches {
                 let (batch, noise) = batch?;
-                of_generator.add(|| self.generate(self.shown(), &self.z(&batch.x, &noise)?, Mode::Train))?;
-                of_discriminator.add(|| self.judge(&batch.x, Mode::Train))?;
+                if let Some(of_generator) = &mut of_generator {
+                    of_generator.add(|| self.generate(self.shown(), &self.z(&batch.x, &noise)?, Mode::Train))?;
+                }
+                if let Some(of_discriminator) = &mut of_discriminator {
+                    of_discriminator.add(|| self.judge(&batch.x, Mode::Train))?;
+                }
             }
-            of_generator.finish()?;
-            of_discriminator.finish()
+            of_generator.into_iter().chain(of_discriminator).try_for_each(|statistics| statistics.finish())
         })
     }
 
@@ -813,185 +535,4 @@ impl Model for Gan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::timer::StepTimer;
-    use crate::models::optimizer::MicroBatch;
-    use crate::native;
-
-    #[test]
-    fn warns_of_a_dominant_discriminator_and_mode_collapse_and_limits_the_loss() {
-        let net = NetSpec {
-            arch: crate::nets::Arch::Mlp,
-            hidden: vec![2],
-            activation: crate::nets::Activation::Relu,
-            batch_norm: false,
-            init: crate::nets::graph::Init::PyTorch,
-            ..NetSpec::default()
-        };
-        let shape = Shape { channels: 1, height: 2, width: 3 };
-        let spec = GanSpec::new(shape, 2, [net.clone(), net], GanLoss::NonSaturating);
-        let gan = Gan::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap();
-        let worries = |accuracy, diversity| {
-            gan.warnings(&[1.0, 1.0, 0.0, 0.0, accuracy, 1.0, diversity * diversity]).join(" and ")
-        };
-        assert_eq!(worries(0.9, 0.7), "");
-        assert!(worries(0.999, 0.7).starts_with("the discriminator is too strong"));
-        assert!(worries(0.9, 0.05).contains("collapsed"));
-        assert!(worries(1.0, 0.0).contains(" and "), "both");
-        let unknown = [1.0, 1.0, 0.0, 0.0, 0.9, 0.0, 0.0];
-        assert!(gan.warnings(&unknown).is_empty(), "nothing is known of batches of one");
-        assert_eq!(gan.report(&[1.0, 2.0, 3.0, 4.0, 0.9, 4.0, 1.0]), [1.0, 2.0, 3.0, 4.0, 0.9, 0.5]);
-        assert_eq!((gan.scalars().len(), gan.scalars()[5].key.as_str()), (6, "diversity"));
-        assert!(gan.scalars()[1].limit.unwrap() < 1667.0, "seen in a run with --lr 0.02");
-    }
-
-    /// A small GAN on images of 8x8, convolutional ones with batch normalisation.
-    fn spec(arch: crate::nets::Arch, loss: GanLoss) -> GanSpec {
-        let net = NetSpec {
-            arch,
-            hidden: vec![5, 4],
-            base_width: Some(4),
-            activation: Activation::LeakyRelu,
-            ..NetSpec::default()
-        };
-        GanSpec::new(Shape { channels: 1, height: 8, width: 8 }, 3, [net.clone().like_dcgan(), net.like_dcgan()], loss)
-    }
-
-    fn images(seed: i64, count: i64) -> Batch {
-        let x = native::random(seed, &[count, 1, 8, 8], native::Distribution::Uniform).unwrap();
-        Batch { x, labels: None }
-    }
-
-    /// Updates on the same images; the measured values of the last.
-    fn train(gan: &mut Gan, batch: &Batch, steps: u64) -> Tensor {
-        let timer = StepTimer::off();
-        let step = |step: u64| {
-            let noise = Noise::new(step as i64, Device::Cpu);
-            gan.schedule(step).unwrap();
-            gan.step(batch, StepContext { noise: &noise, timer: &timer, on_device: false }).unwrap()
-        };
-        (0..steps).map(step).last().unwrap()
-    }
-
-    fn weights(gan: &Gan) -> Vec<Tensor> {
-        gan.optimizers().iter().flat_map(|adam| adam.params().iter().map(|p| p.detach().copy())).collect()
-    }
-
-    #[test]
-    fn passes_of_an_update_give_that_of_the_whole_batch() {
-        let none = Penalties::default();
-        let kinds = [
-            (none, 1),
-            (Penalties { r1: 0.5, r2: 0.3, gradient: 0.2, ..none }, 1),
-            (Penalties { r1: 0.5, first_order: true, every: 2, ..none }, 2),
-        ];
-        for &loss in GanLoss::value_variants() {
-            for (penalties, d_steps) in kinds {
-                let update = |size: Option<u64>| {
-                    let list = vec![crate::models::augment::Augmentation::Shift];
-                    let augment = Some(AugmentSpec { list, p: crate::models::augment::ApplyProbability::Adaptive });
-                    let spec = GanSpec { penalties, d_steps, augment, ..spec(crate::nets::Arch::Mlp, loss) };
-                    let adam = AdamSettings { eps: 1e-2, ..AdamSettings::default() };
-                    let micro_batch = size.map(|images| MicroBatch { images, with_batch_norm: false });
-                    let hyper = OptimizerSettings { adam, micro_batch, ..OptimizerSettings::default() };
-                    let mut gan = native::seeded(3, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
-                    let values = train(&mut gan, &images(1, 18), 2);
-                    let state = gan.more_state().into_iter().map(|(_, t)| t.copy()).collect::<Vec<_>>();
-                    [values.to_kind(Kind::Float)].into_iter().chain(state).chain(weights(&gan)).collect::<Vec<_>>()
-                };
-                let whole = update(None);
-                for size in [4, 18] {
-                    for (i, (got, want)) in update(Some(size)).iter().zip(&whole).enumerate() {
-                        // A difference of two logits over a small distance, which rounds.
-                        let most = if penalties.first_order { 1e-3 } else { 1e-5 };
-                        let close = got.allclose(want, most, most / 10.0, false);
-                        assert!(close, "{loss:?}, {penalties:?}, {size}, tensor {i}: {got}, not {want}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn passes_need_leave_for_batch_normalisation() {
-        let with = |with_batch_norm, penalties| {
-            let micro_batch = Some(MicroBatch { images: 4, with_batch_norm });
-            let spec = GanSpec { penalties, ..spec(crate::nets::Arch::Conv, GanLoss::Hinge) };
-            Gan::new(spec, OptimizerSettings { micro_batch, ..OptimizerSettings::default() }, Device::Cpu)
-        };
-        let e = with(false, Penalties::default()).unwrap_err().to_string();
-        assert!(e.contains("the generator has batch normalisation") && e.contains("--micro-batch-norm"), "{e}");
-        let e = with(true, Penalties { lecam: 1.0, ..Penalties::default() }).unwrap_err().to_string();
-        assert!(e.contains("--lecam"), "{e}");
-        let values = train(&mut with(true, Penalties::default()).unwrap(), &images(1, 10), 2);
-        assert_eq!(values.isfinite().all().int64_value(&[]), 1);
-    }
-
-    #[test]
-    fn frozen_layers_keep_their_weights() {
-        let gan = |freeze_d| {
-            let spec = GanSpec { freeze_d, ..spec(crate::nets::Arch::Conv, GanLoss::NonSaturating) };
-            native::seeded(3, || Gan::new(spec, OptimizerSettings::default(), Device::Cpu))
-        };
-        // conv1, fc1, fc2, out.
-        for freeze_d in 0..4 {
-            let mut gan = gan(freeze_d).unwrap();
-            let of = |gan: &Gan| {
-                gan.networks()
-                    .into_iter()
-                    .flat_map(Network::variables)
-                    .map(|(name, t)| (name, t.copy()))
-                    .collect::<Vec<_>>()
-            };
-            let before = of(&gan);
-            let _values = train(&mut gan, &images(1, 6), 2);
-            let kept = before.iter().zip(of(&gan)).filter(|((_, before), (_, after))| before == after);
-            let kept: Vec<_> =
-                kept.map(|((name, _), _)| name.as_str()).filter(|name| name.ends_with("weight")).collect();
-            let names = ["conv1", "fc1", "fc2", "out"].map(|name| format!("discriminator.{name}.weight"));
-            assert_eq!(kept, names[..freeze_d as usize]);
-        }
-        let e = gan(4).unwrap_err().to_string();
-        assert!(e.contains("--freeze-d 4") && e.contains("4 layers"), "{e}");
-    }
-
-    /// In evaluation mode, both networks then compute what they do with the statistics of a batch.
-    #[test]
-    fn recomputed_statistics_are_those_of_batches() {
-        let net = spec(crate::nets::Arch::Conv, GanLoss::NonSaturating);
-        let shape = Shape { channels: 1, height: 16, width: 16 };
-        let spec = GanSpec { shape, ema: Some(Decay::Fixed(0.9)), ..net };
-        let hyper = OptimizerSettings {
-            adam: AdamSettings { lr: 0.01, ..AdamSettings::default() },
-            ..OptimizerSettings::default()
-        };
-        let mut gan = native::seeded(3, || Gan::new(spec, hyper, Device::Cpu)).unwrap();
-        let uniform = |seed| native::random(seed, &[64, 1, 16, 16], native::Distribution::Uniform).unwrap();
-        let _values = train(&mut gan, &Batch { x: uniform(1), labels: None }, 5);
-        let noise = || Noise::new(7, Device::Cpu);
-        let (x, z) = (uniform(2), gan.z(&uniform(2), &noise()).unwrap());
-        let off = |gan: &Gan| {
-            let differ = |of: &dyn Fn(Mode) -> Result<Tensor>| {
-                let [eval, batch] = [Mode::Eval, Mode::Batch].map(|mode| tch::no_grad(|| of(mode)).unwrap());
-                let scale = batch.std(false).double_value(&[]);
-                (eval - batch).abs().max().double_value(&[]) / scale
-            };
-            [differ(&|mode| gan.judge(&x, mode)), differ(&|mode| gan.generate(gan.shown(), &z, mode))]
-        };
-        let before = (off(&gan), weights(&gan));
-        let recompute = |gan: &Gan| {
-            let batch = || Ok((Batch { x: x.shallow_clone(), labels: None }, noise()));
-            gan.recompute_statistics(&mut [batch(), batch()].into_iter()).unwrap();
-            gan.networks().into_iter().flat_map(Network::variables).map(|(_, t)| t.copy()).collect::<Vec<_>>()
-        };
-        let once = recompute(&gan);
-        let after = off(&gan);
-        assert!(
-            before.0.iter().all(|off| *off > 0.2) && after.iter().all(|off| *off < 0.02),
-            "{before:?}, then {after:?}"
-        );
-        assert_eq!(before.1, weights(&gan), "no weight has moved");
-        assert_eq!(recompute(&gan), once, "they do not depend on those before");
-    }
-}
+mod tests;

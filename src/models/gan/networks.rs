@@ -1,0 +1,62 @@
+//! The graphs of generator and discriminator.
+
+use anyhow::Result;
+use tch::Device;
+
+use super::GanSpec;
+use crate::base::usage::usage;
+use crate::models::network::Network;
+use crate::nets::graph::{Function, Op, Port, Value};
+use crate::nets::{features, synthesis};
+
+/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1].
+pub(super) fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
+    Network::new("generator", device, spec.generator.init, |b| {
+        let z = b.input(Port::new("z", &[spec.latent], "latents, from N(0, I)"))?;
+        let image = synthesis(b, z, spec.shape, &spec.generator)?;
+        b.begin_float32();
+        let tanh = b.op("tanh", Op::Activation(Function::Tanh), &[image])?;
+        let unit = b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[tanh])?;
+        b.output(Port::images("x", &spec.shape.dims(), "images"), unit)?;
+        Ok(unit)
+    })
+}
+
+/// x [B,C,H,W] in [0,1] -> logits [B]; the images are rescaled to [−1,1] before the first layer.
+pub(super) fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
+    Network::new("discriminator", device, spec.discriminator.init, |b| {
+        let x = b.input(Port::images("x", &spec.shape.dims(), "images"))?;
+        let centre = b.op("centre", Op::Affine { scale: 2.0, shift: -1.0 }, &[x])?;
+        let hidden = features(b, centre, &spec.discriminator)?;
+        b.begin_float32();
+        let out = b.linear("out", hidden, 1, true)?;
+        let logits = b.op("squeeze", Op::Reshape(Vec::new()), &[out])?;
+        b.output(Port::new("logits", &[], "above 0 for images taken to be real"), logits)?;
+        Ok(logits)
+    })
+}
+
+/// Excludes the first `count` linear and convolutional layers, and the normalisations after them, from training. The running statistics
+/// of batch normalisation go on.
+pub(super) fn freeze_first(network: &Network, count: u64) -> Result<()> {
+    let is_layer = |op: &Op| matches!(op, Op::Linear(_) | Op::Conv(_));
+    let nodes = network.graph.nodes();
+    let layers = nodes.iter().filter(|node| is_layer(&node.op)).count() as u64;
+    if count >= layers {
+        usage!(
+            "--freeze-d {count} leaves the {} nothing to learn, which has {layers} layers: freeze fewer",
+            network.graph.name()
+        );
+    }
+    let mut begun = 0;
+    for node in nodes {
+        begun += u64::from(is_layer(&node.op));
+        if begun > count {
+            break;
+        }
+        for (_, t, _) in node.op.tensors() {
+            let _same = t.set_requires_grad(false);
+        }
+    }
+    Ok(())
+}
