@@ -93,7 +93,7 @@ CASES = {
         VAE, shape=[1, 6, 5], latent=3, encoder_hidden=[7], decoder_hidden=[6], schedule="linear", steps=4, lr_end=1e-4, beta2_end=0.9
     ),
     "gan-cosine": dict(
-        GAN_DIFFERENCES, gan_loss="relativistic", d_lr=2e-3, beta2=0.9, r1=0.5, r2=0.2,
+        GAN_DIFFERENCES, eps=1e-3, gan_loss="relativistic", d_lr=2e-3, beta2=0.9, r1=0.5, r2=0.2,
         schedule="cosine", steps=4, lr_end=2.5e-4, beta2_end=0.99, r1_end=0.05, r2_end=0.02
     ),
 }

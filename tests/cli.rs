@@ -711,7 +711,8 @@ fn bad_data_gets_one_sentence_that_names_the_file() {
     );
     assert!(said.len() < 1500, "{said}");
     let wide = ["train", "vae", "--arch", "conv", "--base-width", "65536", "--train-limit", "9", "--test-limit", "9"];
-    refused(d, &wide, 1, &["conv2", "--base-width"]);
+    refused(d, &wide, 2, &["--base-width 65536 is more than --max-width 1024"]);
+    refused(d, &[&wide[..], &["--max-width", "65536"]].concat(), 1, &["conv2", "--base-width"]);
     // Digits cannot be 5x4 convolutions' images.
     refused(d, &["train", "vae", "--arch", "conv", "--data", "good"], 1, &["4x5", "--arch mlp"]);
 }

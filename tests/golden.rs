@@ -414,7 +414,7 @@ fn schedules_update_as_in_pytorch() {
         ..mlp_gan(GanLoss::Relativistic, Activation::LeakyRelu)
     };
     let (lr, beta2) = (schedule(1e-3, 2.5e-4, cosine), schedule(0.9, 0.99, cosine));
-    let adam = AdamSettings { beta2: 0.9, eps: 1e-4, ..adam };
+    let adam = AdamSettings { beta2: 0.9, eps: 1e-3, ..adam };
     check_gan_with("gan-cosine", gan, OptimizerSettings { adam, lr, beta2, ..OptimizerSettings::default() });
 }
 

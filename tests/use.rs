@@ -637,7 +637,9 @@ fn pictures_take_convolutional_networks_unless_others_are_asked_for() {
     }
     for (args, preset) in [
         (&["vae", "--data", "p"][..], "conv-vae"),
-        (&["gan", "--data", "p"], "dcgan"),
+        (&["gan", "--data", "p"], "small"),
+        (&["gan", "--data", "p", "--arch", "conv"], "dcgan"),
+        (&["gan", "--data", "p", "--preset", "auto"], "small"),
         (&["vae", "--data", "p", "--arch", "mlp"], "pytorch-vae"),
         (&["vae", "--data", "p", "--preset", "article"], "article"),
         (&["vae"], "pytorch-vae"),

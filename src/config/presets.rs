@@ -1,5 +1,6 @@
 //! Presets of networks and hyper-parameters: the TOML files in presets/.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -73,7 +74,7 @@ const AUTO: &str = "auto";
 /// The preset of a GAN for these images, and why.
 ///
 /// Few images need augmentation, and a processor a small network; R3GAN's network and penalties are for many images on a GPU.
-fn for_images(count: usize, shape: Shape, on_cpu: bool) -> (&'static str, &'static str) {
+pub(super) fn for_images(count: usize, shape: Shape, on_cpu: bool) -> (&'static str, &'static str) {
     match () {
         () if count >= MANY && shape.channels == 1 && shape.height.max(shape.width) <= 32 => {
             ("dcgan", "many small grey images")
@@ -122,24 +123,22 @@ fn preset(model: ModelKind, given: &Settings) -> Result<Settings> {
         (Some((name, ..)), _) => {
             usage!("--arch contradicts --preset {name}, which has the other architecture: leave one of the two out")
         }
-        (None, name) => {
-            let names: Vec<_> = own().map(|(name, ..)| *name).collect();
-            let arch = arch.map_or_else(String::new, |arch| choice_name(&arch));
-            let asked = name.as_ref().map_or_else(|| format!("--arch {arch}"), |name| format!("--preset {name}"));
-            let near = name.as_deref().and_then(|name| nearest(name, all.iter().map(|(other, ..)| *other)));
-            match all.iter().find(|(other, ..)| name.as_deref() == Some(*other)) {
-                Some((_, other, _)) => {
-                    usage!(
-                        "{asked} is a preset of `train {other}`: wanted one of `train {model}`, which are {}",
-                        names.join(", ")
-                    )
-                }
-                None => usage!(
-                    "{asked}: wanted one of {}{}",
-                    names.join(", "),
-                    near.map_or_else(String::new, |near| format!("; did you mean {near}?"))
-                ),
+        (None, None) => {
+            let has: BTreeSet<_> = own().filter_map(|(.., s)| Some(choice_name(&s.given(&ARCH)?))).collect();
+            let (arch, has) =
+                (arch.map_or_else(String::new, |arch| choice_name(&arch)), Vec::from_iter(has).join(", "));
+            usage!("--arch {arch}: no preset of `train {model}` has this architecture, wanted one of {has}")
+        }
+        (None, Some(name)) => {
+            let names = own().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
+            if let Some((_, other, _)) = all.iter().find(|(other, ..)| name == other) {
+                usage!(
+                    "--preset {name} is a preset of `train {other}`: wanted one of `train {model}`, which are {names}"
+                )
             }
+            let near = nearest(name, all.iter().map(|(other, ..)| *other));
+            let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+            usage!("--preset {name}: wanted one of {names}{near}")
         }
     }
 }

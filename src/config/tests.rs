@@ -76,6 +76,8 @@ fn an_architecture_selects_its_preset_and_must_not_contradict_one() {
         assert_eq!(config.settings.given(&PRESET).as_deref(), Some(preset));
         assert_eq!(config.settings.given(&BASE_WIDTH).is_some(), arch == Arch::Conv);
     }
+    let e = refusal(ModelKind::Vae, "arch = 'residual'");
+    assert!(e.contains("--arch residual: no preset of `train vae`") && e.contains("conv, mlp"), "{e}");
     let e = refusal(ModelKind::Vae, "preset = 'article'\narch = 'conv'");
     assert!(e.contains("--arch contradicts --preset article"), "{e}");
 }
@@ -246,4 +248,28 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
         help["lr"]
     );
     assert!(help["activation"].contains("article VAE relu; article GAN leaky-relu]"), "{}", help["activation"]);
+}
+
+/// What presets the images choose, through [`resolve`]: pictures only, and what is given stays.
+#[test]
+fn a_gan_of_pictures_takes_the_preset_that_suits_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..12u8 {
+        let file = dir.path().join(format!("{i}.pgm"));
+        std::fs::write(file, [b"P5 9 9 255 ".as_slice(), &[20 * i; 81]].concat()).unwrap();
+    }
+    let of_pictures = |text: &str| {
+        let given = given(&format!("{text}\ndata = '{}'\ncache = 'off'\ndevice = 'cpu'", dir.path().display()));
+        let config = resolve(ModelKind::Gan, &given).unwrap();
+        (config.preset(), config)
+    };
+    let (name, config) = of_pictures("");
+    assert_eq!((name.as_str(), config.budget), ("small", Budget::Steps(20_000)));
+    let (name, config) = of_pictures("preset = 'auto'\nepochs = 3\nlr = 0.5");
+    assert_eq!((name.as_str(), config.budget, config.settings.given(&LR)), ("small", Budget::Epochs(3), Some(0.5)));
+    assert_eq!(of_pictures("arch = 'conv'").0, "dcgan");
+    assert_eq!(of_pictures("preset = 'sngan'").0, "sngan");
+    let grey = |count, side, cpu| presets::for_images(count, Shape { channels: 1, height: side, width: side }, cpu).0;
+    assert_eq!([grey(60_000, 28, true), grey(60_000, 64, true), grey(60_000, 64, false)], ["dcgan", "small", "r3gan"]);
+    assert_eq!([grey(9_999, 28, true), grey(9_999, 28, false)], ["small", "small"]);
 }

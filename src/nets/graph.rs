@@ -294,6 +294,19 @@ impl Graph {
         Ok(all)
     }
 
+    /// Finds the singular vectors of spectral normalisation after weights have been loaded without them.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn find_singular_vectors(&self) -> Result<()> {
+        for node in &self.nodes {
+            if let (Some(spectral), Some((_, weight, _))) = (&node.spectral, node.op.tensors().first()) {
+                spectral.find(weight)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the graph has batch normalisation, so that two batches must not share one pass.
     pub fn has_batch_norm(&self) -> bool {
         self.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_)))

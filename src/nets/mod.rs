@@ -214,14 +214,18 @@ impl NetSpec {
             }
         }
         let default = NetSpec::default();
+        let (base, most) = (s.given(&BASE_WIDTH), s.given(&MAX_WIDTH).unwrap_or(default.max_width as u64));
+        if let Some(base) = base.filter(|base| *base > most) {
+            usage!("--base-width {base} is more than --max-width {most}: make it smaller, or --max-width larger");
+        }
         Ok(NetSpec {
             arch,
             hidden: s.get(hidden)?,
             base_width: match arch {
                 Arch::Conv => Some(s.get(&BASE_WIDTH)? as i64),
-                Arch::Mlp | Arch::Residual => s.given(&BASE_WIDTH).map(|w| w as i64),
+                Arch::Mlp | Arch::Residual => base.map(|w| w as i64),
             },
-            max_width: s.given(&MAX_WIDTH).map_or(default.max_width, |w| w as i64),
+            max_width: most as i64,
             activation: s.get(&ACTIVATION)?,
             residual: blocks.then(|| Residual {
                 block: s.given(&BLOCK).unwrap_or(Block::Plain),

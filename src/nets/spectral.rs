@@ -16,27 +16,42 @@ pub struct SpectralNorm {
     right: Tensor,
 }
 
-/// Power iterations of fresh weights: as many as PyTorch's `torch.nn.utils.parametrizations.spectral_norm` makes.
-const FIRST: usize = 15;
+/// Power iterations of new weights: as many as PyTorch's `torch.nn.utils.parametrizations.spectral_norm` makes.
+const ITERATIONS: usize = 15;
+/// Names of the buffers.
+const VECTORS: [&str; 2] = ["spectral_left", "spectral_right"];
+
+/// Whether the variable of this name is a singular vector, which follows from a weight.
+pub fn is_vector(key: &str) -> bool {
+    VECTORS.iter().any(|name| key.ends_with(name))
+}
 
 impl SpectralNorm {
-    /// Buffers `spectral_left` and `spectral_right` under `path`, from a random start.
+    /// Buffers under `path`, from a random start.
     ///
     /// # Errors
     /// libtorch's, when memory ends.
     pub fn new(path: Path, weight: &Tensor) -> Result<Self> {
         let rows = weight.size()[0];
         let columns = (weight.numel() as i64 / rows.max(1)).max(1);
-        let left = path.f_zeros_no_train("spectral_left", &[rows])?;
-        let right = path.f_zeros_no_train("spectral_right", &[columns])?;
+        let [left, right] = VECTORS;
+        let (left, right) = (path.f_zeros_no_train(left, &[rows])?, path.f_zeros_no_train(right, &[columns])?);
         let spectral = SpectralNorm { left, right };
         tch::no_grad(|| {
             // Drawn on the CPU, so that a seed means the same weights on every device.
             let start = Tensor::f_randn([rows], (Kind::Float, Device::Cpu))?;
-            spectral.left.shallow_clone().f_copy_(&start)?;
-            (0..FIRST).try_for_each(|_| spectral.iterate(&matrix(weight)?))
+            spectral.left.shallow_clone().f_copy_(&start).map_err(anyhow::Error::from)
         })?;
+        spectral.find(weight)?;
         Ok(spectral)
+    }
+
+    /// The singular vectors of another weight, from those of the last one.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn find(&self, weight: &Tensor) -> Result<()> {
+        tch::no_grad(|| (0..ITERATIONS).try_for_each(|_| self.iterate(&matrix(weight)?)))
     }
 
     /// One step of the power iteration on w [O,I].
@@ -92,6 +107,18 @@ mod tests {
             assert!((largest - 1.0).abs() < 1e-4, "{size:?}: {largest}");
             assert_eq!(vars.trainable_variables().len(), 0);
         }
+    }
+
+    /// Of weights that were loaded without the vectors.
+    #[test]
+    fn the_vectors_of_other_weights_are_found() {
+        tch::manual_seed(4);
+        let vars = VarStore::new(Device::Cpu);
+        let random = || Tensor::randn([6, 30], (Kind::Float, Device::Cpu));
+        let (w, spectral) = (random(), SpectralNorm::new(vars.root() / "layer", &random()).unwrap());
+        spectral.find(&w).unwrap();
+        let (_, values, _) = spectral.normalise(&w, false).unwrap().svd(true, true);
+        assert!((values.max().double_value(&[]) - 1.0).abs() < 0.05, "{values}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tch::Tensor;
 use crate::base::{torch_file, weights_file};
 use crate::models::{Model, Part};
 use crate::nets::NETWORKS;
+use crate::nets::spectral::is_vector;
 use crate::run::checkpoint::{self, Selection};
 
 /// Prefixes of every key under PyTorch's wrappers (DataParallel, torch.compile).
@@ -41,7 +42,7 @@ impl std::fmt::Display for LoadReport {
 
 /// Copies the weights and buffers in `path` into `model` by key: a .safetensors file, or a .pt or .pth file of PyTorch, of a complete model
 /// (`decoder.fc1.weight`) or of one network (`fc1.weight`, in a file named after it), a folder of exports, or a run. A moving
-/// average that the file does not have starts at the loaded weights.
+/// average that the file does not have starts at the loaded weights, and the vectors of spectral normalisation follow from them.
 ///
 /// # Errors
 /// When the file cannot be read, or nothing in it fits the model; the message lists the mismatches.
@@ -77,6 +78,7 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
         // The average of equal weights is those weights.
         match key.strip_prefix("ema.").and_then(|weights| pending.get(weights)) {
             Some(t) => drop(pending.insert(key, t.shallow_clone())),
+            None if is_vector(&key) => {}
             None => report.missing.push(key),
         }
     }
@@ -92,6 +94,8 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
                 t.f_copy_(stored)?;
             }
         }
+        // Exports have none: theirs are in the weights.
+        model.networks().into_iter().try_for_each(|network| network.graph.find_singular_vectors())?;
         Ok(report)
     })
 }
