@@ -83,7 +83,8 @@ def check_torchscript(folder, name, about, expected):
                 fail(f"{file}: {out} has shape {list(y.shape)}, export.json says {port['shape']}")
 
         # Other types.
-        for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.bfloat16, None), (torch.float16, None)):
+        # Deep networks of random weights lose a digit of bfloat16's two.
+        for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.bfloat16, 0.25), (torch.float16, 0.1)):
             other = torch.jit.load(file).to(dtype)
             if any(v.dtype != dtype for v in other.state_dict().values()):
                 fail(f"{file}: .to({dtype}) leaves something behind")
@@ -91,7 +92,7 @@ def check_torchscript(folder, name, about, expected):
             for out, y, w in zip(names, tensors(other(*given)), whole):
                 if y.dtype != dtype or not y.isfinite().all():
                     fail(f"{file}: {out} in {dtype} is {y.dtype} and {'not ' * (not y.isfinite().all())}finite")
-                compare(f"{file}: {out} in {dtype}", y, w, tolerance or 0.1)
+                compare(f"{file}: {out} in {dtype}", y, w, tolerance)
 
     # Fine-tuning: every parameter gets a gradient, running statistics move in training mode only.
     tuned = torch.jit.load(file)
