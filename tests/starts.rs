@@ -9,8 +9,7 @@ use common::{good, text};
 use ganvae::config::presets;
 
 /// The flags that make a preset's networks small.
-const SMALL: &str =
-    "--base-width 4 --max-width 8 --generator-widths 8 --discriminator-widths 8 --encoder-hidden 8 --decoder-hidden 8 \
+const SMALL: &str = "--base-width 4 --max-width 8 --generator-widths 8 --discriminator-widths 8 --encoder-hidden 8 --decoder-hidden 8 \
      --generator-hidden 8 --discriminator-hidden 8 --schedule constant";
 
 /// How a run is started in the folder `here`, whose parent has the pictures: its flags without those of the preset.
