@@ -45,7 +45,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 60000
 COLOUR_IMAGES = 9000
-RESIDUAL = "gan --preset small --augment none --blocks 0,1 --max-width 128 --lr 1e-3 --ema 0 --penalty-every 1"
+RESIDUAL = "gan --preset small --schedule constant --augment none --blocks 0,1 --max-width 128 --lr 1e-3 --ema 0 --penalty-every 1"
 # Name, batch size, and ganvae's model and flags.
 WORKLOADS = {
     "A": ("article VAE", 128, "vae --preset article"),

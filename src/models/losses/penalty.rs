@@ -11,7 +11,7 @@ use crate::base::usage::usage;
 use crate::models::Length;
 use crate::models::noise::Noise;
 use crate::models::optimizer::OptimizerSettings;
-use crate::models::schedule::Schedule;
+use crate::models::schedule::{Schedule, is_scheduled};
 use crate::native::{AdamSettings, Factor};
 
 /// The weights of the penalties; 0 for none.
@@ -151,9 +151,11 @@ impl Penalties {
     pub fn from_settings(s: &Settings, batch_norm: bool, length: Length) -> Result<Self> {
         let (r1, r2) = (s.get(&R1)?, s.get(&R2)?);
         for (weight, start, end) in [(r1, &R1, &R1_END), (r2, &R2, &R2_END)] {
-            if weight == 0.0 && s.given(end).is_some() {
+            if weight == 0.0 && s.given(end).is_some() && is_scheduled(s)? {
                 let (start, end) = (start.name(), end.name());
-                usage!("--{end} is the end of a penalty that is not there: set --{start}, or leave it out");
+                usage!(
+                    "--{end} is the end of a penalty that is not there: set --{start}, leave it out, or use --schedule constant"
+                );
             }
         }
         let schedules =
