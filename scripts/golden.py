@@ -96,6 +96,11 @@ CASES = {
         GAN_DIFFERENCES, eps=1e-3, gan_loss="relativistic", d_lr=2e-3, beta2=0.9, r1=0.5, r2=0.2,
         schedule="cosine", steps=4, lr_end=2.5e-4, beta2_end=0.99, r1_end=0.05, r2_end=0.02
     ),
+    "gan-classes": dict(GAN_RESIDUAL, block="plain", widths=[3, 6], r1=0.5, r2=0.2, eps=1e-4, classes=3),
+    "gan-projection": dict(
+        GAN_CONV, generator_hidden=[], discriminator_hidden=[4], gan_loss="hinge", base_width=2, d_norm=False, spectral=True, eps=1e-4,
+        classes=4
+    ),
 }
 
 
@@ -114,25 +119,32 @@ class TwoHeads(nn.Module):
 
 
 class OneHead(nn.Module):
-    """A discriminator on images in [0,1], which it sees in [-1,1]: trunk, then one logit for each image."""
+    """A discriminator on images in [0,1], which it sees in [-1,1]: trunk, then one logit for each image, with a projection on its class."""
 
-    def __init__(self, trunk, width):
+    def __init__(self, trunk, width, classes=None):
         super().__init__()
         self.trunk = trunk
         self.out = nn.Linear(width, 1)
+        if classes:
+            self.class_embedding = nn.Embedding(classes, width)
 
-    def forward(self, x):
-        return self.out(self.trunk(2 * x - 1))[:, 0]
+    def forward(self, x, labels=None):
+        h = self.trunk(2 * x - 1)
+        logits = self.out(h)[:, 0]
+        return logits if labels is None else logits + (self.class_embedding(labels) * h).sum(1)
 
 
 class Images(nn.Module):
-    """A generator: a synthesis network whose tanh is moved from [-1,1] to [0,1]."""
+    """A generator: a synthesis network whose tanh is moved from [-1,1] to [0,1]; classes are embedded beside z."""
 
-    def __init__(self, trunk):
+    def __init__(self, trunk, latent, classes=None):
         super().__init__()
         self.trunk = trunk
+        if classes:
+            self.class_embedding = nn.Embedding(classes, latent)
 
-    def forward(self, z):
+    def forward(self, z, labels=None):
+        z = z if labels is None else torch.cat([z, self.class_embedding(labels)], 1)
         return (torch.tanh(self.trunk(z)) + 1) / 2
 
 
@@ -147,6 +159,11 @@ def dense(layers, width, hidden, act):
         layers[f"act{i}"] = activation(act)
         width = out
     return width
+
+
+def latent_width(case):
+    """Of what enters the first layer of a decoder or generator: z, and an embedding as wide where there are classes."""
+    return case["latent"] * (2 if "classes" in case else 1)
 
 
 def stages(case):
@@ -172,7 +189,7 @@ class Residual(nn.Module):
             self.add_module(f"attention_{name}", nn.Conv2d(narrow, to, 1, bias=False))
         self.attention_out = nn.Conv2d(narrow // 2, narrow, 1, bias=False)
         if makes_images:
-            self.base = nn.Linear(case["latent"], narrow * 25)
+            self.base = nn.Linear(latent_width(case), narrow * 25)
             self.up1_conv = nn.Conv2d(narrow, wide, 1, bias=False)
             self.image = nn.Conv2d(wide, 3, 3, padding=1)
         else:
@@ -239,7 +256,7 @@ def synthesis(case, hidden, act):
     if case["arch"] == "residual":
         return Residual(case, hidden, act, True)
     layers, norm = OrderedDict(), case["batch_norm"]
-    width = dense(layers, case["latent"], hidden, act)
+    width = dense(layers, latent_width(case), hidden, act)
     if case["arch"] == "mlp":
         channels, h, w = case["shape"]
         layers["out"] = nn.Linear(width, channels * h * w)
@@ -268,11 +285,11 @@ def build(case):
         encoder = TwoHeads(*features(case, case["encoder_hidden"]), case["latent"])
         decoder = synthesis(case, case["decoder_hidden"], case["activation"])
         return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-    generator = Images(synthesis(case, case["generator_hidden"], "relu"))
-    discriminator = OneHead(*features(case, case["discriminator_hidden"]))
+    generator = Images(synthesis(case, case["generator_hidden"], "relu"), case["latent"], case.get("classes"))
+    discriminator = OneHead(*features(case, case["discriminator_hidden"]), case.get("classes"))
     if case.get("spectral"):
         for layer in discriminator.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
                 nn.utils.spectral_norm(layer)
     return nn.ModuleDict({"generator": generator, "discriminator": discriminator})
 
@@ -391,7 +408,7 @@ def losses(case):
 
 def slope_penalty(case, discriminator, x, fake, draws):
     """R1, R2 and WGAN-GP's, of images u in [-1,1]."""
-    critic, total = lambda u: discriminator((u + 1) / 2), 0
+    critic, total = lambda u: discriminator((u + 1) / 2, draws.get("labels")), 0
     for kind, images in (("r1", 2 * x - 1), ("r2", 2 * fake - 1)):
         gamma = case.get(kind, 0)
         if gamma and case.get("first_order"):
@@ -416,9 +433,11 @@ def lecam(case, means, r, f):
 
 
 def penalty_noise(case, x):
-    """The random numbers of a step's penalties, float32."""
+    """The random numbers of a step's penalties, float32, and the classes of its images."""
     if case.get("first_order"):
         return {"eps_real": torch.randn(x.shape), "eps_fake": torch.randn(x.shape)}
+    if "classes" in case:
+        return {"labels": torch.randint(case["classes"], (len(x),))}
     return {"mix": torch.rand(len(x), 1, 1, 1)} if case.get("gradient") else {}
 
 
@@ -436,12 +455,13 @@ def train_gan(case, nets, xs, noises, draws):
         penalties, now = [], case | {key: scheduled(case, key, i) for key in ("r1", "r2")}
         for x, z, *part in d_parts:
             drawn_now = dict(zip(drawn, part))
-            fake = generator(z)
+            labels = drawn_now.get("labels")
+            fake = generator(z, labels)
             adam_d.zero_grad()
             running_statistics(discriminator, True)
-            real_logits = discriminator(x)
+            real_logits = discriminator(x, labels)
             running_statistics(discriminator, False)  # they are those of real images
-            fake_logits = discriminator(fake.detach())
+            fake_logits = discriminator(fake.detach(), labels)
             d_loss = d_loss_of(real_logits, fake_logits)
             penalty, k = 0 * d_loss, case.get("every", 1)
             if updates % k == 0:
@@ -459,8 +479,9 @@ def train_gan(case, nets, xs, noises, draws):
             updates += 1
         adam_g.zero_grad()
         if paired:
-            x, fake = g_part[0], generator(g_part[1])
-        g_loss = g_loss_of(discriminator(x), discriminator(fake))  # the updated discriminator, else the same images
+            labels = dict(zip(drawn, g_part[2:])).get("labels")
+            x, fake = g_part[0], generator(g_part[1], labels)
+        g_loss = g_loss_of(discriminator(x, labels), discriminator(fake, labels))  # the updated discriminator, else the same images
         g_loss.backward()
         if i == 0:
             out |= gradients(generator, "generator")
@@ -472,12 +493,12 @@ def train_gan(case, nets, xs, noises, draws):
 
 
 @torch.no_grad()
-def evaluation(nets, x, z):
+def evaluation(nets, x, z, labels):
     nets.eval()
     if "decoder" in nets:
         mu, logvar = nets["encoder"](x)
         return {"eval.decoded": torch.sigmoid(nets["decoder"](z)), "eval.mu": mu, "eval.logvar": logvar}
-    return {"eval.decoded": nets["generator"](z), "eval.logits": nets["discriminator"](x)}
+    return {"eval.decoded": nets["generator"](z, labels), "eval.logits": nets["discriminator"](x, labels)}
 
 
 # After https://github.com/mit-han-lab/data-efficient-gans, DiffAugment_pytorch.py, on images in [-1,1]: `u` [N,...] is what
@@ -579,10 +600,11 @@ def run(name, dtype):
     if case["model"] == "vae":
         out |= train_vae(case, nets, xs, noises)
     else:
-        draws = [{key: t.to(dtype) for key, t in penalty_noise(case, x).items()} for x in xs]
+        of_dtype = lambda t: t.to(dtype) if t.is_floating_point() else t
+        draws = [{key: of_dtype(t) for key, t in penalty_noise(case, x).items()} for x in xs]
         out |= {f"{key}.{i}": t for i, drawn in enumerate(draws) for key, t in drawn.items()}
         out |= train_gan(case, nets, xs, noises, draws)
-    return out | state(nets, "final") | evaluation(nets, xs[-1], noises[-1])
+    return out | state(nets, "final") | evaluation(nets, xs[-1], noises[-1], out.get("labels.2"))
 
 
 def worst(got, want, rtol, atol):

@@ -35,7 +35,7 @@
 //! grid::draw(&images, 8)?.save("samples.png".as_ref())?;
 //!
 //! let (mu, _logvar) = trained.encode(&images)?; // [64,Z]
-//! let again = trained.decode(&mu)?; // [64,C,H,W]
+//! let again = trained.decode(&mu, None)?; // [64,C,H,W]
 //! # assert_eq!(again.size(), [64, 1, 28, 28]);
 //! # assert!(std::fs::metadata("samples.png")?.len() > 1000);
 //! # Ok(())

@@ -330,7 +330,7 @@ fn conditional() -> Block {
     let build = |b: &mut Builder| {
         let z = b.input(Port::new("z", &[5], "latents"))?;
         let labels = b.input(Port::labels("labels", 3))?;
-        let class = b.embedding("embedding", labels, 3, 4)?;
+        let class = b.embedding("embedding", labels, [3, 4], 1.0)?;
         let grid = b.linear("base", z, 54, false)?;
         let grid = reshape(b, "grid", &[6, 3, 3], grid)?;
         let normal = b.batch_norm("norm", grid, false)?;
@@ -550,7 +550,8 @@ fn costs_are_those_counted_by_hand() {
 }
 
 fn write(graphs: &[&Graph], formats: &[Format], folder: &Path) {
-    let origin = Origin { model: "blocks".into(), preset: "none".into(), data: "none".into(), step: 0 };
+    let origin =
+        Origin { model: "blocks".into(), preset: "none".into(), data: "none".into(), step: 0, classes: Vec::new() };
     export::export(graphs, &origin, formats, folder).unwrap();
 }
 

@@ -10,11 +10,13 @@ use std::process::Command;
 use anyhow::Result;
 use clap::ValueEnum;
 use common::python::{python, root, run_script, write_expected};
+use ganvae::base::classes::Classes;
 use ganvae::base::setting::Settings;
 use ganvae::config::training::PRESET;
 use ganvae::config::{self, presets};
 use ganvae::export::{self, Format, Origin};
-use ganvae::models::{Model, ModelKind, Part, Visit};
+use ganvae::models::gan::CONDITIONAL;
+use ganvae::models::{ImageSpec, Model, ModelKind, Part, Visit};
 use ganvae::nets::Shape;
 use ganvae::run::trained::Trained;
 use ganvae::train::initial_weights::init_from;
@@ -31,9 +33,10 @@ struct Case {
 
 fn build(kind: ModelKind, settings: &Settings, shape: Shape) -> Result<(Box<dyn Model>, Origin)> {
     let config = config::resolve(kind, settings)?;
-    let model = config.build(shape, 10, Device::Cpu)?;
+    let model = config.build(ImageSpec { shape, classes: 3 }, 10, Device::Cpu)?;
     model.visit(&mut Scramble)?;
-    Ok((model, config.origin(3)?))
+    let names = model.classes().map_or(Vec::new(), |_| ["cat", "dog", "owl"].map(String::from).into());
+    Ok((model, config.origin(3, &Classes::equal(names))?))
 }
 
 /// Gives batch normalisation statistics that a mistake would show in, and values to weights that begin at 0.
@@ -53,7 +56,7 @@ impl Visit for Scramble {
     }
 }
 
-/// Every preset on grey digits and, of each architecture, one on colour pictures.
+/// Every preset on grey digits and, of each architecture, one on colour pictures; a conditional GAN.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (preset, kind, _) in presets::all().unwrap() {
@@ -69,6 +72,10 @@ fn cases() -> Vec<Case> {
         }
     }
     assert!(all.len() >= 8, "only {} presets were built", all.len());
+    let (kind, shape) = (ModelKind::Gan, Shape { channels: 3, height: 16, width: 16 });
+    let settings = Settings::default().with(&PRESET, "small".to_owned()).with(&CONDITIONAL, true);
+    let (model, origin) = build(kind, &settings, shape).unwrap();
+    all.push(Case { name: "gan-conditional".to_owned(), kind, settings, shape, model, origin });
     all
 }
 
@@ -116,7 +123,10 @@ fn weights_go_to_pytorch_and_back_without_losing_a_bit() {
                 // As Python's torch.jit.save writes them.
                 let (saved, z) = (Trained::open(&from, "cpu").unwrap(), ganvae::native::randn(1, &[3, fresh.latent()]));
                 let z = z.unwrap();
-                assert!(off(&saved.decode(&z).unwrap(), &fresh.decode(&z).unwrap()) < 1e-5, "{}", case.name);
+                let labels = fresh.classes().map(|_| Tensor::from_slice(&[2i64, 0, 1]));
+                let [saved, fresh] =
+                    [saved.decode(&z, labels.as_ref()).unwrap(), fresh.decode(&z, labels.as_ref()).unwrap()];
+                assert!(off(&saved, &fresh) < 1e-5, "{}", case.name);
             }
             export::export(&fresh.exported(), &origin, &formats, &back).unwrap();
         }
@@ -179,8 +189,8 @@ fn cpp_and_rust_run_every_module() {
         export::export(&case.model.exported(), &case.origin, &[Format::Torchscript], &out).unwrap();
         for network in case.model.exported() {
             let module = out.join(format!("{}.pt", network.name()));
-            let x = export::example(&network.inputs()[0], 3).unwrap();
-            let want = network.evaluate(&[&x]).unwrap();
+            let inputs: Vec<Tensor> = network.inputs().iter().map(|port| export::example(port, 3).unwrap()).collect();
+            let want = network.evaluate(&inputs.iter().collect::<Vec<_>>()).unwrap();
 
             let rust = CModule::load(&module).unwrap();
             assert_eq!(
@@ -189,14 +199,16 @@ fn cpp_and_rust_run_every_module() {
                 "{} has its parameters",
                 case.name
             );
-            let got = match rust.forward_is(&[IValue::Tensor(x.shallow_clone())]).unwrap() {
+            let given: Vec<IValue> = inputs.iter().map(|x| IValue::Tensor(x.shallow_clone())).collect();
+            let got = match rust.forward_is(&given).unwrap() {
                 IValue::Tensor(t) => vec![t],
                 IValue::Tuple(all) => all.into_iter().map(|v| Tensor::try_from(v).unwrap()).collect(),
                 other => panic!("{other:?}"),
             };
-            let (input, prefix) = (dir.path().join("x.pt"), dir.path().join("y"));
-            x.save(&input).unwrap();
-            let ran = Command::new(&program).arg(&module).arg(&input).arg(&prefix).output().unwrap();
+            let prefix = dir.path().join("y");
+            let files: Vec<PathBuf> = (0..inputs.len()).map(|i| dir.path().join(format!("x{i}.pt"))).collect();
+            inputs.iter().zip(&files).for_each(|(x, file)| x.save(file).unwrap());
+            let ran = Command::new(&program).arg(&module).arg(&prefix).args(&files).output().unwrap();
             assert!(ran.status.success(), "{}: {}", case.name, String::from_utf8_lossy(&ran.stderr));
             assert_eq!(got.len(), want.len());
             for (i, (want, got)) in want.iter().zip(&got).enumerate() {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ganvae::base::batch::Batch;
 use ganvae::base::timer::StepTimer;
 use ganvae::models::augment::{ApplyProbability, AugmentSpec, Augmentation, Augmenter};
 use ganvae::models::gan::{Gan, GanSpec, StepNoise};
@@ -198,7 +199,13 @@ fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec, hyper: OptimizerSet
         }
     }
     compare_end(case, &mut vae, &golden, hyper.adam);
-    close(&format!("{case}: decoded"), &vae.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
+    close(
+        &format!("{case}: decoded"),
+        &vae.decode(&golden["noise.2"], None).unwrap(),
+        &golden["eval.decoded"],
+        1e-5,
+        1e-6,
+    );
     let (mu, logvar) = vae.encode(&golden["x.2"]).unwrap().unwrap();
     close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-5, 1e-6);
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
@@ -210,15 +217,16 @@ fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: OptimizerSet
     gan.set_compute(compute).unwrap();
     begin(&mut gan, &golden);
     for i in 0..3 {
-        let (x, z) = (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
+        let z = &golden[&format!("noise.{i}")];
         let draw = |name: &str| golden.get(&format!("{name}.{i}")).map(Tensor::shallow_clone);
+        let batch = Batch { x: golden[&format!("x.{i}")].shallow_clone(), labels: draw("labels") };
         let penalty = Draws { real: draw("eps_real"), fake: draw("eps_fake"), mix: draw("mix") };
         let noise = StepNoise { z: z.shallow_clone(), penalty, augment: None };
         gan.schedule(i as u64).unwrap();
         // The first update shows its gradients; the others are made as training makes them.
         let mut grads = Vec::new();
         let terms = gan
-            .update(x, &noise, cx(), |adam, loss| {
+            .update(&batch, &noise, cx(), |adam, loss| {
                 if i > 0 {
                     return adam.minimise(loss, cx());
                 }
@@ -248,9 +256,12 @@ fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: OptimizerSet
         }
     }
     compare_end(case, &mut gan, &golden, hyper.adam);
-    close(&format!("{case}: decoded"), &gan.decode(&golden["noise.2"]).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
+    let labels = golden.get("labels.2");
+    let decoded = gan.decode(&golden["noise.2"], labels).unwrap();
+    close(&format!("{case}: decoded"), &decoded, &golden["eval.decoded"], 1e-5, 1e-6);
     let discriminator = gan.networks().into_iter().find(|n| n.graph.name() == "discriminator").unwrap();
-    let logits = discriminator.graph.evaluate(&[&golden["x.2"]]).unwrap().pop().unwrap();
+    let inputs: Vec<&Tensor> = [&golden["x.2"]].into_iter().chain(labels).collect();
+    let logits = discriminator.graph.evaluate(&inputs).unwrap().pop().unwrap();
     close(&format!("{case}: logits"), &logits, &golden["eval.logits"], 1e-5, 1e-6);
 }
 
@@ -354,10 +365,11 @@ fn penalised_discriminators_update_as_in_pytorch() {
     check_gan("gan-conv-r1-r2", conv, AdamSettings { lr: 2e-4, beta1: 0.5, ..hyper });
 }
 
-/// One power iteration in each update of the discriminator, none in the generator's.
+/// One power iteration in each update of the discriminator, none in the generator's; the embedding of classes is normalised too.
 #[test]
 fn spectral_normalisation_updates_as_in_pytorch() {
-    let spec = GanSpec {
+    let spec = |classes| GanSpec {
+        classes,
         shape: shape(3, 16, 16),
         latent: 5,
         generator: net(Arch::Conv, &[], 2, Activation::Relu, true),
@@ -365,14 +377,17 @@ fn spectral_normalisation_updates_as_in_pytorch() {
         ..mlp_gan(GanLoss::Hinge, Activation::LeakyRelu)
     };
     let hyper = AdamSettings { lr: 2e-4, beta1: 0.5, beta2: 0.999, eps: 1e-4, ..AdamSettings::default() };
-    check_gan("gan-spectral", spec, hyper);
+    check_gan("gan-spectral", spec(None), hyper);
+    check_gan("gan-projection", spec(Some(4)), hyper);
 }
 
 #[test]
 fn residual_networks_update_as_in_pytorch() {
-    for (case, block, widths, r2) in
-        [("gan-residual", Block::Plain, [3, 6], 0.2), ("gan-grouped", Block::Grouped, [8, 16], 0.0)]
-    {
+    for (case, block, widths, r2, classes) in [
+        ("gan-residual", Block::Plain, [3, 6], 0.2, None),
+        ("gan-grouped", Block::Grouped, [8, 16], 0.0, None),
+        ("gan-classes", Block::Plain, [3, 6], 0.2, Some(3)),
+    ] {
         let net = |hidden: &[i64], activation| NetSpec {
             widths: widths.to_vec(),
             residual: Some(Residual { block, blocks: vec![1, 2], attention: 5 }),
@@ -380,6 +395,7 @@ fn residual_networks_update_as_in_pytorch() {
         };
         let spec = GanSpec {
             shape: shape(3, 10, 9),
+            classes,
             generator: net(&[], Activation::Relu),
             discriminator: net(&[5], Activation::LeakyRelu),
             penalties: Penalties { r1: 0.5, r2, ..Penalties::default() },
@@ -456,7 +472,7 @@ fn follows(ema: Decay, decay: fn(f64) -> f64) {
         let z = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
         gan.schedule(t).unwrap();
         let noise = StepNoise { z, penalty: Draws::default(), augment: None };
-        gan.update(&x, &noise, cx(), |adam, loss| adam.minimise(loss, cx())).unwrap();
+        gan.update(&Batch { x, labels: None }, &noise, cx(), |adam, loss| adam.minimise(loss, cx())).unwrap();
         let now = weights(&mut gan);
         let decay = decay(t as f64);
         for (name, want) in names.iter().zip(&mut want) {
@@ -486,7 +502,8 @@ fn each_player_updates_itself_alone() {
     let mut calls = 0;
     // Only the second of the two updates, the generator's, is carried out.
     let noise = StepNoise { z, penalty: Draws::default(), augment: None };
-    gan.update(&x, &noise, cx(), |adam, loss| {
+    let batch = Batch { x, labels: None };
+    gan.update(&batch, &noise, cx(), |adam, loss| {
         calls += 1;
         if calls == 2 { adam.minimise(loss, cx()) } else { Ok(()) }
     })

@@ -36,16 +36,7 @@ fn train(dir: &Path, model: &str, more: &[&str]) -> String {
 fn trained() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        // A static is never dropped: what earlier processes left goes now.
-        for old in fs::read_dir(all).into_iter().flatten().flatten() {
-            let process = old.file_name().to_string_lossy().strip_prefix("use-").map(str::to_owned);
-            if process.is_some_and(|p| !Path::new("/proc").join(p).exists()) {
-                let _ = fs::remove_dir_all(old.path());
-            }
-        }
-        let dir = all.join(format!("use-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let dir = common::folder_of_process("use");
         train(&dir, "vae", &["--encoder-hidden", "32", "--decoder-hidden", "32", "--latent", "12", "--out", "v"]);
         train(&dir, "gan", &["--base-width", "4", "--ema", "0.9", "--out", "g"]);
         dir
@@ -141,7 +132,7 @@ fn samples_of_all_kinds_are_the_same_images() {
     good(d, &["sample", "../v", "--seed", "0", "--count", "70", "--truncation", "0.7", "--out", "cut.npy"]);
     let model = library();
     let z = ganvae::commands::sample::truncated(&model.prior(0, 0, 70).unwrap(), 0.7).unwrap();
-    assert_eq!(array(d, "cut.npy"), model.decode(&z).unwrap());
+    assert_eq!(array(d, "cut.npy"), model.decode(&z, None).unwrap());
     good(d, &["sample", "../v", "--seed", "0", "--count", "70", "--truncation", "0.01", "--out", "narrow.npy"]);
     let spread = |t: &Tensor| t.std_dim(&[0i64][..], false, false).max().double_value(&[]);
     assert!(spread(&array(d, "narrow.npy")) < 0.02 * spread(&all), "all but one image");
@@ -211,7 +202,7 @@ fn traversals_move_one_dimension_and_name_it() {
     let trained = library();
     let z = Tensor::zeros([1, 12], (Kind::Float, tch::Device::Cpu));
     let _ = z.get(0).get(dims[0] as i64).fill_(-3.0);
-    assert_eq!(trained.decode(&z).unwrap().get(0), rows.get(0).get(0));
+    assert_eq!(trained.decode(&z, None).unwrap().get(0), rows.get(0).get(0));
     let all = good(d, &["traverse", "../v", "--dims", "50", "--out", "all.png"]);
     let mut dims: Vec<usize> = all.split_whitespace().skip(2).map(|n| n.parse().unwrap()).collect();
     dims.sort_unstable();
@@ -276,7 +267,7 @@ fn latents_are_arrays_with_labels_beside_them() {
     assert_eq!(array(d, "all.npy").narrow(0, 0, 100), mu);
     // mu decoded is the reconstruction.
     good(d, &["reconstruct", "../v", "--count", "100", "--out", "r.npy"]);
-    assert_eq!(library().decode(&mu).unwrap(), array(d, "r.npy"));
+    assert_eq!(library().decode(&mu, None).unwrap(), array(d, "r.npy"));
     numpy_loads(d);
 }
 
@@ -310,7 +301,7 @@ fn a_gan_encodes_and_reconstructs_by_a_search() {
         assert!(db(&own.get(i), &again.get(i)) > 30.0, "image {i}");
     }
     let model = ganvae::run::trained::Trained::open(d.join("h"), "cpu").unwrap();
-    assert_eq!(model.decode(&z).unwrap(), again, "reconstructions are the decoded latents");
+    assert_eq!(model.decode(&z, None).unwrap(), again, "reconstructions are the decoded latents");
     // Another picture beside it, and another place: the same bits. Another seed or fewer updates: others.
     let found = |more: &[&str]| {
         good(d, &[&["encode", "h", "--out", "one.npy", "--data"], more].concat());

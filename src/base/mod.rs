@@ -2,6 +2,7 @@
 
 pub mod atomic_file;
 pub mod batch;
+pub mod classes;
 pub mod hash;
 pub mod names;
 pub mod pickle;

@@ -3,6 +3,8 @@
 //! All random numbers of a run (initial weights, order of the images, noise) are seeded by [`seed_for`], so a resumed run draws
 //! the same numbers as an uninterrupted one.
 
+use std::collections::BTreeMap;
+
 /// The use of a random stream. Streams are independent, so a new one changes no other. The discriminants are part of the format
 /// of a run: never renumber them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +46,45 @@ pub fn named(seed: i64, name: &str) -> i64 {
     (mix(mix(seed as u64).wrapping_add(hash)) >> 1) as i64
 }
 
-/// The order in which epoch `epoch` visits `n` images: a permutation of 0..n (Fisher and Yates, as Durstenfeld 1964).
+/// The order in which epoch `epoch` visits `n` images: a permutation of 0..n.
 pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<i64> {
     let mut rng = Rng::new(seed_for(seed, 0, Stream::Order, epoch) as u64);
     let mut order: Vec<i64> = (0..n as i64).collect();
-    for i in (1..n).rev() {
-        order.swap(i, rng.below(i as u64 + 1) as usize);
-    }
+    shuffle(&mut order, &mut rng);
     order
+}
+
+/// The order in which epoch `epoch` visits as many images as there are `labels`, each class that has images equally often: those of a
+/// large class in part, those of a small one several times.
+pub fn balanced_order(seed: u64, epoch: u64, labels: &[u32]) -> Vec<i64> {
+    let mut rng = Rng::new(seed_for(seed, 0, Stream::Order, epoch) as u64);
+    let mut by_class = BTreeMap::<u32, Vec<i64>>::new();
+    for (i, label) in labels.iter().enumerate() {
+        by_class.entry(*label).or_default().push(i as i64);
+    }
+    let mut classes: Vec<_> = by_class.into_values().collect();
+    shuffle(&mut classes, &mut rng);
+    let (n, k) = (labels.len(), classes.len().max(1));
+    let mut order = Vec::with_capacity(n);
+    for (i, images) in classes.iter_mut().enumerate() {
+        // The first classes of this epoch have one image more, where the number of images is no multiple of theirs.
+        let mut left = n / k + usize::from(i < n % k);
+        while left > 0 {
+            shuffle(images, &mut rng);
+            let some = &images[..left.min(images.len())];
+            order.extend(some);
+            left -= some.len();
+        }
+    }
+    shuffle(&mut order, &mut rng);
+    order
+}
+
+/// Fisher and Yates, as Durstenfeld 1964.
+fn shuffle<T>(all: &mut [T], rng: &mut Rng) {
+    for i in (1..all.len()).rev() {
+        all.swap(i, rng.below(i as u64 + 1) as usize);
+    }
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014): 64 bits of state, every seed is valid. Its values do not depend on a library version,
@@ -134,6 +167,26 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a, epoch_order(7, 0, 1000));
         assert_ne!(a, epoch_order(8, 0, 1000));
+    }
+
+    #[test]
+    fn a_balanced_epoch_visits_each_class_equally_often() {
+        // Class 7 has 90 images, class 2 has 9, class 4 one.
+        let labels: Vec<u32> = [vec![7; 90], vec![2; 9], vec![4]].concat();
+        let order = balanced_order(5, 0, &labels);
+        let of = |label: u32| order.iter().filter(|i| labels[**i as usize] == label).copied().collect::<Vec<_>>();
+        let counts = [7, 2, 4].map(|label| of(label).len());
+        assert!(order.len() == 100 && counts.iter().all(|n| [33, 34].contains(n)), "{counts:?}");
+        let once: std::collections::HashSet<_> = of(7).into_iter().collect();
+        assert_eq!(once.len(), counts[0], "none of a large class twice");
+        for i in 90..99 {
+            let times = order.iter().filter(|n| **n == i).count();
+            assert!((3..=4).contains(&times), "all of a small class before one comes again: {times}");
+        }
+        assert_eq!(order, balanced_order(5, 0, &labels));
+        assert_ne!(order, balanced_order(5, 1, &labels));
+        assert!(order.windows(2).filter(|w| labels[w[0] as usize] != labels[w[1] as usize]).count() > 40, "mixed");
+        assert_eq!(balanced_order(1, 0, &[]), Vec::<i64>::new());
     }
 
     #[test]

@@ -30,6 +30,20 @@ pub struct TrainedModel {
     pub device: String,
 }
 
+/// The number of the class that `--class` names; none without the flag.
+///
+/// # Errors
+/// [`crate::base::usage::Usage`] for a class that there is not, and for a model that is not conditional.
+pub fn class_number(trained: &Trained, class: Option<&str>) -> Result<Option<i64>> {
+    let Some(class) = class else { return Ok(None) };
+    let Some(classes) = trained.classes() else {
+        usage!(
+            "--class {class}: the model is not conditional, and makes no images of a class: leave it out, or train with --conditional"
+        );
+    };
+    classes.number("--class", class).map(Some)
+}
+
 /// Which of a run's checkpoints is read.
 #[derive(Debug, Args)]
 pub struct CheckpointChoice {

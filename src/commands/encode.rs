@@ -25,8 +25,9 @@ pub(super) struct Encode {
     images: RealImages,
     #[command(flatten)]
     search: SearchArguments,
-    /// The latents, [N,Z]: of a VAE the means mu, of a GAN z; beside them X.logvar.npy (VAE), X.labels.npy where there are classes, and
-    /// X.csv with the names of pictures [default: latents.npy in the run]
+    /// The latents, [N,Z]: of a VAE the means mu, of a GAN z; beside them X.logvar.npy (VAE), X.classes.npy (conditional GAN: the classes
+    /// that the search found), X.labels.npy where the images have classes, and X.csv with the names of pictures [default: latents.npy in
+    /// the run]
     #[arg(long, value_name = "X.npy")]
     out: Option<PathBuf>,
 }
@@ -39,18 +40,29 @@ impl Encode {
         let search = self.search.search(&trained)?;
         let images = &self.images.images(&trained)?;
         let (n, z) = (images.count, trained.latent() as usize);
-        let [logvar_file, labels_file] = ["logvar.npy", "labels.npy"].map(|ending| out.with_extension(ending));
+        let [logvar_file, classes_file, labels_file] =
+            ["logvar.npy", "classes.npy", "labels.npy"].map(|ending| out.with_extension(ending));
         let mut files = vec![out.clone()];
         let mut latents = NpyWriter::create(&out, &[n, z], Kind::Float)?;
         let mut fidelity = None;
         if trained.is_gan() {
             let quality = fidelity.insert(Fidelity::default());
             let mut encodings = Encodings::start(&trained, search, n);
+            let mut found = Vec::new();
             each_batch(&trained, images, |x| {
-                let z = encodings.of(x)?;
-                quality.add(x, &trained.decode(&z)?)?;
+                let (z, classes) = encodings.of(x)?;
+                quality.add(x, &trained.decode(&z, classes.as_ref())?)?;
+                found.extend(classes);
                 latents.push(&z)
             })?;
+            if found.is_empty() {
+                remove_other(&classes_file)?;
+            } else {
+                let mut writer = NpyWriter::create(&classes_file, &[n], Kind::Int64)?;
+                found.iter().try_for_each(|classes| writer.push(classes))?;
+                writer.finish()?;
+                files.push(classes_file);
+            }
             remove_other(&logvar_file)?;
         } else {
             let mut logvars = NpyWriter::create(&logvar_file, &[n, z], Kind::Float)?;

@@ -64,14 +64,14 @@ impl<'a> Encodings<'a> {
         Encodings { trained, search, tally }
     }
 
-    /// Of the next ones: x [B,C,H,W] in [0,1] -> [B,Z].
-    pub fn of(&mut self, x: &Tensor) -> Result<Tensor> {
+    /// Of the next ones: x [B,C,H,W] in [0,1] -> [B,Z], and the classes [B] of a conditional model.
+    pub fn of(&mut self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         self.trained.latents(x, &self.search, &mut || self.tally.iter_mut().for_each(|tally| tally.advance(1)))
     }
 }
 
-/// The latent [1,Z] of a picture in a file, fitted to the model's size.
-pub fn of_picture(trained: &Trained, path: &Path) -> Result<Tensor> {
+/// The latent [1,Z] of a picture in a file, fitted to the model's size, and its class [1] of a conditional model.
+pub fn of_picture(trained: &Trained, path: &Path) -> Result<(Tensor, Option<Tensor>)> {
     trained.check_latents()?;
     let images = trained.pictures(&[path.to_owned()])?;
     let x = Dataset::new(&images, trained.device())?.range(0, 1)?.x;

@@ -231,7 +231,11 @@ impl Eval {
     fn score_run(&self, run: &Path, trained: &Trained, data: &Data) -> Result<Scored> {
         let (mut rows, mut notes) = (Vec::new(), Vec::new());
         if trained.generates() {
-            let make = |from, count| trained.decode(&trained.prior(self.seed, from as i64, count as i64)?);
+            let make = |from, count| {
+                let (from, count) = (from as i64, count as i64);
+                let classes = trained.drawn_classes(self.seed, from, count)?;
+                trained.decode(&trained.prior(self.seed, from, count)?, classes.as_ref())
+            };
             let generated = features_of_made(&data.reference.extractor, data.reference.count(), make)?;
             (rows, notes) = self.sample_rows(&generated, data, |i| make(i, 1))?;
         }
@@ -311,7 +315,7 @@ impl Eval {
     /// Scores of reconstructions of the real images, and the PSNR of as many principal components of the training set as there are
     /// latents.
     fn reconstruction_rows(&self, trained: &Trained, data: &Data) -> Result<Vec<Row>> {
-        let reconstruct = |x: &Tensor| trained.decode(&trained.encode(x)?.0);
+        let reconstruct = |x: &Tensor| trained.decode(&trained.encode(x)?.0, None);
         let mut tally = Tally::start("images reconstructed", data.real.len() as u64);
         let mut done = 0;
         let scores = reconstruction::evaluate(&data.real, &mut |x| reconstruct(x), &mut |n| {

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::arguments::CheckpointChoice;
 use super::print;
+use crate::base::classes::Classes;
 use crate::base::names::printable;
 use crate::base::usage::usage;
 use crate::export::{self, Format, Verified};
@@ -42,7 +43,8 @@ impl Export {
             let run = self.run.display();
             usage!("{run}: these are exports already; wanted a run's folder, such as runs/0001-vae-digits");
         };
-        let origin = config.origin(step)?;
+        let none = Classes::default();
+        let origin = config.origin(step, trained.classes().unwrap_or(&none))?;
         let out = self.out.clone().unwrap_or_else(|| self.run.join(self.checkpoint.named("export")));
         for written in export::export(&networks, &origin, &self.format, &out)? {
             let verified = match &written.verified {

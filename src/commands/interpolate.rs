@@ -6,15 +6,16 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use tch::Tensor;
 
-use super::arguments::{TrainedModel, check_range};
+use super::arguments::{TrainedModel, check_range, class_number};
 use super::encodings::{Encodings, of_picture, stem};
-use super::latent_paths::{LatentPaths, PathOutput, vectors};
+use super::latent_paths::{LatentPaths, PathOutput, one_class, vectors};
 use super::print_path;
 use crate::base::seed::{Rng, Stream, seed_for};
 use crate::config::flags::escaped_text;
 use crate::data::dataset::Dataset;
 use crate::data::images::Images;
 use crate::models::inversion::Search;
+use crate::run::trained::Trained;
 
 /// The path between two latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,6 +46,10 @@ pub(super) struct Interpolate {
     /// The picture at the other end
     #[arg(long, value_name = "PICTURE", requires = "from")]
     to: Option<PathBuf>,
+    /// Class of the images of a conditional model, by name or number; of two, A,B, each row goes from class A to class B and keeps its
+    /// latent [default: a class for each row in turn]
+    #[arg(long, value_name = "A[,B]", conflicts_with_all = ["from", "data"])]
+    class: Option<String>,
     /// Interpolate between held-out images of this data set, of different classes; --seed chooses them
     #[arg(long, value_name = "SPEC", value_parser = escaped_text())]
     data: Option<String>,
@@ -61,13 +66,21 @@ impl Interpolate {
         let pictures = self.from.as_deref().zip(self.to.as_deref());
         let (rows, name) = match pictures {
             Some((from, to)) => (1, format!("{}-to-{}", stem(from), stem(to))),
-            None => (self.rows, self.seed.to_string()),
+            None => {
+                let class =
+                    self.class.as_ref().map_or_else(String::new, |class| format!("-{}", class.replace('/', "-")));
+                (self.rows, format!("{}{class}", self.seed))
+            }
         };
         let (out, format, steps) = self.output.resolve(&self.of, &format!("interpolation-{name}.png"), rows)?;
         let trained = self.of.open()?;
-        let z = match (pictures, &self.data) {
-            (Some((from, to)), _) => Tensor::f_cat(&[of_picture(&trained, from)?, of_picture(&trained, to)?], 0)?,
-            (None, None) => trained.prior(self.seed, 0, 2 * rows)?,
+        let (z, found) = match (pictures, &self.data) {
+            (Some((from, to)), _) => {
+                let ((a, class_a), (b, class_b)) = (of_picture(&trained, from)?, of_picture(&trained, to)?);
+                let classes = class_a.zip(class_b).map(|(a, b)| Tensor::f_cat(&[a, b], 0)).transpose()?;
+                (Tensor::f_cat(&[a, b], 0)?, classes)
+            }
+            (None, None) => (trained.prior(self.seed, 0, 2 * rows)?, None),
             (None, Some(spec)) => {
                 trained.check_latents()?;
                 let source = trained.source(Some(spec), self.data_dir.as_deref(), false)?;
@@ -77,13 +90,44 @@ impl Interpolate {
                 Encodings::start(&trained, Search::default(), pairs.len()).of(&x)?
             }
         };
+        let classes = self.classes(&trained, found.as_ref(), rows as usize)?;
+        let changes = |row: usize| classes.as_ref().is_some_and(|ends| ends[2 * row] != ends[2 * row + 1]);
+        let between_classes = self.class.is_some() && (0..rows as usize).any(changes);
         let ends = vectors(&z)?;
-        let latent = |row: usize, step: usize| {
-            between(&ends[2 * row], &ends[2 * row + 1], step as f64 / (steps - 1) as f64, self.mode)
+        let at = |step: usize| step as f64 / (steps - 1) as f64;
+        let latent = |row: usize, step: usize| match between_classes {
+            true => ends[2 * row].clone(),
+            false => between(&ends[2 * row], &ends[2 * row + 1], at(step), self.mode),
         };
-        let paths = LatentPaths { trained: &trained, rows: rows as usize, steps: steps as usize, latent: &latent };
-        paths.draw(&out, format)?;
+        let classes = classes.map(|ends| {
+            move |row: usize, step: usize| between(&ends[2 * row], &ends[2 * row + 1], at(step), PathKind::Linear)
+        });
+        let classes = classes.as_ref().map(|classes| classes as &dyn Fn(usize, usize) -> Vec<f32>);
+        let (rows, steps) = (rows as usize, steps as usize);
+        LatentPaths { trained: &trained, rows, steps, latent: &latent, classes }.draw(&out, format)?;
         print_path(&out)
+    }
+}
+
+impl Interpolate {
+    /// Of a conditional model, the weights of the classes at the two ends of each row; `found` are those of given images.
+    fn classes(&self, trained: &Trained, found: Option<&Tensor>, rows: usize) -> Result<Option<Vec<Vec<f32>>>> {
+        // A comma may be part of a name.
+        let named = |class: &String| trained.classes().is_some_and(|classes| classes.names.contains(class));
+        let pair = self.class.as_ref().filter(|class| !named(class)).and_then(|class| class.split_once(','));
+        let chosen = match self.class.as_ref().map(|class| (class, pair)) {
+            Some((_, Some((a, b)))) => class_number(trained, Some(a))?.zip(class_number(trained, Some(b))?),
+            Some((class, None)) => class_number(trained, Some(class))?.map(|class| (class, class)),
+            None => None,
+        };
+        let Some(classes) = trained.classes() else { return Ok(None) };
+        let numbers: Vec<i64> = match (chosen, found) {
+            (Some((a, b)), _) => [a, b].repeat(rows),
+            // sync: paths are computed on the CPU.
+            (None, Some(found)) => Vec::try_from(found)?,
+            (None, None) => (0..rows as i64).flat_map(|row| [row % classes.len(); 2]).collect(),
+        };
+        Ok(Some(numbers.into_iter().map(|class| one_class(classes.len(), class)).collect()))
     }
 }
 

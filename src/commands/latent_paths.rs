@@ -54,6 +54,13 @@ pub struct LatentPaths<'a> {
     pub steps: usize,
     /// The latent of a row and a step.
     pub latent: &'a dyn Fn(usize, usize) -> Vec<f32>,
+    /// Of a conditional model, the weights of the classes at a row and a step.
+    pub classes: Option<&'a dyn Fn(usize, usize) -> Vec<f32>>,
+}
+
+/// The weights of `count` classes that are `class` alone.
+pub fn one_class(count: i64, class: i64) -> Vec<f32> {
+    (0..count).map(|i| f32::from(u8::from(i == class))).collect()
 }
 
 impl LatentPaths<'_> {
@@ -78,8 +85,12 @@ impl LatentPaths<'_> {
         let (count, batch) = (self.rows * self.steps, BATCH as usize);
         for from in (0..count).step_by(batch) {
             let places = from..count.min(from + batch);
-            let z: Vec<f32> = places.flat_map(|i| (self.latent)(i / self.steps, i % self.steps)).collect();
-            take(&self.trained.decode(&Tensor::f_from_slice(&z)?.f_view([-1, self.trained.latent()])?)?)?;
+            let rows = |of: &dyn Fn(usize, usize) -> Vec<f32>| -> Result<Tensor> {
+                let all: Vec<f32> = places.clone().flat_map(|i| of(i / self.steps, i % self.steps)).collect();
+                Ok(Tensor::f_from_slice(&all)?.f_view([places.len() as i64, -1])?)
+            };
+            let classes = self.classes.map(rows).transpose()?;
+            take(&self.trained.decode(&rows(self.latent)?, classes.as_ref())?)?;
         }
         Ok(())
     }

@@ -61,8 +61,8 @@ impl Reconstruct {
             chunks().map(|index| encodings.of(&gathered(index)?)).collect::<Result<Vec<_>>>()?
         };
         let mut fidelity = Fidelity::default();
-        for (index, z) in chunks().zip(&latents) {
-            let (x, reconstructions) = (gathered(index)?, trained.decode(z)?);
+        for (index, (z, classes)) in chunks().zip(&latents) {
+            let (x, reconstructions) = (gathered(index)?, trained.decode(z, classes.as_ref())?);
             fidelity.add(&x, &reconstructions)?;
             writer.push(&if grid { alternate(&x, &reconstructions, columns)? } else { reconstructions })?;
         }

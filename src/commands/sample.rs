@@ -7,13 +7,17 @@ use anyhow::Result;
 use clap::Args;
 use tch::{Kind, Tensor};
 
-use super::arguments::{TrainedModel, check_range};
+use super::arguments::{TrainedModel, check_range, class_number};
 use super::encodings::{of_picture, stem};
 use super::print;
+use crate::base::classes::{Classes, ROW};
 use crate::base::names::printable;
 use crate::pictures::image_writer::{ImageWriter, OutputFormat};
+use crate::pictures::npy::NpyWriter;
 use crate::run::trained::BATCH;
 
+/// Most rows of classes without --count.
+const ROWS: i64 = 16;
 /// Range of `--truncation`. Below it all images are alike; a normal number exceeds 10 with a probability of 1e-23.
 const TRUNCATION: std::ops::RangeInclusive<f64> = 0.01..=10.0;
 
@@ -22,9 +26,12 @@ const TRUNCATION: std::ops::RangeInclusive<f64> = 0.01..=10.0;
 pub(super) struct Sample {
     #[command(flatten)]
     of: TrainedModel,
-    /// Number of images
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    count: i64,
+    /// Number of images [default: 64; 8 of each class of a conditional model, of at most 16]
+    #[arg(long, value_name = "N")]
+    count: Option<i64>,
+    /// Draw images of this class of a conditional model: its name or number [default: 8 of each class in turn, a row of the grid]
+    #[arg(long, value_name = "NAME", conflicts_with = "near")]
+    class: Option<String>,
     /// Seed of the latents [default: a new one each time; it is printed]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -44,9 +51,9 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) fn run(&self) -> Result<u8> {
-        let Sample { of, count, seed, truncation, near, strength, out } = self;
-        let (count, seed) = (*count, seed.unwrap_or_else(new_seed));
-        check_range("count", count, 1..=100_000_000)?;
+        let Sample { of, count, class, seed, truncation, near, strength, out } = self;
+        let seed = seed.unwrap_or_else(new_seed);
+        count.map_or(Ok(()), |count| check_range("count", count, 1..=100_000_000))?;
         truncation.map_or(Ok(()), |bound| check_range("truncation", bound, TRUNCATION))?;
         check_range("strength", *strength, 0.0..=1.0)?;
         let cut = match (truncation, near) {
@@ -54,24 +61,55 @@ impl Sample {
             (None, Some(picture)) => format!("-near-{}-{strength}", stem(picture)),
             (None, None) => String::new(),
         };
+        let cut = class.as_ref().map_or(cut.clone(), |class| format!("{cut}-{}", class.trim().replace('/', "-")));
         let out = out.clone().unwrap_or_else(|| of.default_place("samples", &format!("sample-{seed}{cut}.png")));
-        OutputFormat::of(&out, count as usize, false)?;
+        let format = OutputFormat::of(&out, count.unwrap_or(64) as usize, false)?;
         let trained = of.open()?;
+        let class = class_number(&trained, class.as_deref())?;
+        let in_rows = trained.classes().filter(|_| class.is_none() && near.is_none());
+        let count = count.unwrap_or_else(|| in_rows.map_or(64, |classes| ROW * classes.len().min(ROWS)));
         let centre = near.as_ref().map(|picture| of_picture(&trained, picture)).transpose()?;
-        let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), None)?;
+        let columns = in_rows.map(|_| ROW as usize).filter(|_| format == OutputFormat::Grid);
+        let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), columns)?;
+        let mut labels = Vec::new();
         for from in (0..count).step_by(BATCH as usize) {
             let mut z = trained.prior(seed, from, BATCH)?;
             if let Some(bound) = truncation {
                 z = truncated(&z, *bound)?;
             }
-            if let Some(centre) = &centre {
+            if let Some((centre, _)) = &centre {
                 z = varied(centre, &z, *strength)?;
             }
-            sink.push(&trained.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?)?;
+            let classes = match (in_rows, &class, &centre) {
+                (Some(classes), ..) => Some(classes.in_rows(from, BATCH, trained.device())?),
+                (None, Some(class), _) => Some(Tensor::f_full([BATCH], *class, (Kind::Int64, trained.device()))?),
+                (None, None, Some((_, Some(class)))) => Some(class.f_expand([BATCH], false)?),
+                (None, None, _) => None,
+            };
+            let taken = BATCH.min(count - from);
+            sink.push(&trained.decode(&z, classes.as_ref())?.f_narrow(0, 0, taken)?)?;
+            labels.extend(classes.map(|classes| classes.f_narrow(0, 0, taken)).transpose()?);
         }
         sink.finish()?;
-        print(&format!("{}\nseed {seed}\n", printable(&out)))
+        let labels_file = out.with_extension("labels.npy");
+        let mut files = format!("{}\n", printable(&out));
+        if format == OutputFormat::Npy && !labels.is_empty() {
+            let mut writer = NpyWriter::create(&labels_file, &[count as usize], Kind::Int64)?;
+            labels.iter().try_for_each(|labels| writer.push(labels))?;
+            writer.finish()?;
+            files += &format!("{}\n", printable(&labels_file));
+        }
+        let rows = in_rows.map_or_else(String::new, |classes| row_names(classes, count));
+        print(&format!("{files}{rows}seed {seed}\n"))
     }
+}
+
+/// A line that names the classes of the grid's rows.
+fn row_names(classes: &Classes, count: i64) -> String {
+    let rows = (count as usize).div_ceil(ROW as usize).min(classes.names.len());
+    let more =
+        if rows < classes.names.len() { format!(" (of {} classes)", classes.names.len()) } else { String::new() };
+    format!("classes {}{more}\n", classes.names[..rows].join(", "))
 }
 
 /// A seed of at most six digits, to be typed again.

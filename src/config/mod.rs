@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use toml::Value;
 
+use crate::base::classes::Classes;
 use crate::base::names::escaped;
 use crate::base::seed::{Stream, seed_for};
 use crate::base::setting::{AnySetting, Group, Settings};
@@ -24,9 +25,8 @@ use crate::export::Origin;
 use crate::metrics::extractor;
 use crate::models::gan::FREEZE_D;
 use crate::models::tuning::{Plan, TUNE};
-use crate::models::{Length, Model, ModelKind, tuning};
+use crate::models::{ImageSpec, Length, Model, ModelKind, tuning};
 use crate::native;
-use crate::nets::Shape;
 use device::GraphCapture;
 use training::{OnDivergence, Retention};
 
@@ -117,15 +117,15 @@ fn all_settings() -> Vec<(&'static str, &'static dyn AnySetting)> {
 }
 
 impl Config {
-    /// A model with initial weights from the seed, for images of this shape and `per_epoch` updates per epoch.
+    /// A model with initial weights from the seed, for such images and `per_epoch` updates per epoch.
     ///
     /// # Errors
-    /// When the architecture does not support this image shape.
-    pub fn build(&self, shape: Shape, per_epoch: u64, device: tch::Device) -> Result<Box<dyn Model>> {
+    /// When the architecture does not support such images.
+    pub fn build(&self, images: ImageSpec, per_epoch: u64, device: tch::Device) -> Result<Box<dyn Model>> {
         let batch_size = self.settings.get(&training::BATCH_SIZE)?;
         let length = Length { batch_size, per_epoch, total: self.budget.steps(per_epoch) };
         native::seeded(seed_for(self.seed, 0, Stream::Init, 0), || {
-            self.model.build(&self.settings, shape, length, device)
+            self.model.build(&self.settings, images, length, device)
         })
     }
 
@@ -139,13 +139,13 @@ impl Config {
         self.settings.given(&training::PRESET).unwrap_or_default()
     }
 
-    /// Origin of a model of this configuration after `step` updates.
+    /// Origin of a model of this configuration after `step` updates, with the classes of a conditional one.
     ///
     /// # Errors
     /// None for a resolved configuration.
-    pub fn origin(&self, step: u64) -> Result<Origin> {
-        let data = self.settings.get(&DATA)?;
-        Ok(Origin { model: self.model.to_string(), preset: self.preset(), data, step })
+    pub fn origin(&self, step: u64, classes: &Classes) -> Result<Origin> {
+        let (data, classes) = (self.settings.get(&DATA)?, classes.names.clone());
+        Ok(Origin { model: self.model.to_string(), preset: self.preset(), data, step, classes })
     }
 
     /// The text of a run's config.toml: without `--out`, so that it can be used for another run, and with absolute paths, so that it

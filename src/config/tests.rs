@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::training::PRESET;
 use super::*;
+use crate::base::shape::Shape;
 use crate::base::usage::Usage;
 use crate::models::optimizer::LR;
 use crate::models::vae::DECODER_HIDDEN;

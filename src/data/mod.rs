@@ -90,6 +90,13 @@ pub static HFLIP: Setting<bool> =
     Setting::switch("hflip", "Mirror training images left to right at random, each in half of its epochs")
         .default("false", "letters and digits have a direction");
 
+/// Whether all classes are drawn equally often.
+pub static BALANCE: Setting<bool> = Setting::switch(
+    "balance",
+    "Draw all classes equally often in training: images of a small class several times an epoch, those of a large one in part",
+)
+.default("false", "each image once an epoch");
+
 /// Whether broken pictures are left out.
 pub static SKIP_BROKEN: Setting<bool> =
     Setting::switch("skip-broken", "Leave out pictures that cannot be read; without it they are an error");
@@ -120,6 +127,7 @@ pub static SETTINGS: Group = Group {
         &HOLDOUT,
         &CLASS,
         &HFLIP,
+        &BALANCE,
         &TRAIN_LIMIT,
         &TEST_LIMIT,
         &SKIP_BROKEN,

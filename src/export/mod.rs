@@ -68,6 +68,8 @@ pub struct Origin {
     pub data: String,
     /// Updates done.
     pub step: u64,
+    /// Names of the classes of a conditional model, by number; none for another.
+    pub classes: Vec<String>,
 }
 
 /// A file that was written.
@@ -383,7 +385,8 @@ fn head(origin: &Origin) -> Map<String, Value> {
         ("data", json!(origin.data)),
         ("step", json!(origin.step)),
     ];
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    let classes = (!origin.classes.is_empty()).then(|| ("classes", json!(origin.classes)));
+    pairs.into_iter().chain(classes).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// The inputs and outputs of a network.

@@ -26,7 +26,7 @@ fn vae() -> Vae {
 }
 
 fn origin() -> Origin {
-    Origin { model: "vae".into(), preset: "none".into(), data: "digits".into(), step: 7 }
+    Origin { model: "vae".into(), preset: "none".into(), data: "digits".into(), step: 7, classes: Vec::new() }
 }
 
 fn files(dir: &Path) -> Vec<String> {

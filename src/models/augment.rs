@@ -575,7 +575,7 @@ mod tests {
             let batch = Batch { x: x.narrow(0, step % 2 * 50, 50), labels: None };
             let _values = gan.step(&batch, StepContext { noise: &noise, timer: &timer, on_device: false }).unwrap();
         }
-        let made = gan.decode(&Noise::new(0, Device::Cpu).normal("z", &[500, 8]).unwrap()).unwrap();
+        let made = gan.decode(&Noise::new(0, Device::Cpu).normal("z", &[500, 8]).unwrap(), None).unwrap();
         let [left, right] = sides(&made);
         let share = |right: Tensor| right.to_kind(Kind::Double).mean(None).double_value(&[]);
         let (dark, bright) = (share(left.lt(0.35)), share(right.gt(0.65)));

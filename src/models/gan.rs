@@ -6,7 +6,7 @@ mod networks;
 mod spec;
 mod terms;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::augment::{AugmentDraws, Augmenter};
@@ -173,9 +173,9 @@ impl Gan {
         })
     }
 
-    /// z [B,Z] -> x [B,C,H,W] in [0,1].
-    fn generate(&self, network: &Network, z: &Tensor, mode: Mode) -> Result<Tensor> {
-        network.graph.forward_one(z, self.images, mode)
+    /// z [B,Z] -> x [B,C,H,W] in [0,1]; with class numbers [B] of a conditional GAN.
+    fn generate(&self, network: &Network, z: &Tensor, labels: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
+        one_value(network, (z, labels), self.images, mode)
     }
 
     /// The generator of pictures and exports.
@@ -183,9 +183,19 @@ impl Gan {
         self.average.as_ref().map_or(&self.generator, |average| &average.network)
     }
 
-    /// x [B,C,H,W] in [0,1] -> logits [B].
-    fn judge(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        self.discriminator.graph.forward_one(x, self.logits, mode)
+    /// x [B,C,H,W] in [0,1] -> logits [B]; with class numbers [B] of a conditional GAN.
+    fn judge(&self, x: &Tensor, labels: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
+        one_value(&self.discriminator, (x, labels), self.logits, mode)
+    }
+
+    /// The batch with its labels if they are read, else without.
+    fn conditioned(&self, batch: &Batch) -> Result<Batch> {
+        let labels = match (&batch.labels, self.spec.classes) {
+            (_, None) => None,
+            (Some(labels), Some(_)) => Some(labels.shallow_clone()),
+            (None, Some(_)) => bail!("a conditional GAN needs the classes of its images"),
+        };
+        Ok(Batch { x: batch.x.shallow_clone(), labels })
     }
 
     /// x [B,C,H,W] in [0,1] as the discriminator sees it in training: augmented by uniform numbers, where it is augmented.
@@ -201,18 +211,26 @@ impl Gan {
     ///
     /// Differs from PyTorch's DCGAN example: the running statistics are those of real images. Statistics of both kinds, two thirds of
     /// them generated, judge worse in evaluation mode: after 1,017 updates on MNIST 75 % right, those of real images 86 %.
-    fn judge_both(&self, real: &Tensor, fake: &Tensor, apart: bool, mode: Mode) -> Result<(Tensor, Tensor)> {
+    fn judge_both(
+        &self,
+        [real, fake]: [&Tensor; 2],
+        labels: Option<&Tensor>,
+        apart: bool,
+        mode: Mode,
+    ) -> Result<(Tensor, Tensor)> {
         if apart || mode != Mode::Eval && self.discriminator.graph.has_batch_norm() {
-            return Ok((self.judge(real, mode)?, self.judge(fake, Mode::Batch)?));
+            return Ok((self.judge(real, labels, mode)?, self.judge(fake, labels, Mode::Batch)?));
         }
-        let logits = self.judge(&Tensor::f_cat(&[real, fake], 0)?, mode)?; // [2B]
+        let twice = labels.map(|labels| Tensor::f_cat(&[labels, labels], 0)).transpose()?;
+        let logits = self.judge(&Tensor::f_cat(&[real, fake], 0)?, twice.as_ref(), mode)?; // [2B]
         // One backward operation; two slices would take five.
         let mut both = logits.f_split_with_sizes([real.size()[0], fake.size()[0]], 0)?.into_iter();
         both.next().zip(both.next()).context("the split did not give two tensors of logits")
     }
 
-    /// The updates of the discriminator, then one of the generator, on real x [B,C,H,W] in [0,1] and noise of B images. The images
-    /// are split into [`GanSpec::batches`] of equal size, the last of which may be smaller or missing.
+    /// The updates of the discriminator, then one of the generator, on B real images and noise of as many. The images are split into
+    /// [`GanSpec::batches`] of equal size, the last of which may be smaller or missing. Generated images have the classes of the real
+    /// ones.
     ///
     /// The generator's update uses the generated images of the discriminator's last one: they are made once (as in PyTorch's DCGAN
     /// example). If its loss compares them with real ones, it gets a batch and noise of its own (arXiv 2501.05441). Only the gradients
@@ -222,28 +240,27 @@ impl Gan {
     /// libtorch's.
     pub fn update(
         &self,
-        x: &Tensor,
+        batch: &Batch,
         noise: &StepNoise,
         cx: StepContext,
         mut minimise: impl FnMut(&Adam, &Tensor) -> Result<()>,
     ) -> Result<GanTerms> {
-        let parts = self.spec.parts(x.size()[0]);
+        let batch = self.conditioned(batch)?;
+        let parts = self.spec.parts(batch.x.size()[0]);
         let (for_g, for_d) = parts.split_last().context("a step needs images")?;
-        let of = |part: (i64, i64)| -> Result<(Tensor, StepNoise)> {
-            Ok((x.f_narrow(0, part.0, part.1)?, noise.narrow(part)?))
+        let of = |part: (i64, i64)| -> Result<(Batch, StepNoise)> {
+            Ok((batch.narrow(part.0, part.1)?, noise.narrow(part)?))
         };
         let (mut judged, mut penalties) = (None, Vec::new());
         for (i, part) in for_d.iter().enumerate() {
             let passes = self.adam_d.passes(*part);
             let mut all = Vec::new();
             let loss = |pass: (i64, i64)| {
-                let (x, noise) = of(pass)?;
-                let fake = match pass == *for_g {
-                    true => self.generate(&self.generator, &noise.z, Mode::Train)?,
-                    false => tch::no_grad(|| self.generate(&self.generator, &noise.z, Mode::Train))?,
-                }; // [B,C,H,W]
+                let (batch, noise) = of(pass)?;
+                let generate = || self.generate(&self.generator, &noise.z, batch.labels.as_ref(), Mode::Train);
+                let fake = if pass == *for_g { generate() } else { tch::no_grad(generate) }?; // [B,C,H,W]
                 let updates = self.step * self.spec.d_steps + i as u64;
-                let (loss, judged) = self.judge_pass(x, fake, &noise, updates, cx)?;
+                let (loss, judged) = self.judge_pass(batch, fake, &noise, updates, cx)?;
                 all.push(judged);
                 Ok(loss)
             };
@@ -261,21 +278,24 @@ impl Gan {
         let shared = self.shares_images(&parts);
         let mut g_losses = Vec::new();
         let loss = |pass: (i64, i64)| {
-            let (g_x, StepNoise { z, augment, .. }) = of(pass)?;
+            let (Batch { x: g_x, labels }, StepNoise { z, augment, .. }) = of(pass)?;
+            let labels = labels.as_ref();
             let g_fake = match shared {
                 true => fake.shallow_clone(),
                 // The running statistics have followed these images already, unless they are others.
                 false => {
                     let mode = if for_d.last() == Some(for_g) { Mode::Batch } else { Mode::Train };
-                    self.generate(&self.generator, &z, mode)?
+                    self.generate(&self.generator, &z, labels, mode)?
                 }
             };
             let real_logits = match self.spec.loss.pairs() {
-                true => tch::no_grad(|| self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, Mode::Batch))?,
+                true => tch::no_grad(|| {
+                    self.judge(&self.seen(&g_x, augment.as_ref().map(|a| &a.real))?, labels, Mode::Batch)
+                })?,
                 false => logits.0.f_detach()?,
             };
             let seen = self.seen(&g_fake, augment.as_ref().map(|a| &a.generated))?;
-            let g_loss = self.spec.loss.generator(&real_logits, &self.judge(&seen, Mode::Batch)?)?;
+            let g_loss = self.spec.loss.generator(&real_logits, &self.judge(&seen, labels, Mode::Batch)?)?;
             g_losses.push(g_loss.f_detach()?);
             Ok(g_loss)
         };
@@ -302,13 +322,13 @@ impl Gan {
     /// The discriminator's loss in its update after `updates` of them, with the penalties, on real and generated images [B,C,H,W].
     fn judge_pass(
         &self,
-        x: Tensor,
+        Batch { x, labels }: Batch,
         made: Tensor,
         noise: &StepNoise,
         updates: u64,
         cx: StepContext,
     ) -> Result<(Tensor, JudgedPass)> {
-        let penalties = &self.spec.penalties;
+        let (penalties, labels) = (&self.spec.penalties, labels.as_ref());
         let due = penalties.due(updates);
         let [real, fake] = match due {
             true => [penalties.leaf(&x, penalties.r1)?, penalties.leaf(&made, penalties.r2)?],
@@ -317,7 +337,7 @@ impl Gan {
         // The slopes are those through the augmentation (as in arXiv 2006.06676 and 2501.05441).
         let uniform = [noise.augment.as_ref().map(|a| &a.real), noise.augment.as_ref().map(|a| &a.fake)];
         let (real_seen, fake_seen) = (self.seen(&real, uniform[0])?, self.seen(&fake, uniform[1])?);
-        let logits = self.judge_both(&real_seen, &fake_seen, due && penalties.of_one_kind(), Mode::Train)?;
+        let logits = self.judge_both([&real_seen, &fake_seen], labels, due && penalties.of_one_kind(), Mode::Train)?;
         let d_loss = self.spec.loss.discriminator(&logits.0, &logits.1)?;
         let (mut total, mut measured) = (d_loss.shallow_clone(), None);
         if penalties.any() {
@@ -326,7 +346,7 @@ impl Gan {
             if due {
                 let judge = |x: &Tensor, kind| {
                     let uniform = if kind == ImageKind::Real { uniform[0] } else { uniform[1] };
-                    self.judge(&self.seen(x, uniform)?, Mode::Batch)
+                    self.judge(&self.seen(x, uniform)?, labels, Mode::Batch)
                 };
                 let real = Judged { kind: ImageKind::Real, x: &real, logits: &logits.0 };
                 let fake = Judged { kind: ImageKind::Generated, x: &fake, logits: &logits.1 };
@@ -367,6 +387,12 @@ impl Gan {
     }
 }
 
+/// A value of a network for its input [B,...] and, of a conditional one, class numbers [B].
+fn one_value(network: &Network, (x, labels): (&Tensor, Option<&Tensor>), value: Value, mode: Mode) -> Result<Tensor> {
+    let inputs: Vec<&Tensor> = [x].into_iter().chain(labels).collect();
+    network.graph.forward(&inputs, &[value], mode)?.pop().context("one output was asked for")
+}
+
 impl Model for Gan {
     fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor> {
         let noise = StepNoise {
@@ -374,15 +400,16 @@ impl Model for Gan {
             penalty: self.spec.penalties.draw(cx.noise, &batch.x)?,
             augment: self.augmenter.as_ref().map(|_| AugmentDraws::new(cx.noise, batch.x.size()[0])).transpose()?,
         };
-        let terms = self.update(&batch.x, &noise, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()?;
+        let terms = self.update(batch, &noise, cx, |adam, loss| adam.minimise(loss, cx))?.stacked()?;
         self.with_p(terms, true)
     }
 
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
         tch::no_grad(|| {
             // In evaluation mode, as exported: the scores do not depend on the batch.
-            let (x, fake) = (&batch.x, self.generate(self.shown(), &self.z(&batch.x, noise)?, Mode::Eval)?);
-            let (real_logits, fake_logits) = self.judge_both(x, &fake, false, Mode::Eval)?;
+            let Batch { x, labels } = &self.conditioned(batch)?;
+            let fake = self.generate(self.shown(), &self.z(x, noise)?, labels.as_ref(), Mode::Eval)?;
+            let (real_logits, fake_logits) = self.judge_both([x, &fake], labels.as_ref(), false, Mode::Eval)?;
             let d_loss = self.spec.loss.discriminator(&real_logits, &fake_logits)?;
             let g_loss = self.spec.loss.generator(&real_logits, &fake_logits)?;
             let right = self.spec.loss.correct(&real_logits, &fake_logits)?;
@@ -423,11 +450,13 @@ impl Model for Gan {
         tch::no_grad(|| {
             for batch in batches {
                 let (batch, noise) = batch?;
+                let Batch { x, labels } = &self.conditioned(&batch)?;
                 if let Some(of_generator) = &mut of_generator {
-                    of_generator.add(|| self.generate(self.shown(), &self.z(&batch.x, &noise)?, Mode::Train))?;
+                    of_generator
+                        .add(|| self.generate(self.shown(), &self.z(x, &noise)?, labels.as_ref(), Mode::Train))?;
                 }
                 if let Some(of_discriminator) = &mut of_discriminator {
-                    of_discriminator.add(|| self.judge(&batch.x, Mode::Train))?;
+                    of_discriminator.add(|| self.judge(x, labels.as_ref(), Mode::Train))?;
                 }
             }
             of_generator.into_iter().chain(of_discriminator).try_for_each(|statistics| statistics.finish())

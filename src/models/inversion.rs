@@ -44,8 +44,17 @@ impl Default for Search {
     }
 }
 
-/// A function of a batch that gradients pass through.
-type Differentiable<'a, T> = Box<dyn Fn(&Tensor) -> Result<T> + 'a>;
+/// The sizes of a latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Z.
+    pub latent: i64,
+    /// Number of classes of a conditional GAN.
+    pub classes: Option<i64>,
+}
+
+/// A function of a batch, and of class numbers [B] of a conditional GAN, that gradients pass through.
+type Differentiable<'a, T> = Box<dyn Fn(&Tensor, Option<&Tensor>) -> Result<T> + 'a>;
 
 /// A GAN whose generator can be inverted.
 pub struct Inverter<'a> {
@@ -68,36 +77,54 @@ impl<'a> Inverter<'a> {
         let hidden = discriminator.needed().into_iter().filter(|(_, node)| matches!(node.op, Op::Activation(_)));
         let hidden: Vec<Value> = hidden.map(|(value, _)| value).collect();
         Inverter {
-            generate: Box::new(move |z| {
-                generator.forward(&[z], &images, Mode::Eval)?.pop().context("the generator has no output")
+            generate: Box::new(move |z, classes| {
+                let inputs: Vec<&Tensor> = [z].into_iter().chain(classes).collect();
+                generator.forward(&inputs, &images, Mode::Eval)?.pop().context("the generator has no output")
             }),
-            features: Box::new(move |x| discriminator.forward(&[x], &hidden, Mode::Eval)),
+            features: Box::new(move |x, classes| {
+                let inputs: Vec<&Tensor> = [x].into_iter().chain(classes).collect();
+                discriminator.forward(&inputs, &hidden, Mode::Eval)
+            }),
         }
     }
 
-    /// By `generate`, z [B,Z] -> x [B,C,H,W] in [0,1], and the pixels alone.
-    pub fn of_pixels(generate: impl Fn(&Tensor) -> Result<Tensor> + 'a) -> Self {
-        Inverter { generate: Box::new(generate), features: Box::new(|_| Ok(Vec::new())) }
+    /// By `generate`, z [B,Z] and class numbers [B] of a conditional GAN -> x [B,C,H,W] in [0,1], and the pixels alone.
+    pub fn of_pixels(generate: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor> + 'a) -> Self {
+        Inverter { generate: Box::new(generate), features: Box::new(|_, _| Ok(Vec::new())) }
     }
 
-    /// The latent of one image: x [1,C,H,W] in [0,1] -> [1,`latent`]. `each` is called after every update.
+    /// The latent of one image: x [1,C,H,W] in [0,1] -> [1,Z], and its class [1] of a conditional GAN: the random latents are of all
+    /// classes in turn, and each keeps its own. `each` is called after every update.
     ///
     /// # Errors
     /// libtorch's, when x has another shape or when out of memory.
-    pub fn invert(&self, x: &Tensor, latent: i64, search: &Search, each: &mut dyn FnMut()) -> Result<Tensor> {
-        let target = tch::no_grad(|| self.target(x))?;
+    pub fn invert(
+        &self,
+        x: &Tensor,
+        Sizes { latent, classes }: Sizes,
+        search: &Search,
+        each: &mut dyn FnMut(),
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        // Hidden features of the discriminator do not depend on the class.
+        let first = classes.map(|_| Tensor::f_zeros([1], (Kind::Int64, x.device()))).transpose()?;
+        let target = tch::no_grad(|| self.target(x, first.as_ref()))?;
         let noise = Noise::new(seed_for(search.seed, 0, Stream::Samples, 0), x.device());
         // Not the "z" of samples: their own latents must not be among the candidates.
         let candidates = noise.normal("start", &[CANDIDATES, latent])?;
-        let tried = candidates.f_split(BATCH, 0)?;
-        let losses = tch::no_grad(|| tried.iter().map(|z| self.losses(z, &target)).collect::<Result<Vec<_>>>())?;
-        let losses = Tensor::f_cat(&losses, 0)?; // [CANDIDATES]
+        let classes =
+            classes.map(|n| Tensor::f_arange(CANDIDATES, (Kind::Int64, x.device()))?.f_remainder(n)).transpose()?;
+        let tried = (0..CANDIDATES).step_by(BATCH as usize).map(|from| -> Result<Tensor> {
+            let some = |all: &Tensor| all.f_narrow(0, from, BATCH);
+            self.losses(&some(&candidates)?, classes.as_ref().map(some).transpose()?.as_ref(), &target)
+        });
+        let losses = Tensor::f_cat(&tch::no_grad(|| tried.collect::<Result<Vec<_>>>())?, 0)?; // [CANDIDATES]
         let (_, best) = losses.f_topk(search.starts, 0, false, true)?;
+        let classes = classes.map(|all| all.f_index_select(0, &best)).transpose()?; // [S]
         let z = [candidates.f_index_select(0, &best)?.f_set_requires_grad(true)?]; // [S,Z]
         let moments = [[z[0].f_zeros_like()?], [z[0].f_zeros_like()?]];
         let updates = Tensor::f_zeros([] as [i64; 0], (Kind::Float, x.device()))?;
         for step in 0..search.steps {
-            let loss = self.losses(&z[0], &target)?.f_sum(Kind::Float)?;
+            let loss = self.losses(&z[0], classes.as_ref(), &target)?.f_sum(Kind::Float)?;
             let gradients = Tensor::f_run_backward(&[loss], &z, false, false)?;
             let lr = LR * 0.5 * (1.0 + (PI * step as f64 / search.steps as f64).cos());
             let [first, second] = &moments;
@@ -105,26 +132,27 @@ impl<'a> Inverter<'a> {
             each();
         }
         tch::no_grad(|| {
-            let best = self.losses(&z[0], &target)?.f_argmin(0, true)?; // [1]
-            Ok(z[0].f_detach()?.f_index_select(0, &best)?)
+            let best = self.losses(&z[0], classes.as_ref(), &target)?.f_argmin(0, true)?; // [1]
+            let class = classes.map(|all| all.f_index_select(0, &best)).transpose()?;
+            Ok((z[0].f_detach()?.f_index_select(0, &best)?, class))
         })
     }
 
-    fn target<'x>(&self, x: &'x Tensor) -> Result<Target<'x>> {
+    fn target<'x>(&self, x: &'x Tensor, class: Option<&Tensor>) -> Result<Target<'x>> {
         let with_scale = |f: Tensor| -> Result<(Tensor, Tensor)> {
             let scale = f.f_square()?.f_mean(Kind::Float)?.f_clamp_min(1e-12)?;
             Ok((f, scale))
         };
-        let features = (self.features)(x)?.into_iter().map(with_scale).collect::<Result<_>>()?;
+        let features = (self.features)(x, class)?.into_iter().map(with_scale).collect::<Result<_>>()?;
         Ok(Target { x, features })
     }
 
     /// log(mean squared error of the pixels) + log(mean over the layers of the relative squared error of the features) +
     /// [`PRIOR`]·‖z‖²/2Z for each latent: z [B,Z] -> [B].
-    fn losses(&self, z: &Tensor, target: &Target) -> Result<Tensor> {
-        let x = (self.generate)(z)?;
+    fn losses(&self, z: &Tensor, classes: Option<&Tensor>, target: &Target) -> Result<Tensor> {
+        let x = (self.generate)(z, classes)?;
         let mut loss = error(&x, target.x)?.f_add_scalar(FLOOR)?.f_log()?;
-        let features = (self.features)(&x)?;
+        let features = (self.features)(&x, classes)?;
         if !features.is_empty() {
             let layers = features.iter().zip(&target.features);
             let layers = layers.map(|(f, (wanted, scale))| Ok(error(f, wanted)?.f_div(scale)?));
@@ -153,6 +181,7 @@ mod tests {
     use tch::Device;
 
     const LATENT: i64 = 8;
+    const SIZES: Sizes = Sizes { latent: LATENT, classes: None };
 
     /// A GAN for images 16×16×3 with random weights after He et al. 2015 (arXiv 1502.01852), so that its images have contrast.
     fn gan(arch: Arch) -> Gan {
@@ -194,12 +223,12 @@ mod tests {
         for arch in [Arch::Mlp, Arch::Conv] {
             let gan = gan(arch);
             let (inverter, search) = (inverter(&gan), Search::default());
-            let x = gan.decode(&crate::native::randn(77, &[3, LATENT]).unwrap()).unwrap();
+            let x = gan.decode(&crate::native::randn(77, &[3, LATENT]).unwrap(), None).unwrap();
             assert!(psnr(&x.get(0), &x.get(1)) < 15.0, "{arch:?}: two images differ");
             let invert =
-                |i: i64, search: &Search| inverter.invert(&x.narrow(0, i, 1), LATENT, search, &mut || ()).unwrap();
+                |i: i64, search: &Search| inverter.invert(&x.narrow(0, i, 1), SIZES, search, &mut || ()).unwrap().0;
             for i in 0..3 {
-                let db = psnr(&gan.decode(&invert(i, &search)).unwrap(), &x.narrow(0, i, 1));
+                let db = psnr(&gan.decode(&invert(i, &search), None).unwrap(), &x.narrow(0, i, 1));
                 assert!(db > 30.0, "{arch:?}, image {i}: {db} dB");
             }
             let short = Search { steps: 10, ..search };
@@ -215,13 +244,13 @@ mod tests {
     fn features_take_part() {
         let gan = gan(Arch::Conv);
         let both = inverter(&gan);
-        let pixels = Inverter::of_pixels(|z| (both.generate)(z));
+        let pixels = Inverter::of_pixels(|z, _| (both.generate)(z, None));
         let x = crate::native::randn(5, &[1, 3, 4, 4]).unwrap().sigmoid().upsample_nearest2d([16, 16], 4.0, 4.0);
-        let found = |inverter: &Inverter| inverter.invert(&x, LATENT, &Search::default(), &mut || ()).unwrap();
+        let found = |inverter: &Inverter| inverter.invert(&x, SIZES, &Search::default(), &mut || ()).unwrap().0;
         let (with, without) = (found(&both), found(&pixels));
-        let target = both.target(&x).unwrap();
+        let target = both.target(&x, None).unwrap();
         let of_features = |z: &Tensor| {
-            let features = (both.features)(&gan.decode(z).unwrap()).unwrap();
+            let features = (both.features)(&gan.decode(z, None).unwrap(), None).unwrap();
             let each = features
                 .iter()
                 .zip(&target.features)
@@ -235,9 +264,10 @@ mod tests {
     /// Where z changes nothing else, the likeliest one is found: 0.
     #[test]
     fn the_prior_takes_part() {
-        let constant = |z: &Tensor| Ok((z * 0.0).sum_dim_intlist(1, false, Kind::Float).view([-1, 1, 1, 1]));
+        let constant =
+            |z: &Tensor, _: Option<&Tensor>| Ok((z * 0.0).sum_dim_intlist(1, false, Kind::Float).view([-1, 1, 1, 1]));
         let x = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
-        let z = Inverter::of_pixels(constant).invert(&x, LATENT, &Search::default(), &mut || ()).unwrap();
+        let z = Inverter::of_pixels(constant).invert(&x, SIZES, &Search::default(), &mut || ()).unwrap().0;
         assert!(z.abs().max().double_value(&[]) < 0.1, "{z:?}");
     }
 }

@@ -45,6 +45,20 @@ impl Length {
     pub const ONE: Length = Length { batch_size: 1, per_epoch: 1, total: 1 };
 }
 
+/// What a model is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Shape of the images.
+    pub shape: Shape,
+    /// Number of classes; 0 of images without classes.
+    pub classes: i64,
+}
+
+impl ImageSpec {
+    /// The smallest ones, for what does not depend on them.
+    const SMALLEST: ImageSpec = ImageSpec { shape: Shape { channels: 1, height: 1, width: 1 }, classes: 2 };
+}
+
 /// The kinds of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModelKind {
@@ -75,10 +89,10 @@ impl ModelKind {
     /// # Errors
     /// [`crate::base::usage::Usage`].
     pub fn check(self, s: &Settings) -> Result<()> {
-        let shape = Shape { channels: 1, height: 1, width: 1 };
+        let images = ImageSpec::SMALLEST;
         match self {
-            ModelKind::Vae => vae::VaeSpec::from_settings(s, shape, Length::ONE).map(drop)?,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE).map(drop)?,
+            ModelKind::Vae => vae::VaeSpec::from_settings(s, images.shape, Length::ONE).map(drop)?,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, images, Length::ONE).map(drop)?,
         }
         optimizer::OptimizerSettings::from_settings(s, Length::ONE)?;
         schedule::is_scheduled(s).map(drop)
@@ -89,10 +103,9 @@ impl ModelKind {
     /// # Errors
     /// As [`ModelKind::check`].
     pub fn batches_per_step(self, s: &Settings) -> Result<u64> {
-        let shape = Shape { channels: 1, height: 1, width: 1 };
         Ok(match self {
             ModelKind::Vae => 1,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE)?.batches(),
+            ModelKind::Gan => gan::GanSpec::from_settings(s, ImageSpec::SMALLEST, Length::ONE)?.batches(),
         })
     }
 
@@ -101,23 +114,24 @@ impl ModelKind {
     /// # Errors
     /// As [`ModelKind::check`].
     pub fn steps_alike(self, s: &Settings) -> Result<bool> {
-        let shape = Shape { channels: 1, height: 1, width: 1 };
         Ok(match self {
             ModelKind::Vae => true,
-            ModelKind::Gan => gan::GanSpec::from_settings(s, shape, Length::ONE)?.penalties.every == 1,
+            ModelKind::Gan => gan::GanSpec::from_settings(s, ImageSpec::SMALLEST, Length::ONE)?.penalties.every == 1,
         })
     }
 
-    /// A model with fresh weights from libtorch's current random state, for images of this shape and a run of this length.
+    /// A model with fresh weights from libtorch's current random state, for such images and a run of this length.
     ///
     /// # Errors
-    /// When the architecture does not support this image shape; [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn build(self, s: &Settings, shape: Shape, length: Length, device: Device) -> Result<Box<dyn Model>> {
+    /// When the architecture does not support such images; [`crate::base::usage::Usage`] for contradictory settings.
+    pub fn build(self, s: &Settings, images: ImageSpec, length: Length, device: Device) -> Result<Box<dyn Model>> {
         let hyper = optimizer::OptimizerSettings::from_settings(s, length)?;
         Ok(match self {
-            ModelKind::Vae => Box::new(vae::Vae::new(vae::VaeSpec::from_settings(s, shape, length)?, hyper, device)?)
-                as Box<dyn Model>,
-            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, shape, length)?, hyper, device)?),
+            ModelKind::Vae => {
+                let spec = vae::VaeSpec::from_settings(s, images.shape, length)?;
+                Box::new(vae::Vae::new(spec, hyper, device)?) as Box<dyn Model>
+            }
+            ModelKind::Gan => Box::new(gan::Gan::new(gan::GanSpec::from_settings(s, images, length)?, hyper, device)?),
         })
     }
 }
@@ -213,14 +227,28 @@ pub trait Model {
         all.iter().copied().filter(|n| !n.average).map(|n| &average(n.graph.name()).unwrap_or(n).graph).collect()
     }
 
-    /// Images of latents in evaluation mode: z [N,Z] -> [N,C,H,W] in [0,1].
+    /// The network that makes images of latents, as it is exported.
     ///
     /// # Errors
-    /// As [`Model::step`].
-    fn decode(&self, z: &Tensor) -> Result<Tensor> {
+    /// None for a model that makes images.
+    fn decoder(&self) -> Result<&Graph> {
         let takes_z = |graph: &&Graph| graph.inputs().iter().any(|port| port.name == "z");
-        let decoder = self.exported().into_iter().find(takes_z).context("no network has an input z")?;
-        decoder.evaluate(&[z])?.pop().context("the decoder has no output")
+        self.exported().into_iter().find(takes_z).context("no network has an input z")
+    }
+
+    /// Number of classes of a conditional model, else none.
+    fn classes(&self) -> Option<i64> {
+        self.decoder().ok()?.inputs().iter().find_map(|port| port.classes)
+    }
+
+    /// Images of latents in evaluation mode: z [N,Z] -> [N,C,H,W] in [0,1]. Those of a conditional model have `classes`: numbers [N]
+    /// (int64), or weights of the classes [N,K] (float32).
+    ///
+    /// # Errors
+    /// As [`Model::step`]; without the classes that a conditional model needs.
+    fn decode(&self, z: &Tensor, classes: Option<&Tensor>) -> Result<Tensor> {
+        let inputs: Vec<&Tensor> = [z].into_iter().chain(classes).collect();
+        self.decoder()?.evaluate(&inputs)?.pop().context("the decoder has no output")
     }
 
     /// The posterior of x [N,C,H,W] in [0,1] in evaluation mode: (mu [N,Z], logvar [N,Z]); none without an encoder (GAN).
@@ -244,7 +272,7 @@ pub trait Model {
     /// # Errors
     /// As [`Model::step`].
     fn reconstruct(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        self.encode(x)?.map(|(mu, _)| self.decode(&mu)).transpose()
+        self.encode(x)?.map(|(mu, _)| self.decode(&mu, None)).transpose()
     }
 
     /// Computes the running statistics of batch normalisation in [`Model::exported`] anew, as means over `batches` of real images with

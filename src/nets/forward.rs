@@ -180,6 +180,7 @@ impl Graph {
             Op::Multiply => x.f_mul(&inputs[1])?,
             Op::Affine { scale, shift } => native::affine(x, *scale, *shift)?,
             Op::Concat => Tensor::f_cat(inputs, 1)?,
+            Op::Embedding(l) if x.is_floating_point() => x.f_matmul(&weight(&l.ws)?)?,
             Op::Embedding(l) => Tensor::f_embedding(&weight(&l.ws)?, x, -1, false, false)?,
             Op::Upsample if x.device() == Device::Cpu => {
                 x.f_upsample_bilinear2d([node.dims[1], node.dims[2]], false, None::<f64>, None::<f64>)?

@@ -85,7 +85,7 @@ pub enum Op {
     },
     /// Along the first dimension after the batch.
     Concat,
-    /// Labels [] (int64) -> [width].
+    /// Class numbers [] (int64) -> [width]; in [`Graph::forward`] also weights of the classes [K] (float32) -> the weighted sum.
     Embedding(nn::Embedding),
     /// [C,H,W] -> [C,2H,2W], bilinear, with pixels as squares (PyTorch's align_corners=False).
     Upsample,
@@ -570,13 +570,21 @@ impl<'a> Builder<'a> {
         self.op(name, Op::LayerNorm(layer), &[x])
     }
 
-    /// An embedding initialised from N(0, 1): labels [] -> [`width`].
+    /// An embedding initialised from N(0, `stdev`²): class numbers [] below `classes` -> [`width`].
     ///
     /// # Errors
-    /// As [`Builder::op`].
-    pub fn embedding(&mut self, name: impl Into<String>, labels: Value, classes: i64, width: i64) -> Result<Value> {
+    /// As [`Builder::linear`].
+    pub fn embedding(
+        &mut self,
+        name: impl Into<String>,
+        labels: Value,
+        [classes, width]: [i64; 2],
+        stdev: f64,
+    ) -> Result<Value> {
         let name = name.into();
-        let layer = nn::embedding(&self.path / &name, classes, width, nn::EmbeddingConfig::default());
+        self.check_weights(&name, &[classes, width])?;
+        let config = nn::EmbeddingConfig { ws_init: nn::Init::Randn { mean: 0.0, stdev }, ..Default::default() };
+        let layer = nn::embedding(&self.path / &name, classes, width, config);
         self.op(name, Op::Embedding(layer), &[labels])
     }
 

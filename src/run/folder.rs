@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::base::atomic_file;
+use crate::base::classes::Classes;
 use crate::base::names::shell_quoted;
 use crate::base::progress::say;
 use crate::base::setting::Settings;
@@ -72,6 +73,9 @@ pub struct RunInfo {
     /// Shape of each image.
     #[serde(flatten)]
     pub shape: Shape,
+    /// The classes of a conditional model's images; none for another.
+    #[serde(default, skip_serializing_if = "Classes::is_empty")]
+    pub classes: Classes,
     /// What the run computes with: threads, kernels, layout.
     pub tuning: Tuning,
 }
@@ -196,6 +200,9 @@ impl RunDir {
         let (Shape { channels, height, width }, threads) = (run.shape, run.tuning.threads);
         if !(1..=1024).contains(&threads) {
             bail!("{file} says threads = {threads} in [run.tuning]: wanted 1 to 1024; it was edited");
+        }
+        if run.classes.names.len() != run.classes.shares.len() {
+            bail!("{file} has names and shares of different numbers of classes in [run.classes]: it was edited");
         }
         if ![1, 3, 4].contains(&channels) || [height, width].iter().any(|side| !(1..=65_536).contains(side)) {
             bail!(

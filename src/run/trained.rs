@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
-use tch::{CModule, Device, IValue, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::base::names::{escaped, unescaped};
+use crate::base::classes::Classes;
 use crate::base::seed::{Stream, seed_for};
 use crate::base::setting::Settings;
 use crate::base::shape::Shape;
@@ -15,13 +14,13 @@ use crate::config::device;
 use crate::config::{self, Config};
 use crate::data::images::{Images, Source};
 use crate::data::{self, CHANNELS, DATA, DATA_DIR, IMAGE_SIZE};
-use crate::models::inversion::{Inverter, Search};
+use crate::models::inversion::{Inverter, Search, Sizes};
 use crate::models::noise::Noise;
 use crate::models::tuning::{THREADS, Tuning};
-use crate::models::{LatentVariable, Model, ModelKind, Part};
-use crate::native;
+use crate::models::{ImageSpec, LatentVariable, Model, ModelKind, Part};
 use crate::nets::graph::Graph;
 use crate::run::checkpoint::{self, Selection};
+use crate::run::exported::{Exported, partner};
 use crate::run::folder::RunDir;
 
 /// Batch size of decoding and encoding, always the same: large counts need no more memory than small ones, and the bits of an image
@@ -34,6 +33,8 @@ pub struct Trained {
     device: Device,
     latent: i64,
     shape: Shape,
+    /// The classes of a conditional model.
+    classes: Option<Classes>,
     loaded: LoadedModel,
 }
 
@@ -41,41 +42,7 @@ enum LoadedModel {
     /// The model of a run, its configuration, and the updates that the model has had.
     Run(Box<dyn Model>, Box<Config>, u64),
     /// Exported modules.
-    Modules { decoder: Option<Box<Module>>, encoder: Option<Box<Module>> },
-}
-
-/// An exported network.
-struct Module {
-    path: PathBuf,
-    module: CModule,
-    info: ModuleInfo,
-}
-
-/// The description in an exported module.
-#[derive(Debug, Deserialize)]
-struct ModuleInfo {
-    /// The origin: modules of one export agree in model, data and step.
-    #[serde(default)]
-    model: String,
-    #[serde(default)]
-    data: String,
-    #[serde(default)]
-    step: u64,
-    network: String,
-    input: PortInfo,
-    outputs: Vec<PortInfo>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PortInfo {
-    /// Without the batch dimension, which comes first as "B".
-    #[serde(rename = "shape", deserialize_with = "after_batch")]
-    dims: Vec<i64>,
-}
-
-fn after_batch<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Vec<i64>, D::Error> {
-    let all = Vec::<serde_json::Value>::deserialize(from)?;
-    Ok(all.iter().skip(1).filter_map(serde_json::Value::as_i64).collect())
+    Modules(Box<Exported>),
 }
 
 impl Trained {
@@ -107,7 +74,17 @@ impl Trained {
         };
         let files: Vec<PathBuf> = candidates.into_iter().filter(|file| file.is_file()).collect();
         if !files.is_empty() {
-            return Trained::open_modules(path, &files, &over);
+            let device = device::open(&over)?;
+            let modules = Exported::load(&files, device)?;
+            let (root, latent, shape, classes) = (path.to_owned(), modules.latent, modules.shape, modules.classes());
+            return Ok(Trained {
+                root,
+                device,
+                latent,
+                shape,
+                classes,
+                loaded: LoadedModel::Modules(Box::new(modules)),
+            });
         }
         usage!(
             "{}: {}; wanted a run's folder, such as runs/0001-vae-digits, or exported modules: a folder that holds decoder.pt or \
@@ -124,7 +101,8 @@ impl Trained {
         let device = device::open(&config.settings)?;
         let read = checkpoint::read(&run.checkpoints(), selection, |dir, state| {
             state.check_model(kind)?;
-            let build = || config.build(info.shape, config.steps_per_epoch(info.train_images), device);
+            let images = ImageSpec { shape: info.shape, classes: info.classes.len() };
+            let build = || config.build(images, config.steps_per_epoch(info.train_images), device);
             let model = checkpoint::built_for(dir, build)?;
             checkpoint::load(dir, &[Part::Model], &mut |v| model.visit(v))?;
             Ok((model, state.step))
@@ -141,38 +119,8 @@ impl Trained {
             Tuning { threads, ..info.tuning }.apply(model.as_mut())?;
         }
         let (root, latent, shape) = (root.to_owned(), model.latent(), info.shape);
-        Ok(Trained { root, device, latent, shape, loaded: LoadedModel::Run(model, Box::new(config), step) })
-    }
-
-    fn open_modules(root: &Path, files: &[PathBuf], over: &Settings) -> Result<Self> {
-        let device = device::open(over)?;
-        // TorchScript's optimizer would compile the graph differently after a few calls, and those results round differently.
-        tch::jit::f_set_graph_executor_optimize(false)?;
-        let modules = files.iter().map(|file| Module::load(file, device)).collect::<Result<Vec<_>>>()?;
-        let (latent, shape) = modules[0].dims()?;
-        let first = files[0].display();
-        let (mut decoder, mut encoder) = (None::<Box<Module>>, None::<Box<Module>>);
-        for module in modules {
-            let (file, (z, x)) = (module.path.clone(), module.dims()?);
-            let file = file.display();
-            if (z, x) != (latent, shape) {
-                bail!(
-                    "{file} does not fit {first}: it has latents of {z} and images of {x}, the other {latent} and {shape}: use modules \
-                     of one export"
-                );
-            }
-            let slot = if module.info.network == "encoder" { &mut encoder } else { &mut decoder };
-            if let Some(other) = slot.replace(Box::new(module)) {
-                bail!("{} and {file} both generate images: name one of the two", other.path.display());
-            }
-        }
-        if let (Some(a), Some(b)) = (&encoder, &decoder)
-            && a.origin() != b.origin()
-        {
-            let (a, b, of_a, of_b) = (a.path.display(), b.path.display(), a.origin(), b.origin());
-            bail!("{a} is {of_a} and {b} {of_b}: use modules of one export");
-        }
-        Ok(Trained { root: root.to_owned(), device, latent, shape, loaded: LoadedModel::Modules { decoder, encoder } })
+        let classes = model.classes().map(|_| info.classes);
+        Ok(Trained { root, device, latent, shape, classes, loaded: LoadedModel::Run(model, Box::new(config), step) })
     }
 
     /// Z: width of the latent vector.
@@ -185,6 +133,11 @@ impl Trained {
         self.shape
     }
 
+    /// The classes of a conditional model, whose images need one; none for another.
+    pub fn classes(&self) -> Option<&Classes> {
+        self.classes.as_ref()
+    }
+
     /// The device that the model is on.
     pub fn device(&self) -> Device {
         self.device
@@ -194,7 +147,7 @@ impl Trained {
     pub fn origin(&self) -> Option<(&Config, u64)> {
         match &self.loaded {
             LoadedModel::Run(_, config, step) => Some((config, *step)),
-            LoadedModel::Modules { .. } => None,
+            LoadedModel::Modules(_) => None,
         }
     }
 
@@ -202,7 +155,7 @@ impl Trained {
     pub fn networks(&self) -> Option<Vec<&Graph>> {
         match &self.loaded {
             LoadedModel::Run(model, ..) => Some(model.exported()),
-            LoadedModel::Modules { .. } => None,
+            LoadedModel::Modules(_) => None,
         }
     }
 
@@ -210,38 +163,65 @@ impl Trained {
     pub fn latent_variable(&self) -> Option<&dyn LatentVariable> {
         match &self.loaded {
             LoadedModel::Run(model, ..) => model.latent_variable(),
-            LoadedModel::Modules { .. } => None,
+            LoadedModel::Modules(_) => None,
         }
     }
 
     /// Latents `from` to `from + count` of the prior N(0, I): z [count,Z] on the model's device, a function of the seed and the index
     /// alone.
     pub fn prior(&self, seed: u64, from: i64, count: i64) -> Result<Tensor> {
-        let first = from / BATCH;
-        let batches = (first..=(from + count - 1) / BATCH).map(|batch| {
-            let seed = seed_for(seed, 0, Stream::Samples, batch as u64);
-            Noise::new(seed, self.device).normal("z", &[BATCH, self.latent])
-        });
-        let z = Tensor::f_cat(&batches.collect::<Result<Vec<_>>>()?, 0)?;
-        Ok(z.f_narrow(0, from - first * BATCH, count)?)
+        self.batches_of_noise(seed, from, count, |noise| noise.normal("z", &[BATCH, self.latent]))
     }
 
-    /// Images of latents: z [N,Z] -> [N,C,H,W] in [0,1] on the model's device.
+    /// Classes of the latents of [`Trained::prior`], as often as in training: [count], int64; none where the model is not conditional.
     ///
     /// # Errors
-    /// When z has another width, or the export has no decoder.
-    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+    /// libtorch's.
+    pub fn drawn_classes(&self, seed: u64, from: i64, count: i64) -> Result<Option<Tensor>> {
+        let Some(classes) = &self.classes else { return Ok(None) };
+        let uniform = self.batches_of_noise(seed, from, count, |noise| noise.uniform("class", &[BATCH]))?;
+        Ok(Some(classes.drawn(&uniform)?))
+    }
+
+    /// `count` rows from row `from` on of noise that is drawn in batches of [`BATCH`].
+    fn batches_of_noise(
+        &self,
+        seed: u64,
+        from: i64,
+        count: i64,
+        draw: impl Fn(&Noise) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let first = from / BATCH;
+        let batches = (first..=(from + count - 1) / BATCH)
+            .map(|batch| draw(&Noise::new(seed_for(seed, 0, Stream::Samples, batch as u64), self.device)));
+        let all = Tensor::f_cat(&batches.collect::<Result<Vec<_>>>()?, 0)?;
+        Ok(all.f_narrow(0, from - first * BATCH, count)?)
+    }
+
+    /// Images of latents: z [N,Z] -> [N,C,H,W] in [0,1] on the model's device. Those of a conditional model have `classes`: numbers [N]
+    /// (int64), or weights of the classes [N,K] (float32), which exported modules do not take.
+    ///
+    /// # Errors
+    /// When z has another width, the classes are missing or not wanted, or the export has no decoder.
+    pub fn decode(&self, z: &Tensor, classes: Option<&Tensor>) -> Result<Tensor> {
         let size = z.size();
         ensure!(size.len() == 2 && size[1] == self.latent, "latents of [N,{}] are wanted, found {size:?}", self.latent);
-        let mut images = self.in_batches(z, |z| match &self.loaded {
-            LoadedModel::Run(model, ..) => Ok(vec![model.decode(z)?]),
-            LoadedModel::Modules { decoder: Some(decoder), .. } => decoder.call(z),
-            LoadedModel::Modules { decoder: None, .. } => {
-                let root = self.root.display();
-                usage!(
-                    "{root} is an encoder alone, which generates no images: name the folder that also holds decoder.pt"
-                )
-            }
+        match (&self.classes, classes) {
+            (Some(_), None) => bail!("the model is conditional: a class of each image is wanted"),
+            (None, Some(_)) => bail!("the model is not conditional: it takes no classes"),
+            _ => {}
+        }
+        let mut images = self.in_batches(z, classes, |z, classes| match &self.loaded {
+            LoadedModel::Run(model, ..) => Ok(vec![model.decode(z, classes)?]),
+            LoadedModel::Modules(modules) => match &modules.decoder {
+                Some(decoder) => decoder.call(z, classes),
+                None => {
+                    let root = self.root.display();
+                    usage!(
+                        "{root} is an encoder alone, which generates no images: name the folder that also holds decoder.pt"
+                    )
+                }
+            },
         })?;
         images.pop().context("a decoder gives images")
     }
@@ -253,58 +233,67 @@ impl Trained {
     pub fn encode(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         self.check_shape(x)?;
         self.check_encoder()?;
-        let mut both = self.in_batches(x, |x| match &self.loaded {
+        let mut both = self.in_batches(x, None, |x, _| match &self.loaded {
             LoadedModel::Run(model, ..) => model.encode(x)?.map(|(mu, logvar)| vec![mu, logvar]).context("no encoder"),
-            LoadedModel::Modules { encoder, .. } => encoder.as_ref().context("no encoder")?.call(x),
+            LoadedModel::Modules(modules) => modules.encoder.as_ref().context("no encoder")?.call(x, None),
         })?;
         let (logvar, mu) = (both.pop(), both.pop());
         mu.zip(logvar).context("an encoder gives mu and logvar")
     }
 
-    /// Latents of images: x [N,C,H,W] in [0,1] -> [N,Z] on the model's device. Those of a VAE are the means mu. Those of a GAN are
-    /// searched for ([`crate::models::inversion`]), one image after the other, so that they do not depend on the other images; `each` is
+    /// Latents of images: x [N,C,H,W] in [0,1] -> [N,Z] on the model's device, and the classes [N] (int64) of a conditional model. Those of
+    /// a VAE are the means mu. Those of a GAN are searched for ([`crate::models::inversion`]), one image after the other, so that they do not depend on the other images; `each` is
     /// called after every update of the search. For an exported generator, the search compares pixels alone: a discriminator's export
     /// gives no features.
     ///
     /// # Errors
     /// As [`Trained::encode`], for a VAE's decoder alone; when the weights of a GAN are not finite.
-    pub fn latents(&self, x: &Tensor, search: &Search, each: &mut dyn FnMut()) -> Result<Tensor> {
+    pub fn latents(&self, x: &Tensor, search: &Search, each: &mut dyn FnMut()) -> Result<(Tensor, Option<Tensor>)> {
         let inverter = match &self.loaded {
             LoadedModel::Run(_, config, _) if config.model == ModelKind::Gan => {
                 let graphs = self.networks().unwrap_or_default();
                 let named = |name| graphs.iter().find(|g| g.name() == name).copied().context("a network is missing");
                 Inverter::new(named("generator")?, named("discriminator")?)
             }
-            LoadedModel::Modules { decoder: Some(generator), .. } if self.is_gan() => {
-                Inverter::of_pixels(|z| generator.call(z)?.pop().context("a generator gives images"))
-            }
-            _ => return Ok(self.encode(x)?.0),
+            LoadedModel::Modules(modules) => match &modules.decoder {
+                Some(generator) if modules.is_gan() => Inverter::of_pixels(|z, classes| {
+                    generator.call(z, classes)?.pop().context("a generator gives images")
+                }),
+                _ => return Ok((self.encode(x)?.0, None)),
+            },
+            LoadedModel::Run(..) => return Ok((self.encode(x)?.0, None)),
         };
+        let latents = Sizes { latent: self.latent, classes: self.classes.as_ref().map(Classes::len) };
         self.check_shape(x)?;
         let x = x.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
         let each_image = (0..x.size()[0]).map(|i| {
-            let z = inverter.invert(&x.f_narrow(0, i, 1)?, self.latent, search, each)?;
+            let (z, class) = inverter.invert(&x.f_narrow(0, i, 1)?, latents, search, each)?;
             // sync: once for an image.
             ensure!(
                 z.f_isfinite()?.f_all()?.f_double_value(&[])? != 0.0,
                 "no latent was found: the weights are not finite"
             );
-            Ok(z)
+            Ok((z, class))
         });
-        Ok(Tensor::f_cat(&each_image.collect::<Result<Vec<_>>>()?, 0)?)
+        let (z, classes): (Vec<_>, Vec<_>) = each_image.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let classes = classes.into_iter().collect::<Option<Vec<_>>>();
+        Ok((Tensor::f_cat(&z, 0)?, classes.map(|all| Tensor::f_cat(&all, 0)).transpose()?))
     }
 
     /// Whether it is a GAN, which has no encoder: [`Trained::latents`] are searched for.
     pub fn is_gan(&self) -> bool {
         match &self.loaded {
             LoadedModel::Run(_, config, _) => config.model == ModelKind::Gan,
-            LoadedModel::Modules { decoder, .. } => decoder.as_ref().is_some_and(|d| d.info.network == "generator"),
+            LoadedModel::Modules(modules) => modules.is_gan(),
         }
     }
 
     /// Whether it makes images of latents: an encoder alone does not.
     pub fn generates(&self) -> bool {
-        !matches!(&self.loaded, LoadedModel::Modules { decoder: None, .. })
+        match &self.loaded {
+            LoadedModel::Run(..) => true,
+            LoadedModel::Modules(modules) => modules.decoder.is_some(),
+        }
     }
 
     /// Refuses, as a usage error, a model without an encoder.
@@ -315,7 +304,9 @@ impl Trained {
                 "{root} is a GAN, whose latents have to be searched for image by image (`ganvae encode`): use a VAE"
             );
         }
-        if let LoadedModel::Modules { encoder: None, .. } = &self.loaded {
+        if let LoadedModel::Modules(modules) = &self.loaded
+            && modules.encoder.is_none()
+        {
             usage!("{root} has no encoder.pt next to its decoder: wanted both");
         }
         Ok(())
@@ -345,8 +336,10 @@ impl Trained {
         ensure!(count > 0, "a count of 1 or more is wanted, found {count}");
         let mut parts = Vec::new();
         for from in (0..count).step_by(BATCH as usize) {
-            let z = self.prior(seed, from, BATCH)?;
-            parts.push(self.decode(&z)?.f_narrow(0, 0, BATCH.min(count - from))?.f_to_device(Device::Cpu)?);
+            let (z, classes) = (self.prior(seed, from, BATCH)?, self.drawn_classes(seed, from, BATCH)?);
+            parts.push(
+                self.decode(&z, classes.as_ref())?.f_narrow(0, 0, BATCH.min(count - from))?.f_to_device(Device::Cpu)?,
+            );
         }
         Ok(Tensor::f_cat(&parts, 0)?)
     }
@@ -407,19 +400,29 @@ impl Trained {
         settings.with(&IMAGE_SIZE, (height as usize, width as usize)).with(&CHANNELS, channels as u64)
     }
 
-    /// Calls `network` on the rows of a batch [N,...] 64 at a time, the last ones padded with zeros, and concatenates its outputs.
-    fn in_batches(&self, rows: &Tensor, network: impl Fn(&Tensor) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
+    /// Calls `network` on the rows of a batch [N,...] and their classes 64 at a time, the last ones padded with zeros, and concatenates
+    /// its outputs.
+    fn in_batches(
+        &self,
+        rows: &Tensor,
+        classes: Option<&Tensor>,
+        network: impl Fn(&Tensor, Option<&Tensor>) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
         let rows = rows.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        let classes = classes.map(|classes| classes.f_to_device(self.device)).transpose()?;
         let count = rows.size()[0];
         ensure!(count > 0, "a batch of at least one is wanted, found none");
         let mut parts: Vec<Vec<Tensor>> = Vec::new();
         for from in (0..count).step_by(BATCH as usize) {
             let len = BATCH.min(count - from);
-            let mut size = rows.size();
-            size[0] = BATCH - len;
-            let padding = rows.f_new_zeros(&size, (Kind::Float, self.device))?;
-            let batch = Tensor::f_cat(&[rows.f_narrow(0, from, len)?, padding], 0)?.f_contiguous()?;
-            let outputs = tch::no_grad(|| network(&batch))?;
+            let batch = |rows: &Tensor| -> Result<Tensor> {
+                let mut size = rows.size();
+                size[0] = BATCH - len;
+                let padding = rows.f_new_zeros(&size, (rows.kind(), self.device))?;
+                Ok(Tensor::f_cat(&[rows.f_narrow(0, from, len)?, padding], 0)?.f_contiguous()?)
+            };
+            let (rows, classes) = (batch(&rows)?, classes.as_ref().map(batch).transpose()?);
+            let outputs = tch::no_grad(|| network(&rows, classes.as_ref()))?;
             parts.resize_with(outputs.len(), Vec::new);
             for (part, output) in parts.iter_mut().zip(outputs) {
                 part.push(output.f_narrow(0, 0, len)?);
@@ -427,69 +430,6 @@ impl Trained {
         }
         parts.iter().map(|part| Ok(Tensor::f_cat(part, 0)?)).collect()
     }
-}
-
-impl Module {
-    fn load(path: &Path, device: Device) -> Result<Self> {
-        let file = path.display();
-        let unreadable = || format!("{file} is no TorchScript module that can be read");
-        let text = native::script_description(path).with_context(unreadable)?.with_context(|| {
-            format!("{file} has no description, which modules of `ganvae export` have (torch.jit.freeze removes it): export the run again")
-        })?;
-        let info: ModuleInfo = serde_json::from_str(&text)
-            .with_context(|| format!("{file} has a description that cannot be read: export the run again"))?;
-        let module = native::load_script(path, device).with_context(unreadable)?;
-        Ok(Module { path: path.to_owned(), module, info })
-    }
-
-    /// What it was exported from.
-    fn origin(&self) -> String {
-        let ModuleInfo { model, data, step, .. } = &self.info;
-        format!("of a {model} on {data} after {step} steps")
-    }
-
-    /// Z and the shape of the images.
-    fn dims(&self) -> Result<(i64, Shape)> {
-        let (file, input) = (self.path.display(), &self.info.input.dims);
-        let (z, x) = match (self.info.network.as_str(), self.info.outputs.as_slice()) {
-            ("encoder", [mu, _]) => (&mu.dims, input),
-            ("decoder" | "generator", [x]) => (input, &x.dims),
-            ("discriminator", _) => {
-                usage!("{file} is a discriminator, which generates no images: name the generator.pt next to it")
-            }
-            (other, _) => bail!("{file} is a {other}, wanted a decoder, a generator or an encoder"),
-        };
-        let (&[latent], &[channels, height, width]) = (z.as_slice(), x.as_slice()) else {
-            bail!("{file} takes latents of {z:?} and images of {x:?}, wanted [Z] and [C,H,W]: export the run again");
-        };
-        Ok((latent, Shape { channels, height, width }))
-    }
-
-    /// [B,...] -> the outputs, each [B,...] of the shape in the module's description.
-    fn call(&self, input: &Tensor) -> Result<Vec<Tensor>> {
-        let failed = || format!("{} failed on a batch of {:?}", self.path.display(), input.size());
-        let values = match self.module.forward_is(&[IValue::Tensor(input.shallow_clone())]).with_context(failed)? {
-            IValue::Tuple(values) => values,
-            value => vec![value],
-        };
-        let tensor = |value| if let IValue::Tensor(t) = value { Some(t) } else { None };
-        let out: Option<Vec<Tensor>> = values.into_iter().map(tensor).collect();
-        let out = out.with_context(|| format!("{}: it gave something that is no tensor", failed()))?;
-        let want: Vec<_> = self.info.outputs.iter().map(|o| [&input.size()[..1], &o.dims[..]].concat()).collect();
-        let found: Vec<_> = out.iter().map(Tensor::size).collect();
-        ensure!(found == want, "{}: it gave {found:?}, wanted {want:?}", failed());
-        Ok(out)
-    }
-}
-
-/// The other half of an exported VAE: `encoder.pt` beside `decoder.pt`.
-fn partner(path: &Path) -> Option<PathBuf> {
-    let name = escaped(path.file_name()?);
-    let other = match name.contains("decoder") {
-        true => name.replace("decoder", "encoder"),
-        false => name.replace("encoder", "decoder"),
-    };
-    (other != name).then(|| path.with_file_name(unescaped(&other)))
 }
 
 fn is_run(path: &Path) -> bool {
@@ -516,7 +456,7 @@ fn same_path(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::{Submodule, save_script};
+    use crate::native::{self, Submodule, save_script};
     use std::path::Path;
 
     const SHAPE: Shape = Shape { channels: 1, height: 2, width: 3 };
@@ -559,7 +499,7 @@ mod tests {
             assert_eq!((trained.latent(), trained.shape(), trained.device()), (4, SHAPE, Device::Cpu));
             assert!(trained.origin().is_none() && trained.networks().is_none());
             let z = trained.prior(3, 0, 70)?;
-            let x = trained.decode(&z)?;
+            let x = trained.decode(&z, None)?;
             assert!(
                 (&x - z.linear(&w, None::<Tensor>).sigmoid().view([70, 1, 2, 3])).abs().max().double_value(&[]) < 1e-6
             );
@@ -584,7 +524,7 @@ mod tests {
         let trained = open(dir.path())?;
         for count in [1, 63, 64, 65, 200] {
             let rows = native::randn(1, &[count, 4])?;
-            let twice = trained.in_batches(&rows, |batch| {
+            let twice = trained.in_batches(&rows, None, |batch, _| {
                 assert_eq!(batch.size(), [BATCH, 4], "{count} rows");
                 Ok(vec![batch * 2.0])
             })?;
@@ -601,11 +541,11 @@ mod tests {
         let trained = open(dir.path())?;
         let (x, search) = (trained.sample(3, 7)?, Search::default());
         let mut updates = 0;
-        let z = trained.latents(&x, &search, &mut || updates += 1)?;
+        let (z, _) = trained.latents(&x, &search, &mut || updates += 1)?;
         assert_eq!((z.size(), updates), (vec![3, 4], 3 * search.steps));
-        let off = (trained.decode(&z)? - &x).square().mean(Kind::Double).sqrt().double_value(&[]);
+        let off = (trained.decode(&z, None)? - &x).square().mean(Kind::Double).sqrt().double_value(&[]);
         assert!(off < 0.03, "30 dB are 0.032, found {off}");
-        let alone = trained.latents(&x.narrow(0, 1, 1), &search, &mut || ())?;
+        let (alone, _) = trained.latents(&x.narrow(0, 1, 1), &search, &mut || ())?;
         assert_eq!(alone, z.narrow(0, 1, 1), "bit for bit");
         let nan = x.narrow(0, 0, 1) * f64::NAN;
         assert!(said(trained.latents(&nan, &search, &mut || ())).contains("not finite"));
@@ -626,7 +566,7 @@ mod tests {
         drop(save(&file("generator.pt"), "generator", 4, 1)?);
         let gan = open(&file("generator.pt"))?;
         assert!(said(gan.encode(&Tensor::zeros([1, 1, 2, 3], (Kind::Float, Device::Cpu)))).contains("searched for"));
-        assert!(said(gan.decode(&Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))).contains("[N,4]"));
+        assert!(said(gan.decode(&Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)), None)).contains("[N,4]"));
         drop(save(&file("discriminator.pt"), "discriminator", 4, 1)?);
         assert!(said(open(&file("discriminator.pt"))).contains("generates no images"));
         let both = tempfile::tempdir()?;

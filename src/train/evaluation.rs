@@ -10,7 +10,7 @@ use super::{
     stepper::AverageMeter,
 };
 use crate::base::progress::{self, as_fit};
-use crate::base::seed::{Stream, epoch_order, seed_for};
+use crate::base::seed::{Stream, seed_for};
 use crate::base::signals::StopFlag;
 use crate::models::noise::Noise;
 use crate::pictures::grid;
@@ -19,6 +19,8 @@ use crate::run::folder::make_folder;
 
 /// Images in a sample grid.
 pub(super) const SAMPLES: usize = 64;
+/// Most rows of classes in a sample grid.
+const CLASS_ROWS: usize = 16;
 /// Originals in a reconstruction grid, each followed below by its reconstruction.
 const RECONSTRUCTIONS: usize = 32;
 /// Images of the statistics of batch normalisation.
@@ -77,7 +79,7 @@ impl Session<'_> {
     /// alone, so that a resumed run has the same.
     pub(super) fn recompute_statistics(&self) -> Result<()> {
         let Setup { train, model, device, .. } = &self.setup;
-        let order = epoch_order(self.config.seed, 0, train.len());
+        let order = self.setup.order(self.config.seed, 0);
         let chosen = &order[..order.len().min(STATISTICS)];
         // Batches of one size, which count alike.
         let batches = chosen.chunks(BATCH).filter(|rows| rows.len() == BATCH.min(chosen.len())).enumerate();
@@ -111,9 +113,13 @@ impl Session<'_> {
 
     pub(super) fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
         let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
-        let count = self.setup.train.showable(SAMPLES) as i64;
-        let z = Noise::new(seed, self.setup.device).normal("z", &[count, self.setup.model.latent()])?;
-        grid::draw(&self.setup.model.decode(&z)?, COLUMNS)?.save(&rec.run.samples().join(name))?;
+        let Setup { train, model, classes, device, .. } = &self.setup;
+        // A row for each class, of sixteen at the most.
+        let wanted = if classes.is_empty() { SAMPLES } else { COLUMNS * (classes.len() as usize).min(CLASS_ROWS) };
+        let count = train.showable(wanted) as i64;
+        let z = Noise::new(seed, *device).normal("z", &[count, model.latent()])?;
+        let labels = (!classes.is_empty()).then(|| classes.in_rows(0, count, *device)).transpose()?;
+        grid::draw(&model.decode(&z, labels.as_ref())?, COLUMNS)?.save(&rec.run.samples().join(name))?;
         let originals = self.setup.test.spread(RECONSTRUCTIONS)?.x;
         if let Some(images) = self.setup.model.reconstruct(&originals)? {
             let folder = rec.run.path("reconstructions");

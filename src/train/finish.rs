@@ -31,7 +31,7 @@ impl Session<'_> {
         let write = || -> Result<()> {
             let copy = self.copy_on_cpu(rec)?;
             let networks = copy.as_ref().unwrap_or(&self.setup.model).exported();
-            let origin = self.config.origin(self.step)?;
+            let origin = self.config.origin(self.step, &self.setup.classes)?;
             export::export(&networks, &origin, export::Format::value_variants(), &rec.run.path("export"))?;
             Ok(())
         };
@@ -48,7 +48,7 @@ impl Session<'_> {
         }
         let newest = checkpoint::newest_intact(&rec.run.checkpoints())?.filter(|(_, state)| state.step == self.step);
         let (dir, _) = newest.with_context(|| format!("the checkpoint of step {} is damaged", self.step))?;
-        let copy = self.config.build(self.setup.train.shape(), self.setup.per_epoch, Device::Cpu)?;
+        let copy = self.config.build(self.setup.images(), self.setup.per_epoch, Device::Cpu)?;
         checkpoint::load(&dir, &[Part::Model], &mut |v| copy.visit(v))?;
         Ok(Some(copy))
     }

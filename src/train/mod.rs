@@ -109,6 +109,7 @@ impl<'a> Session<'a> {
                 train_images: setup.train.len(),
                 test_images: setup.test.len(),
                 shape: setup.train.shape(),
+                classes: setup.classes.clone(),
                 tuning: setup.chosen.tuning,
             },
             config,

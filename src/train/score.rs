@@ -129,7 +129,9 @@ impl Session<'_> {
 
     /// The score of the model as it is: its key in the log, and its value; none when a signal interrupts it.
     pub(super) fn score_images(&mut self, stop: &StopFlag) -> Result<Option<(String, f64)>> {
-        let (Some(tracker), model) = (&self.tracker, &self.setup.model) else { return Ok(None) };
+        let (Some(tracker), model, classes) = (&self.tracker, &self.setup.model, &self.setup.classes) else {
+            return Ok(None);
+        };
         let interrupted = || stop.signal().is_some();
         let value = match &tracker.reference {
             Some(reference) => {
@@ -139,7 +141,10 @@ impl Session<'_> {
                     if interrupted() {
                         anyhow::bail!(Interrupted);
                     }
-                    model.decode(&noise.normal("z", &[count as i64, model.latent()])?)
+                    let z = noise.normal("z", &[count as i64, model.latent()])?;
+                    let drawn = || classes.drawn(&noise.uniform("class", &[count as i64])?);
+                    let labels = (!classes.is_empty()).then(drawn).transpose()?;
+                    model.decode(&z, labels.as_ref())
                 });
                 match features {
                     Err(e) if e.is::<Interrupted>() => return Ok(None),

@@ -4,13 +4,15 @@ use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::base::batch::Batch;
+use crate::base::classes::Classes;
+use crate::base::seed::{balanced_order, epoch_order};
 use crate::base::usage::usage;
 use crate::config::Config;
 use crate::config::device;
 use crate::data::dataset::Dataset;
-use crate::data::{self, HFLIP};
-use crate::models::Model;
+use crate::data::{self, BALANCE, HFLIP};
 use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
+use crate::models::{ImageSpec, Model};
 use crate::native;
 use crate::nets::{ARCH, Arch, Compute};
 
@@ -28,6 +30,10 @@ pub struct Setup {
     pub test: Dataset,
     /// Whether training images are mirrored at random.
     pub hflip: bool,
+    /// The classes of a conditional model's images; none for another.
+    pub classes: Classes,
+    /// The class of each training image, where all classes are drawn equally often.
+    balance: Option<Vec<u32>>,
     /// The model, with the tuning applied.
     pub model: Box<dyn Model>,
     /// The tuning: threads, kernels, layout.
@@ -66,12 +72,22 @@ impl Setup {
         let train = Dataset::new(&source.train, device)?;
         let test = Dataset::new(&source.test, device)?;
         let (data, data_sha256) = (source.name.clone(), data::checksum(&source));
+        let labels = &source.train.labels;
+        let balance = config.settings.get(&BALANCE)?.then(|| labels.clone());
+        if balance.is_some() && labels.is_empty() {
+            usage!("--balance draws all classes equally often, and {data} has no classes: leave it out");
+        }
+        let images = ImageSpec { shape: train.shape(), classes: source.classes.len() as i64 };
+        let classes = if balance.is_some() {
+            Classes::equal(source.classes.clone())
+        } else {
+            Classes::counted(source.classes.clone(), labels)
+        };
         // From here on only the copies on the device are needed.
         drop(source);
         let per_epoch = config.steps_per_epoch(train.len());
-        let shape = train.shape();
         let total = config.budget.steps(per_epoch);
-        let fresh = || config.build(shape, per_epoch, device);
+        let fresh = || config.build(images, per_epoch, device);
         let chosen = match stored {
             Some(Tuning { threads, compute }) => Chosen {
                 tuning: Tuning { threads, compute: Compute { precision, ..compute } },
@@ -91,7 +107,21 @@ impl Setup {
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
         let hflip = config.settings.get(&HFLIP)?;
-        Ok(Setup { device, data, data_sha256, train, test, hflip, model, chosen, per_epoch, total })
+        let classes = if model.classes().is_some() { classes } else { Classes::default() };
+        Ok(Setup { device, data, data_sha256, train, test, hflip, classes, balance, model, chosen, per_epoch, total })
+    }
+
+    /// The order of the training images in an epoch: int64 [N] on the CPU.
+    pub fn order(&self, seed: u64, epoch: u64) -> Vec<i64> {
+        match &self.balance {
+            Some(labels) => balanced_order(seed, epoch, labels),
+            None => epoch_order(seed, epoch, self.train.len()),
+        }
+    }
+
+    /// What the model was built for.
+    pub fn images(&self) -> ImageSpec {
+        ImageSpec { shape: self.train.shape(), classes: self.classes.len() }
     }
 
     /// Batch `index` of an epoch with its order of the images (int64 [N]): images, labels and B. Several small batches at a time are
@@ -136,7 +166,6 @@ pub type Prefetched = (u64, i64, Batch);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::seed::epoch_order;
     use crate::base::setting::Settings;
     use crate::config;
     use crate::config::training::BATCH_SIZE;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use crate::base::batch::Batch;
-use crate::base::seed::{Stream, epoch_order, seed_for};
+use crate::base::seed::{Stream, seed_for};
 use crate::base::timer::{Phase, StepTimer};
 use crate::config::Config;
 use crate::models::StepContext;
@@ -177,7 +177,7 @@ impl Stepper {
     ) -> Result<i64> {
         let StepPosition { noise_seed, step, epoch, batch } = position;
         if self.epoch != Some(epoch) {
-            self.order.f_copy_(&Tensor::f_from_slice(&epoch_order(self.seed, epoch, setup.train.len()))?)?;
+            self.order.f_copy_(&Tensor::f_from_slice(&setup.order(self.seed, epoch))?)?;
             self.epoch = Some(epoch);
         }
         setup.model.schedule(step)?;

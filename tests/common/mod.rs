@@ -28,6 +28,21 @@ pub fn command(program: &str, dir: &Path) -> Command {
     command
 }
 
+/// A folder for what all tests of a program share: a static is never dropped, so those of earlier processes go now.
+pub fn folder_of_process(program: &str) -> PathBuf {
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let prefix = format!("{program}-");
+    for old in fs::read_dir(all).into_iter().flatten().flatten() {
+        let process = old.file_name().to_string_lossy().strip_prefix(&prefix).map(str::to_owned);
+        if process.is_some_and(|p| !Path::new("/proc").join(p).exists()) {
+            let _ = fs::remove_dir_all(old.path());
+        }
+    }
+    let dir = all.join(format!("{prefix}{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
 pub fn ganvae(dir: &Path, args: &[&str]) -> Output {
     command(BIN, dir).args(args).output().unwrap()
 }

@@ -10,7 +10,7 @@ use crate::config;
 use crate::config::training::PRESET;
 use crate::models::ModelKind;
 use crate::models::gan::GENERATOR_HIDDEN;
-use crate::models::{Model, Part, Visit};
+use crate::models::{ImageSpec, Model, Part, Visit};
 use crate::native;
 use crate::nets::graph::{Builder, Init};
 use crate::nets::{BASE_WIDTH, LATENT};
@@ -46,7 +46,7 @@ impl Visit for Shake {
 
 fn model(kind: ModelKind, given: &Settings, shape: Shape) -> Option<Box<dyn Model>> {
     let config = config::resolve(kind, given).ok()?;
-    let model = config.build(shape, 1, Device::Cpu).unwrap();
+    let model = config.build(ImageSpec { shape, classes: 3 }, 1, Device::Cpu).unwrap();
     model.visit(&mut Shake(0)).unwrap();
     Some(model)
 }

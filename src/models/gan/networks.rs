@@ -6,14 +6,23 @@ use tch::Device;
 use super::GanSpec;
 use crate::base::usage::usage;
 use crate::models::network::Network;
-use crate::nets::graph::{Function, Op, Port, Value};
+use crate::nets::graph::{Builder, Function, Op, Port, Value};
 use crate::nets::{features, synthesis};
 
-/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1].
+/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1]. Of a conditional GAN, z and an embedding of the class, as wide as z,
+/// enter the first layer together.
 pub(super) fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     Network::new("generator", device, spec.generator.init, |b| {
         let z = b.input(Port::new("z", &[spec.latent], "latents, from N(0, I)"))?;
-        let image = synthesis(b, z, spec.shape, &spec.generator)?;
+        let latents = match labels(b, spec)? {
+            // From N(0, 1), as z is.
+            Some((labels, classes)) => {
+                let class = b.embedding("class_embedding", labels, [classes, spec.latent], 1.0)?;
+                b.op("z_and_class", Op::Concat, &[z, class])?
+            }
+            None => z,
+        };
+        let image = synthesis(b, latents, spec.shape, &spec.generator)?;
         b.begin_float32();
         let tanh = b.op("tanh", Op::Activation(Function::Tanh), &[image])?;
         let unit = b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[tanh])?;
@@ -22,18 +31,38 @@ pub(super) fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Valu
     })
 }
 
-/// x [B,C,H,W] in [0,1] -> logits [B]; the images are rescaled to [−1,1] before the first layer.
+/// x [B,C,H,W] in [0,1] -> logits [B]; the images are rescaled to [−1,1] before the first layer. Of a conditional GAN, the projection of
+/// the features φ on an embedding of the class y is added: w·φ + b + v_y·φ (Miyato and Koyama 2018, arXiv 1802.05637, section 3).
 pub(super) fn discriminator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     Network::new("discriminator", device, spec.discriminator.init, |b| {
         let x = b.input(Port::images("x", &spec.shape.dims(), "images"))?;
+        let labels = labels(b, spec)?;
         let centre = b.op("centre", Op::Affine { scale: 2.0, shift: -1.0 }, &[x])?;
         let hidden = features(b, centre, &spec.discriminator)?;
         b.begin_float32();
-        let out = b.linear("out", hidden, 1, true)?;
+        let mut out = b.linear("out", hidden, 1, true)?;
+        if let Some((labels, classes)) = labels {
+            let width = b.dims(hidden)[0];
+            // As large as w·φ.
+            let stdev = (width as f64).powf(-0.5);
+            let class = b.embedding("class_embedding", labels, [classes, width], stdev)?;
+            let [row, column] = [("class_row", class, [1, width]), ("features_column", hidden, [width, 1])]
+                .map(|(name, value, dims)| b.op(name, Op::Reshape(dims.to_vec()), &[value]));
+            let product = Op::MatMul { transpose_a: false, transpose_b: false };
+            let product = b.op("class_product", product, &[row?, column?])?;
+            let projection = b.op("projection", Op::Reshape(vec![1]), &[product])?;
+            out = b.op("out_of_class", Op::Add, &[out, projection])?;
+        }
         let logits = b.op("squeeze", Op::Reshape(Vec::new()), &[out])?;
         b.output(Port::new("logits", &[], "above 0 for images taken to be real"), logits)?;
         Ok(logits)
     })
+}
+
+/// The input of class numbers and their number, of a conditional GAN.
+fn labels(b: &mut Builder, spec: &GanSpec) -> Result<Option<(Value, i64)>> {
+    let input = |classes| Ok((b.input(Port::labels("labels", classes))?, classes));
+    spec.classes.map(input).transpose()
 }
 
 /// Excludes the first `count` linear and convolutional layers, and the normalisations after them, from training. The running statistics

@@ -6,13 +6,13 @@ use clap::ValueEnum;
 use crate::base::setting::{AnySetting, Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::base::usage::usage;
-use crate::models::Length;
 use crate::models::augment::{AUGMENT, AUGMENT_P, AugmentSpec};
 use crate::models::losses::adversarial::{GAN_LOSS, GanLoss};
 use crate::models::losses::penalty::{
     FIRST_ORDER, GRADIENT_PENALTY, LECAM, PENALTY_EVERY, Penalties, R1, R1_END, R2, R2_END,
 };
 use crate::models::moving_average::Decay;
+use crate::models::{ImageSpec, Length};
 use crate::nets::{Activation, Arch, LATENT, NetSpec, channels, hidden_widths};
 
 /// Architecture and loss of a GAN.
@@ -22,6 +22,8 @@ pub struct GanSpec {
     pub shape: Shape,
     /// Z, the latent width.
     pub latent: i64,
+    /// Number of classes that the networks are told; none for a GAN that is told none.
+    pub classes: Option<i64>,
     /// The generator's layers.
     pub generator: NetSpec,
     /// The discriminator's layers.
@@ -41,6 +43,13 @@ pub struct GanSpec {
     /// Augmentation of the images that the discriminator sees.
     pub augment: Option<AugmentSpec>,
 }
+
+/// See [`GanSpec::classes`].
+pub static CONDITIONAL: Setting<bool> = Setting::switch(
+    "conditional",
+    "Tell both networks the classes of the images, so that images of a class can be made: for folders of classes and other data with labels",
+)
+.default("false", "a class of fewer images is learned worse");
 
 /// Hidden layers of the generator.
 pub static GENERATOR_HIDDEN: Setting<Vec<i64>> =
@@ -135,6 +144,7 @@ pub static EMA_HALF_LIFE: Setting<f64> = Setting::number(
 pub static SETTINGS: Group = Group {
     heading: "GAN",
     settings: &[
+        &CONDITIONAL,
         &GENERATOR_HIDDEN,
         &DISCRIMINATOR_HIDDEN,
         &GENERATOR_WIDTHS,
@@ -166,6 +176,7 @@ impl GanSpec {
         GanSpec {
             shape,
             latent,
+            classes: None,
             generator,
             discriminator,
             loss,
@@ -178,11 +189,11 @@ impl GanSpec {
         }
     }
 
-    /// The GAN that the settings describe, for images of this shape.
+    /// The GAN that the settings describe, for such images.
     ///
     /// # Errors
-    /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
+    /// [`crate::base::usage::Usage`] for contradictory settings, and for a conditional GAN of images without classes.
+    pub fn from_settings(s: &Settings, ImageSpec { shape, classes }: ImageSpec, length: Length) -> Result<Self> {
         let mut generator = NetSpec::from_settings(s, &GENERATOR_HIDDEN)?.like_dcgan();
         let mut discriminator = NetSpec::from_settings(s, &DISCRIMINATOR_HIDDEN)?.like_dcgan();
         for (net, widths) in [(&mut generator, &GENERATOR_WIDTHS), (&mut discriminator, &DISCRIMINATOR_WIDTHS)] {
@@ -208,8 +219,16 @@ impl GanSpec {
                 );
             }
         }
+        let conditional = s.get(&CONDITIONAL)?;
+        if conditional && classes < 2 {
+            usage!(
+                "--conditional needs images of two classes or more, found {}: put the pictures into a folder for each class, or leave it out",
+                if classes == 0 { "images without classes".into() } else { format!("{classes} class") }
+            );
+        }
         Ok(GanSpec {
             shape,
+            classes: conditional.then_some(classes),
             latent: s.get(&LATENT)? as i64,
             generator: NetSpec { activation: Activation::Relu, ..generator },
             penalties: Penalties::from_settings(s, discriminator.batch_norm, length)?,

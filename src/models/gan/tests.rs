@@ -53,7 +53,8 @@ fn spec(arch: crate::nets::Arch, loss: GanLoss) -> GanSpec {
 
 fn images(seed: i64, count: i64) -> Batch {
     let x = native::random(seed, &[count, 1, 8, 8], native::Distribution::Uniform).unwrap();
-    Batch { x, labels: None }
+    // Read by conditional ones alone.
+    Batch { x, labels: Some(Tensor::arange(count, (Kind::Int64, Device::Cpu)).remainder(3)) }
 }
 
 /// Updates on the same images; the measured values of the last.
@@ -75,16 +76,16 @@ fn weights(gan: &Gan) -> Vec<Tensor> {
 fn passes_of_an_update_give_that_of_the_whole_batch() {
     let none = Penalties::default();
     let kinds = [
-        (none, 1),
-        (Penalties { r1: 0.5, r2: 0.3, gradient: 0.2, ..none }, 1),
-        (Penalties { r1: 0.5, first_order: true, every: 2, ..none }, 2),
+        (none, 1, None),
+        (Penalties { r1: 0.5, r2: 0.3, gradient: 0.2, ..none }, 1, Some(3)),
+        (Penalties { r1: 0.5, first_order: true, every: 2, ..none }, 2, None),
     ];
     for &loss in GanLoss::value_variants() {
-        for (penalties, d_steps) in kinds {
+        for (penalties, d_steps, classes) in kinds {
             let update = |size: Option<u64>| {
                 let list = vec![crate::models::augment::Augmentation::Shift];
                 let augment = Some(AugmentSpec { list, p: crate::models::augment::ApplyProbability::Adaptive });
-                let spec = GanSpec { penalties, d_steps, augment, ..spec(crate::nets::Arch::Mlp, loss) };
+                let spec = GanSpec { penalties, d_steps, classes, augment, ..spec(crate::nets::Arch::Mlp, loss) };
                 let adam = AdamSettings { eps: 1e-2, ..AdamSettings::default() };
                 let micro_batch = size.map(|images| MicroBatch { images, with_batch_norm: false });
                 let hyper = OptimizerSettings { adam, micro_batch, ..OptimizerSettings::default() };
@@ -169,7 +170,7 @@ fn recomputed_statistics_are_those_of_batches() {
             let scale = batch.std(false).double_value(&[]);
             (eval - batch).abs().max().double_value(&[]) / scale
         };
-        [differ(&|mode| gan.judge(&x, mode)), differ(&|mode| gan.generate(gan.shown(), &z, mode))]
+        [differ(&|mode| gan.judge(&x, None, mode)), differ(&|mode| gan.generate(gan.shown(), &z, None, mode))]
     };
     let before = (off(&gan), weights(&gan));
     let recompute = |gan: &Gan| {
