@@ -390,7 +390,7 @@ fn residual_networks_update_as_in_pytorch() {
     ] {
         let net = |hidden: &[i64], activation| NetSpec {
             widths: widths.to_vec(),
-            residual: Some(Residual { block, blocks: vec![1, 2], attention: 5 }),
+            residual: Residual { block, blocks: vec![1, 2], attention: 5 },
             ..net(Arch::Residual, hidden, 1, activation, false)
         };
         let spec = GanSpec {

@@ -311,6 +311,12 @@ impl Settings {
         self
     }
 
+    /// All but the settings of these names.
+    pub fn without_names(mut self, names: &[&str]) -> Self {
+        self.0.retain(|name, _| !names.contains(name));
+        self
+    }
+
     /// The values of these settings alone.
     pub fn only(mut self, names: &[&str]) -> Self {
         self.0.retain(|name, _| names.contains(name));

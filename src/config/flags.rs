@@ -23,9 +23,6 @@ pub fn escaped_text() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(escaped)
 }
 
-/// Settings without a default that most presets leave as they are.
-const LEFT_BY_MOST_PRESETS: [&str; 2] = ["steps", "checkpoint-every"];
-
 /// The settings on the short page of help (`-h`), which a first run may need, with a text for one line of 80 columns.
 const SHORT_PAGE: [(&str, &str); 15] = [
     ("preset", "Such as conv-vae, dcgan, small; auto: by the images"),
@@ -77,9 +74,13 @@ fn argument(heading: &'static str, setting: &'static dyn AnySetting, presets: &[
     arg = match SHORT_PAGE.iter().find(|(name, _)| *name == info.name) {
         Some((_, short)) => arg.help(match info.default {
             Some((value, _)) => format!("{short} [default: {value}]"),
-            // Some presets only have another: the long page says which.
-            None if defaults.is_empty() || LEFT_BY_MOST_PRESETS.contains(&info.name) => (*short).to_owned(),
-            None => format!("{short} [default: the preset's]"),
+            None if !defaults.is_empty()
+                && presets.iter().all(|(.., settings)| settings.value(info.name).is_some()) =>
+            {
+                format!("{short} [default: the preset's]")
+            }
+            // Some presets at the most have one: the long page says which.
+            None => (*short).to_owned(),
         }),
         None => arg.hide_short_help(true),
     };

@@ -282,6 +282,9 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     let preset = base.given(&training::PRESET);
     // The preset's own name, where the images chose it.
     let s = base.overlaid(given).without(&training::PRESET).with_some(&training::PRESET, preset);
+    // Of the preset's, those that are of something that is switched off.
+    let idle: Vec<_> = model.idle(&s)?.into_iter().filter(|name| given.value(name).is_none()).collect();
+    let s = s.without_names(&idle);
     model.check(&s)?;
     if let (Some(layers @ 1..), None) = (s.given(&FREEZE_D), s.given(&training::INIT_FROM)) {
         usage!("--freeze-d {layers} keeps weights that were trained before: add --init-from, or leave it out");

@@ -6,6 +6,7 @@ use super::training::PRESET;
 use super::*;
 use crate::base::shape::Shape;
 use crate::base::usage::Usage;
+use crate::models::losses::penalty::{PENALTY_EVERY, R1, R2};
 use crate::models::optimizer::LR;
 use crate::models::vae::DECODER_HIDDEN;
 use crate::nets::{ARCH, Arch, BASE_WIDTH, LATENT};
@@ -81,6 +82,20 @@ fn an_architecture_selects_its_preset_and_must_not_contradict_one() {
     assert!(e.contains("--arch residual: no preset of `train vae`") && e.contains("conv, mlp"), "{e}");
     let e = refusal(ModelKind::Vae, "preset = 'article'\narch = 'conv'");
     assert!(e.contains("--arch contradicts --preset article"), "{e}");
+}
+
+/// What a preset says of a penalty goes with the penalty; what is asked for is refused without it.
+#[test]
+fn a_presets_penalties_are_switched_off_by_their_weights() {
+    let small = Settings::default().with(&PRESET, "small".to_owned());
+    let names = |given: &Settings| resolve(ModelKind::Gan, given).map(|config| config.settings);
+    let off = small.clone().with(&R1, 0.0).with(&R2, 0.0);
+    let s = names(&off).unwrap();
+    let has = |s: &Settings| ["r1-end", "r2-end", "penalty-every"].map(|name| s.value(name).is_some());
+    assert_eq!((has(&names(&small).unwrap()), has(&s)), ([true; 3], [false; 3]));
+    assert_eq!(has(&names(&small.clone().with(&R2, 0.0)).unwrap()), [true, false, true]);
+    let e = names(&off.with(&PENALTY_EVERY, 4)).unwrap_err().to_string();
+    assert!(e.starts_with("--penalty-every 4 has no penalty to delay"), "{e}");
 }
 
 #[test]

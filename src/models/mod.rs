@@ -98,6 +98,17 @@ impl ModelKind {
         schedule::is_scheduled(s).map(drop)
     }
 
+    /// Settings of a preset that have no effect where other settings switch off what they are of.
+    ///
+    /// # Errors
+    /// As [`ModelKind::check`].
+    pub fn idle(self, s: &Settings) -> Result<Vec<&'static str>> {
+        match self {
+            ModelKind::Vae => Ok(Vec::new()),
+            ModelKind::Gan => losses::penalty::Penalties::idle(s),
+        }
+    }
+
     /// Batches that one step takes.
     ///
     /// # Errors

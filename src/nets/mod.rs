@@ -83,8 +83,8 @@ pub struct NetSpec {
     pub spectral: bool,
     /// Weight initialisation.
     pub init: Init,
-    /// What only a residual network has.
-    pub residual: Option<Residual>,
+    /// What only a residual network reads.
+    pub residual: Residual,
 }
 
 impl Default for NetSpec {
@@ -100,7 +100,7 @@ impl Default for NetSpec {
             batch_norm: false,
             spectral: false,
             init: Init::PyTorch,
-            residual: None,
+            residual: Residual::default(),
         }
     }
 }
@@ -227,11 +227,11 @@ impl NetSpec {
             },
             max_width: most as i64,
             activation: s.get(&ACTIVATION)?,
-            residual: blocks.then(|| Residual {
-                block: s.given(&BLOCK).unwrap_or(Block::Plain),
-                blocks: s.given(&BLOCKS).unwrap_or_else(|| vec![1]),
-                attention: s.given(&ATTENTION).unwrap_or(0) as i64,
-            }),
+            residual: Residual {
+                block: s.given(&BLOCK).unwrap_or(default.residual.block),
+                blocks: s.given(&BLOCKS).unwrap_or(default.residual.blocks),
+                attention: s.given(&ATTENTION).map_or(default.residual.attention, |side| side as i64),
+            },
             ..default
         })
     }

@@ -12,6 +12,7 @@ use clap::ValueEnum;
 
 use super::graph::{Builder, ConvSpec, Function, Init, Op, Value};
 use super::{NetSpec, Shape, dense_stack};
+use crate::base::usage::usage;
 
 /// The longer side of the smallest features is less than this.
 const SMALL: i64 = 8;
@@ -38,6 +39,12 @@ pub struct Residual {
     pub attention: i64,
 }
 
+impl Default for Residual {
+    fn default() -> Self {
+        Residual { block: Block::Plain, blocks: vec![1], attention: 0 }
+    }
+}
+
 /// The resolutions of a network.
 struct Resolutions {
     /// How often the sides halve.
@@ -61,6 +68,11 @@ impl Resolutions {
         Resolutions { halvings, smallest, border }
     }
 
+    /// The longer side of the features after `i` halvings.
+    fn longer(&self, i: usize) -> i64 {
+        self.smallest[0].max(self.smallest[1]) << (self.halvings - i)
+    }
+
     /// Puts the border around an image, or removes it.
     fn bordered(&self, b: &mut Builder, name: &str, x: Value, sign: i64) -> Result<Value> {
         let [rows, columns] = self.border;
@@ -77,22 +89,28 @@ impl Resolutions {
 /// Adds the layers of one network.
 struct Layers<'a> {
     spec: &'a NetSpec,
-    residual: &'a Residual,
     /// Blocks in all.
     count: i64,
 }
 
 impl Layers<'_> {
     fn of<'a>(spec: &'a NetSpec, resolutions: &Resolutions) -> Result<Layers<'a>> {
-        let Some(residual) = &spec.residual else { bail!("a residual network needs its blocks") };
-        let layers = Layers { spec, residual, count: 0 };
+        let sides: Vec<i64> = (0..=resolutions.halvings).rev().map(|i| resolutions.longer(i)).collect();
+        let attention = spec.residual.attention;
+        if attention != 0 && !sides.contains(&attention) {
+            let sides = sides.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+            usage!(
+                "--attention {attention}: the longer sides of the features of these images are {sides}: name one of them"
+            );
+        }
+        let layers = Layers { spec, count: 0 };
         let count = (0..=resolutions.halvings).map(|i| layers.blocks(i)).sum();
         Ok(Layers { count, ..layers })
     }
 
     /// Number of blocks after `i` halvings.
     fn blocks(&self, i: usize) -> i64 {
-        let all = &self.residual.blocks;
+        let all = &self.spec.residual.blocks;
         all.get(i).or(all.last()).copied().unwrap_or(1)
     }
 
@@ -137,13 +155,13 @@ impl Layers<'_> {
     fn stage(&self, b: &mut Builder, i: usize, mut x: Value) -> Result<Value> {
         for j in 0..self.blocks(i) {
             let name = format!("block{i}_{j}");
-            x = match self.residual.block {
+            x = match self.spec.residual.block {
                 Block::Plain => self.plain(b, &name, x)?,
                 Block::Grouped => self.grouped(b, &name, x)?,
             };
         }
         let longer = b.dims(x)[1..].iter().copied().max();
-        if longer == Some(self.residual.attention) { self.attention(b, x) } else { Ok(x) }
+        if longer == Some(self.spec.residual.attention) { self.attention(b, x) } else { Ok(x) }
     }
 
     /// See [`Block::Plain`].

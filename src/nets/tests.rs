@@ -7,8 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 fn spec(arch: Arch, batch_norm: bool, init: Init) -> NetSpec {
     let hidden = vec![20, 30];
-    let residual = Residual { block: Block::Plain, blocks: vec![1, 2], attention: 8 };
-    let residual = (arch == Arch::Residual).then_some(residual);
+    let residual = Residual { block: Block::Plain, blocks: vec![1, 2], attention: 0 };
     let activation = Activation::LeakyRelu;
     NetSpec { arch, hidden, base_width: Some(6), activation, batch_norm, init, residual, ..NetSpec::default() }
 }
@@ -42,16 +41,27 @@ fn run(graph: &Graph, x: &Tensor, mode: Mode) -> Tensor {
 
 #[test]
 fn every_architecture_supports_many_image_sizes() {
-    let sizes = [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 64, 48), (3, 96, 64), (1, 30, 10), (3, 218, 178), (4, 7, 3)];
+    // With the longer side of some of the features.
+    let sizes = [
+        (1, 28, 28, 7),
+        (3, 32, 32, 8),
+        (3, 8, 8, 4),
+        (1, 64, 48, 8),
+        (3, 96, 64, 6),
+        (1, 30, 10, 4),
+        (3, 218, 178, 7),
+        (4, 7, 3, 7),
+    ];
     let kinds =
         [(Arch::Mlp, false), (Arch::Conv, false), (Arch::Conv, true), (Arch::Residual, false), (Arch::Residual, true)];
-    for (c, h, w) in sizes {
+    for (c, h, w, side) in sizes {
         for (arch, norm) in kinds {
             if arch == Arch::Conv && h % 2 == 1 {
                 continue;
             }
             let vars = VarStore::new(Device::Cpu);
-            let (s, shape) = (spec(arch, norm, Init::PyTorch), shape(c, h, w));
+            let (mut s, shape) = (spec(arch, norm, Init::PyTorch), shape(c, h, w));
+            s.residual.attention = side;
             let (net, width) = features_of(&vars, "f", shape, &s).unwrap();
             let x = Tensor::rand([2, c, h, w], (Kind::Float, Device::Cpu));
             assert_eq!(run(&net, &x, Mode::Train).size(), [2, width], "{arch:?} on {shape}");
@@ -123,12 +133,25 @@ fn channels_are_limited() {
     assert!(!vars.variables().contains_key("given.down2_conv.weight"), "equal channels need no convolution");
 }
 
+#[test]
+fn self_attention_where_there_are_no_such_features_is_refused() {
+    let vars = VarStore::new(Device::Cpu);
+    let mut s = spec(Arch::Residual, false, Init::PyTorch);
+    s.residual.attention = 8;
+    features_of(&vars, "there", shape(3, 32, 16), &s).unwrap();
+    s.residual.attention = 12;
+    let e = features_of(&vars, "f", shape(3, 32, 16), &s).unwrap_err().to_string();
+    assert!(e.starts_with("--attention 12: ") && e.contains("are 4, 8, 16, 32: name one of them"), "{e}");
+    assert_eq!(synthesis_of(&vars, "s", 5, shape(3, 32, 16), &s).unwrap_err().to_string(), e);
+}
+
 /// Without normalisation a residual network begins as if it had no blocks, and what its blocks add grows slowly (Fixup).
 #[test]
 fn residual_blocks_begin_at_zero_unless_something_normalises() {
     tch::manual_seed(1);
     let vars = VarStore::new(Device::Cpu);
-    let s = NetSpec { widths: vec![64], ..spec(Arch::Residual, false, Init::PyTorch) };
+    let mut s = NetSpec { widths: vec![64], ..spec(Arch::Residual, false, Init::PyTorch) };
+    s.residual.attention = 8;
     features_of(&vars, "f", shape(3, 32, 32), &s).unwrap();
     let leaky = f64::sqrt(2.0 / 1.04);
     // Blocks: 1 at 32 pixels, 2 each at 16, 8 and 4.

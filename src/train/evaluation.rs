@@ -36,8 +36,15 @@ impl Session<'_> {
         let epoch = self.step / self.setup.per_epoch;
         let complete = self.step.is_multiple_of(self.setup.per_epoch);
         let due = |every: u64| last || (complete && every > 0 && epoch.is_multiple_of(every));
-        // First: scores, pictures, the checkpoint and exports all read them.
-        self.recompute_statistics()?;
+        let checkpoint_due = last || self.config.checkpoint_every.is_none_or(|n| self.step.is_multiple_of(n));
+        // Before what reads them.
+        if checkpoint_due
+            || due(self.config.eval_every)
+            || due(self.config.sample_every)
+            || self.score_due(epoch, complete, last)
+        {
+            self.recompute_statistics()?;
+        }
         let mut row = Vec::new();
         let mut said = Vec::new();
         if due(self.config.eval_every) {

@@ -153,9 +153,7 @@ impl Penalties {
         for (weight, start, end) in [(r1, &R1, &R1_END), (r2, &R2, &R2_END)] {
             if weight == 0.0 && s.given(end).is_some() && is_scheduled(s)? {
                 let (start, end) = (start.name(), end.name());
-                usage!(
-                    "--{end} is the end of a penalty that is not there: set --{start}, leave it out, or use --schedule constant"
-                );
+                usage!("--{end} is the end of a penalty that is not there: set --{start}, or leave it out");
             }
         }
         let schedules =
@@ -190,6 +188,23 @@ impl Penalties {
             );
         }
         Ok(all)
+    }
+
+    /// Settings that have no effect, as the penalty that they are of is switched off.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] for a setting without a value.
+    pub fn idle(s: &Settings) -> Result<Vec<&'static str>> {
+        let [r1, r2, gradient] =
+            [&R1, &R2, &GRADIENT_PENALTY].map(|weight| Ok::<_, anyhow::Error>(s.get(weight)? == 0.0));
+        let (r1, r2, gradient) = (r1?, r2?, gradient?);
+        let all = [
+            (R1_END.name(), r1),
+            (R2_END.name(), r2),
+            (FIRST_ORDER.name(), r1 && r2),
+            (PENALTY_EVERY.name(), r1 && r2 && gradient),
+        ];
+        Ok(all.into_iter().filter(|(_, idle)| *idle).map(|(name, _)| name).collect())
     }
 
     /// R1 or R2.
