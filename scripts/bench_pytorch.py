@@ -193,15 +193,19 @@ class Block(nn.Module):
         return x + self.conv2(self.act2(self.conv1(self.act1(x))))
 
 
-def residual_gan(tuned):
-    """Generator, images in [-1,1], and discriminator of workloads E and F."""
+def residual_gan(tuned, side):
+    """Generator, images in [-1,1] of this side, and discriminator of workloads E and F: 128 channels at 4x4 pixels, half of them at twice
+    the side, 16 at the least."""
     up, down = nn.Upsample(scale_factor=2, mode="bilinear"), nn.AvgPool2d(2)
+    channels = [max(128 >> i, 16) for i in range((side // 4).bit_length())]
+    pairs = list(zip(channels, channels[1:]))
+    change = lambda a, b: [nn.Conv2d(a, b, 1, bias=False)] if a != b else []
     generator = [nn.Linear(64, 128 * 16), nn.Unflatten(1, (128, 4, 4))]
-    for wide, narrow in ((128, 64), (64, 32), (32, 16)):
-        generator += [Block(wide, 0.0, tuned), nn.Conv2d(wide, narrow, 1, bias=False), up]
+    for wide, narrow in pairs:
+        generator += [Block(wide, 0.0, tuned), *change(wide, narrow), up]
     discriminator = [nn.Conv2d(3, 16, 3, padding=1)]
-    for narrow, wide in ((16, 32), (32, 64), (64, 128)):
-        discriminator += [down, nn.Conv2d(narrow, wide, 1, bias=False), Block(wide, 0.2, tuned)]
+    for wide, narrow in reversed(pairs):
+        discriminator += [down, *change(narrow, wide), Block(wide, 0.2, tuned)]
     last = [nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(128 * 16, 1), nn.Flatten(0)]
     return (
         nn.Sequential(*generator, nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1), nn.Tanh()),
@@ -316,9 +320,10 @@ def gan_step(workload, tuned):
     return frugal if tuned else plain
 
 
-def residual_step(workload, tuned):
-    """The update as a function of x: the discriminator, then the generator with noise (and for the paired loss, images) of its own."""
-    generator, discriminator = residual_gan(tuned)
+def residual_step(workload, tuned, side=32, place=lambda net: net):
+    """The update as a function of x: the discriminator, then the generator with noise (and for the paired loss, images) of its own.
+    `place` moves a network to its device."""
+    generator, discriminator = map(place, residual_gan(tuned, side))
     if workload == "F":
         for layer in discriminator.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -363,7 +368,7 @@ def residual_step(workload, tuned):
     def step(x):
         x = x.mul_(2).sub_(1)
         x, own = x.chunk(2) if workload == "E" else (x, x)
-        fake = generate(torch.randn(len(x), 64))
+        fake = generate(torch.randn(len(x), 64, device=x.device))
         adam_d.zero_grad()
         if workload == "F":
             d_loss, real_logits = hinge(x, fake.detach())
@@ -377,7 +382,7 @@ def residual_step(workload, tuned):
         if workload == "F":
             g_loss = hinge_of_generator(fake)
         else:
-            fake = generate(torch.randn(len(own), 64))
+            fake = generate(torch.randn(len(own), 64, device=x.device))
             with torch.set_grad_enabled(not tuned):
                 real_logits = discriminator(own)
             g_loss = F.softplus(real_logits - discriminator(fake)).mean()

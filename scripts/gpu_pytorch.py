@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Times PyTorch's own training step on a device, for scripts/gpu_check; one JSON object on stdout.
 
-The networks of workloads A to D and S are those of bench_pytorch.py; E is its DCGAN for 64x64 images of three channels, of base
-width 64. The variants are those that gpu_check names: plain, tuned, compile, graphs. Images lie as bytes on the device, and a
+The networks of workloads A to D and S are those of bench_pytorch.py; W is its DCGAN for 64x64 images of three channels, of base
+width 64; E64 and E256 are its residual GAN E for images of that side (a batch is half for each network, and there is no compiled
+variant: torch.compile has no second derivatives). The variants are those that gpu_check names: plain, tuned, compile, graphs. Images lie as bytes on the device, and a
 batch is gathered there and divided by 255, as in ganvae. A compiled variant compiles the losses of whole batches; the update is
 the fused optimizer's.
 """
@@ -20,7 +21,7 @@ from torch import nn
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", required=True, choices="ABCDSE")
+    parser.add_argument("--workload", required=True, choices=[*"ABCDSW", "E64", "E256"])
     parser.add_argument("--variant", required=True, choices=["plain", "tuned", "compile", "graphs"])
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--precision", required=True, choices=["fp32", "tf32", "bf16"])
@@ -32,12 +33,14 @@ def parse_args():
 
 ARGS = parse_args()
 # Its own command line is read when it is loaded; only its networks are used.
-sys.argv = ["bench_pytorch.py", "--workload", "D" if ARGS.workload == "E" else ARGS.workload, "--variant", "plain"]
+SIDE = int(ARGS.workload[1:] or 0)
+OWN = {"W": "D", "E64": "E", "E256": "E"}
+sys.argv = ["bench_pytorch.py", "--workload", OWN.get(ARGS.workload, ARGS.workload), "--variant", "plain"]
 import bench_pytorch as nets  # noqa: E402
 
 CUDA = ARGS.device == "cuda"
 TUNED = ARGS.variant != "plain"
-CONV = ARGS.workload in "CDE"
+CONV = ARGS.workload[0] in "CDWE"
 
 
 def autocast():
@@ -106,7 +109,7 @@ def vae_step():
 
 def gan_step():
     relu = (lambda: nn.ReLU(inplace=True)) if TUNED else nn.ReLU
-    make = (lambda *layers: wide_gan(*layers)) if ARGS.workload == "E" else (lambda *layers: nets.gan(ARGS.workload, *layers))
+    make = (lambda *layers: wide_gan(*layers)) if ARGS.workload == "W" else (lambda *layers: nets.gan(ARGS.workload, *layers))
     generator, discriminator = map(place, make(relu, lambda: nn.LeakyReLU(0.2, inplace=TUNED)))
     hyper = {"lr": 1e-4} if ARGS.workload == "B" else {"lr": 2e-4, "betas": (0.5, 0.999)}
     adam_g, adam_d = adam(generator, **hyper), adam(discriminator, **hyper)
@@ -179,8 +182,9 @@ def gan_step():
 
 def batches():
     """x [B,C,H,W] in [0,1] out of bytes on the device, whole batches, in a new order each epoch."""
-    shape = (3, 64, 64) if ARGS.workload == "E" else (1, 28, 28)
-    count = max(4 * ARGS.batch, 64 if ARGS.quick else 2048 if ARGS.workload == "E" else 60000)
+    side = 64 if ARGS.workload == "W" else SIDE
+    shape = (3, side, side) if side else (1, 28, 28)
+    count = max(4 * ARGS.batch, 64 if ARGS.quick else 2048 if ARGS.workload == "W" else 60000 if not side else 0)
     images = torch.randint(256, (count, *shape), dtype=torch.uint8).to(ARGS.device)
     while True:
         order = torch.randperm(count, device=ARGS.device)
@@ -225,7 +229,11 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = ARGS.precision != "fp32"
     # As usually written: no benchmark of algorithms.
     torch.backends.cudnn.benchmark = TUNED
-    step, data = (vae_step if ARGS.workload in "ACS" else gan_step)(), batches()
+    if SIDE:
+        step = nets.residual_step("E", TUNED, SIDE, place)
+    else:
+        step = vae_step() if ARGS.workload in "ACS" else gan_step()
+    data = batches()
     for _ in range(3 if ARGS.quick else 12):
         step(next(data))
     wait()
