@@ -3,6 +3,7 @@
 //! Every model uses two functions: [`features`] maps an image to a vector (encoder, discriminator), [`synthesis`] maps a vector to
 //! an image (decoder, generator). Each architecture has one file with both.
 
+pub mod builder;
 pub mod compute;
 mod conv;
 pub mod cost;

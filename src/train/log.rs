@@ -162,6 +162,15 @@ impl Session<'_> {
         })
     }
 
+    /// The note on classes that a GAN is not told.
+    pub(super) fn classes_note(&self) -> Result<Option<String>> {
+        let unused = self.step == 0 && self.config.model == ModelKind::Gan && self.setup.classes.is_empty();
+        let classes = if unused { self.setup.train.classes()? } else { 0 };
+        Ok((classes > 1).then(|| {
+            format!("note: the images have {classes} classes, which the networks are not told: --conditional makes images of a class")
+        }))
+    }
+
     /// The warning for few held-out images, unless --test-limit asks for them.
     pub(super) fn few_held_out_warning(&self) -> Option<String> {
         let asked = self.step > 0 || self.config.settings.given(&TEST_LIMIT).is_some();

@@ -176,6 +176,7 @@ impl<'a> Session<'a> {
             self.few_images_warning(),
             self.few_held_out_warning(),
             self.short_run_warning(),
+            self.classes_note()?,
         ];
         for note in notes.into_iter().flatten().chain(self.tracker.as_ref().map(Tracker::describe)) {
             rec.progress.say(&note);
