@@ -194,7 +194,7 @@ class Block(nn.Module):
 
 
 def residual_gan(tuned, side):
-    """Generator, images in [-1,1] of this side, and discriminator of workloads E and F: 128 channels at 4x4 pixels, half of them at twice
+    """Generator, images around [-1,1] of this side without a limit, and discriminator of workloads E and F: 128 channels at 4x4 pixels, half of them at twice
     the side, 16 at the least."""
     up, down = nn.Upsample(scale_factor=2, mode="bilinear"), nn.AvgPool2d(2)
     channels = [max(128 >> i, 16) for i in range((side // 4).bit_length())]
@@ -208,7 +208,7 @@ def residual_gan(tuned, side):
         discriminator += [down, *change(narrow, wide), Block(wide, 0.2, tuned)]
     last = [nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(128 * 16, 1), nn.Flatten(0)]
     return (
-        nn.Sequential(*generator, nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1), nn.Tanh()),
+        nn.Sequential(*generator, nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1)),
         nn.Sequential(*discriminator, *last),
     )
 

@@ -135,16 +135,20 @@ class OneHead(nn.Module):
 
 
 class Images(nn.Module):
-    """A generator: a synthesis network whose tanh is moved from [-1,1] to [0,1]; classes are embedded beside z."""
+    """A generator: a synthesis network whose tanh is moved from [-1,1] to [0,1], without tanh and limited after training if `linear`;
+    classes are embedded beside z."""
 
-    def __init__(self, trunk, latent, classes=None):
+    def __init__(self, trunk, latent, linear, classes=None):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.linear = trunk, linear
         if classes:
             self.class_embedding = nn.Embedding(classes, latent)
 
     def forward(self, z, labels=None):
         z = z if labels is None else torch.cat([z, self.class_embedding(labels)], 1)
+        if self.linear:
+            x = (self.trunk(z) + 1) / 2
+            return x if self.training else x.clamp(0, 1)
         return (torch.tanh(self.trunk(z)) + 1) / 2
 
 
@@ -285,7 +289,7 @@ def build(case):
         encoder = TwoHeads(*features(case, case["encoder_hidden"]), case["latent"])
         decoder = synthesis(case, case["decoder_hidden"], case["activation"])
         return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-    generator = Images(synthesis(case, case["generator_hidden"], "relu"), case["latent"], case.get("classes"))
+    generator = Images(synthesis(case, case["generator_hidden"], "relu"), case["latent"], case["arch"] == "residual", case.get("classes"))
     discriminator = OneHead(*features(case, case["discriminator_hidden"]), case.get("classes"))
     if case.get("spectral"):
         for layer in discriminator.modules():

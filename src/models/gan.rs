@@ -37,7 +37,7 @@ pub struct Gan {
     spec: GanSpec,
     generator: Network,
     discriminator: Network,
-    /// The generator's images and the discriminator's logits in their graphs.
+    /// The generator's images in training ([`GanSpec::has_linear_images`]) and the discriminator's logits, in their graphs.
     images: Value,
     logits: Value,
     adam_g: Adam,
@@ -173,9 +173,11 @@ impl Gan {
         })
     }
 
-    /// z [B,Z] -> x [B,C,H,W] in [0,1]; with class numbers [B] of a conditional GAN.
+    /// z [B,Z] -> x [B,C,H,W], in evaluation mode in [0,1]; with class numbers [B] of a conditional GAN.
     fn generate(&self, network: &Network, z: &Tensor, labels: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
-        one_value(network, (z, labels), self.images, mode)
+        let shown = network.graph.outputs().first().map(|(_, images)| *images);
+        let value = if mode == Mode::Eval { shown.unwrap_or(self.images) } else { self.images };
+        one_value(network, (z, labels), value, mode)
     }
 
     /// The generator of pictures and exports.

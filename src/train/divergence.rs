@@ -35,24 +35,28 @@ pub fn check(prefix: &str, scalars: &[Scalar], values: &[f64], step: u64) -> Res
     Ok(())
 }
 
-/// Updates for which a warning must apply without a break before it is shown.
-const PATIENCE: u64 = 1000;
-
-/// Shows each warning once, when it has applied for [`PATIENCE`] updates.
-#[derive(Debug, Default)]
+/// Shows each warning once, when it has applied for so many updates without a break.
+#[derive(Debug)]
 pub struct WarningFilter {
+    /// 1,000 updates, or a quarter of a shorter run, of 100 at the least.
+    patience: u64,
     /// The update from which each warning has applied.
     since: BTreeMap<&'static str, u64>,
     shown: BTreeSet<&'static str>,
 }
 
 impl WarningFilter {
+    /// Of a run of this length.
+    pub fn new(total: u64) -> Self {
+        WarningFilter { patience: (total / 4).clamp(100, 1000), since: BTreeMap::new(), shown: BTreeSet::new() }
+    }
+
     /// Takes the warnings that apply to the updates from `from` to `to`; gives those to show now.
     pub fn filter(&mut self, active: &[&'static str], from: u64, to: u64) -> Vec<&'static str> {
         self.since.retain(|warning, _| active.contains(warning));
         let due = |warning: &&'static str| {
             let since = *self.since.entry(warning).or_insert(from);
-            to.saturating_sub(since) >= PATIENCE && self.shown.insert(warning)
+            to.saturating_sub(since) >= self.patience && self.shown.insert(warning)
         };
         active.iter().copied().filter(due).collect()
     }
@@ -94,12 +98,16 @@ mod tests {
 
     #[test]
     fn a_warning_is_shown_once_and_only_when_it_lasts() {
-        let mut warnings = WarningFilter::default();
+        let mut warnings = WarningFilter::new(9000);
         assert!(warnings.filter(&["a"], 0, 500).is_empty());
         assert!(warnings.filter(&[], 500, 900).is_empty());
         assert!(warnings.filter(&["a", "b"], 900, 1800).is_empty(), "the break restarts the count");
         assert_eq!(warnings.filter(&["a"], 1800, 1900), ["a"]);
         assert!(warnings.filter(&["a"], 1900, 9000).is_empty(), "once");
         assert_eq!(warnings.filter(&["b"], 9000, 10_000), ["b"]);
+        // A short run, too, has collapsed before it ends.
+        let mut of_600 = WarningFilter::new(600);
+        assert!(of_600.filter(&["a"], 400, 500).is_empty());
+        assert_eq!(of_600.filter(&["a"], 500, 550), ["a"]);
     }
 }

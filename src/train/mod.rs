@@ -113,6 +113,7 @@ impl<'a> Session<'a> {
                 tuning: setup.chosen.tuning,
             },
             config,
+            warnings: WarningFilter::new(setup.total),
             tracker: Tracker::of(config, &setup)?,
             setup,
             step: 0,
@@ -122,7 +123,6 @@ impl<'a> Session<'a> {
             best_copy: None,
             score: None,
             ended_early: false,
-            warnings: WarningFilter::default(),
         })
     }
 

@@ -9,8 +9,8 @@ use crate::models::network::Network;
 use crate::nets::graph::{Builder, Function, Op, Port, Value};
 use crate::nets::{features, synthesis};
 
-/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1]. Of a conditional GAN, z and an embedding of the class, as wide as z,
-/// enter the first layer together.
+/// z [B,Z] -> x [B,C,H,W] in [0,1]: tanh, rescaled from [−1,1]; see [`GanSpec::has_linear_images`]. Of a conditional GAN, z and an
+/// embedding of the class, as wide as z, enter the first layer together. Gives the images of training.
 pub(super) fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Value)> {
     Network::new("generator", device, spec.generator.init, |b| {
         let z = b.input(Port::new("z", &[spec.latent], "latents, from N(0, I)"))?;
@@ -24,11 +24,28 @@ pub(super) fn generator(spec: &GanSpec, device: Device) -> Result<(Network, Valu
         };
         let image = synthesis(b, latents, spec.shape, &spec.generator)?;
         b.begin_float32();
-        let tanh = b.op("tanh", Op::Activation(Function::Tanh), &[image])?;
-        let unit = b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[tanh])?;
-        b.output(Port::images("x", &spec.shape.dims(), "images"), unit)?;
-        Ok(unit)
+        let unit = |b: &mut Builder, image| b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[image]);
+        let (trained, shown) = if spec.has_linear_images() {
+            let trained = unit(b, image)?;
+            (trained, limited(b, trained)?)
+        } else {
+            let tanh = b.op("tanh", Op::Activation(Function::Tanh), &[image])?;
+            let both = unit(b, tanh)?;
+            (both, both)
+        };
+        b.output(Port::images("x", &spec.shape.dims(), "images"), shown)?;
+        Ok(trained)
     })
+}
+
+/// x limited to [0,1]: 1 − relu(1 − relu(x)).
+fn limited(b: &mut Builder, x: Value) -> Result<Value> {
+    let mut relu_then_rest = |names: [&str; 2], x| {
+        let positive = b.op(names[0], Op::Activation(Function::Relu), &[x])?;
+        b.op(names[1], Op::Affine { scale: -1.0, shift: 1.0 }, &[positive])
+    };
+    let rest = relu_then_rest(["not_negative", "rest"], x)?;
+    relu_then_rest(["rest_not_negative", "limited"], rest)
 }
 
 /// x [B,C,H,W] in [0,1] -> logits [B]; the images are rescaled to [−1,1] before the first layer. Of a conditional GAN, the projection of

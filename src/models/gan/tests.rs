@@ -198,3 +198,20 @@ fn new_statistics_leave_spectral_normalisation_as_it_is() {
     assert_eq!(state(&gan.discriminator), discriminator);
     assert_ne!(state(&gan.generator), generator);
 }
+
+/// A residual generator without normalisation is trained without a limit, so that no gradient vanishes; what it shows is in [0,1].
+#[test]
+fn linear_images_are_limited_where_they_are_shown() {
+    let gan = native::seeded(3, || {
+        Gan::new(spec(crate::nets::Arch::Residual, GanLoss::Hinge), OptimizerSettings::default(), Device::Cpu)
+    });
+    let gan = gan.unwrap();
+    let (_, last) = gan.generator.variables().into_iter().find(|(name, _)| name == "generator.image.weight").unwrap();
+    let _ = tch::no_grad(|| last.shallow_clone().g_mul_scalar_(20.0));
+    let z = Noise::new(1, Device::Cpu).normal("z", &[4, 3]).unwrap();
+    let of = |mode| tch::no_grad(|| gan.generate(&gan.generator, &z, None, mode)).unwrap();
+    let (trained, shown) = (of(Mode::Train), of(Mode::Eval));
+    assert!(trained.min().double_value(&[]) < -0.5 && trained.max().double_value(&[]) > 1.5);
+    assert!(shown.allclose(&trained.clamp(0.0, 1.0), 1e-6, 1e-6, false));
+    assert_eq!(gan.decode(&z, None).unwrap(), shown);
+}

@@ -12,12 +12,9 @@ fn save(path: &Path, network: &str, latent: i64, seed: i64) -> Result<Tensor> {
     let w = native::randn(seed, &[to, from])?;
     let linear = "def forward(self, x):\n  return torch.linear(x, self.weight)\n";
     let parts = [Submodule { name: "fc".into(), kind: "Linear", methods: linear.into() }];
-    let (z, x) =
-        (format!("{{\"name\":\"z\",\"shape\":[\"B\",{latent}]}}"), "{\"name\":\"x\",\"shape\":[\"B\",1,2,3]}");
+    let (z, x) = (format!("{{\"name\":\"z\",\"shape\":[\"B\",{latent}]}}"), "{\"name\":\"x\",\"shape\":[\"B\",1,2,3]}");
     let (forward, input, outputs) = match network {
-        "encoder" => {
-            ("mu = self.fc.forward(torch.flatten(x, 1))\n  return (mu, mu - 1.0)", x, format!("[{z},{z}]"))
-        }
+        "encoder" => ("mu = self.fc.forward(torch.flatten(x, 1))\n  return (mu, mu - 1.0)", x, format!("[{z},{z}]")),
         _ => ("return torch.reshape(torch.sigmoid(self.fc.forward(x)), [-1, 1, 2, 3])", &*z, format!("[{x}]")),
     };
     let about = format!("{{\"network\":\"{network}\",\"input\":{input},\"outputs\":{outputs}}}");
@@ -45,9 +42,7 @@ fn exported_modules_work_by_folder_and_by_file() -> Result<()> {
         assert!(trained.origin().is_none() && trained.networks().is_none());
         let z = trained.prior(3, 0, 70)?;
         let x = trained.decode(&z, None)?;
-        assert!(
-            (&x - z.linear(&w, None::<Tensor>).sigmoid().view([70, 1, 2, 3])).abs().max().double_value(&[]) < 1e-6
-        );
+        assert!((&x - z.linear(&w, None::<Tensor>).sigmoid().view([70, 1, 2, 3])).abs().max().double_value(&[]) < 1e-6);
         let (mu, logvar) = trained.encode(&x)?;
         assert!((&mu - x.flatten(1, -1).linear(&v, None::<Tensor>)).abs().max().double_value(&[]) < 1e-6);
         assert_eq!(logvar, mu - 1.0);
@@ -123,8 +118,7 @@ fn what_cannot_be_used_is_named() -> Result<()> {
     std::fs::write(file("bad.pt"), "no module")?;
     assert!(said(open(&file("bad.pt"))).contains("bad.pt is no TorchScript module"));
     let foreign = file("foreign.pt");
-    tch::CModule::create_by_tracing("M", "forward", &[Tensor::from(1f32)], &mut |x| vec![&x[0] * 2])?
-        .save(&foreign)?;
+    tch::CModule::create_by_tracing("M", "forward", &[Tensor::from(1f32)], &mut |x| vec![&x[0] * 2])?.save(&foreign)?;
     assert!(said(open(&foreign)).contains("has no description"));
     for nothing in [file("nowhere"), file("bad"), tempfile::tempdir()?.keep()] {
         let e = open(&nothing).err().unwrap();
