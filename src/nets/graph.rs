@@ -36,7 +36,15 @@ pub enum Function {
     Sigmoid,
     /// x·sigmoid(x).
     Silu,
+    /// 1 / (1 − e^−x) − 1/x, in (0,1): the mean of a continuous Bernoulli distribution with the logit x. A series where |x| is below
+    /// [`CB_SERIES_BELOW`].
+    ContinuousBernoulliMean,
 }
+
+/// |x| below which [`Function::ContinuousBernoulliMean`] is ½ + x/12 − x³/720 + x⁵/30240, to 7e-9.
+pub const CB_SERIES_BELOW: f64 = 0.5;
+/// The coefficients of that series: of x, of x³ and of x⁵.
+pub const CB_SERIES: [f64; 3] = [1.0 / 12.0, -1.0 / 720.0, 1.0 / 30_240.0];
 
 /// A convolution with its weights: [O, I/groups, k, k], transposed [I, O/groups, k, k].
 #[derive(Debug)]
@@ -425,6 +433,20 @@ impl<'a> Builder<'a> {
     pub fn finish(self) -> Result<Graph> {
         ensure!(!self.graph.outputs.is_empty(), "the network {} has no output: name one", self.graph.name);
         Ok(self.graph)
+    }
+
+    /// A number or several beside the operations, which a loss uses: part of checkpoints, not of exports. A parameter if it is `trained`.
+    ///
+    /// # Errors
+    /// When the name is taken or invalid.
+    pub fn variable(&self, name: &str, dims: &[i64], value: f64, trained: bool) -> Result<Tensor> {
+        self.check_name(name)?;
+        if trained {
+            return Ok(self.path.f_var(name, dims, nn::Init::Const(value))?);
+        }
+        let mut t = self.path.f_zeros_no_train(name, dims)?;
+        let _ = t.f_fill_(value)?;
+        Ok(t)
     }
 
     /// Adds an operation without parameters, or with existing ones.
