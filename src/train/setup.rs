@@ -10,6 +10,7 @@ use crate::config::device;
 use crate::data::dataset::Dataset;
 use crate::data::{self, HFLIP};
 use crate::models::Model;
+use crate::models::losses::likelihood::bernoulli::{BINARIZE, Binarize};
 use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
 use crate::native;
 use crate::nets::{ARCH, Arch, Compute};
@@ -62,10 +63,13 @@ impl Setup {
             usage!("--threads {threads}: the run is --deterministic with products=blas, which needs --threads 1");
         }
         let precision = device::precision(&config.settings, device)?;
-        let source = data::open(&config.settings)?;
-        let train = Dataset::new(&source.train, device)?;
+        let mut source = data::open(&config.settings)?;
         let test = Dataset::new(&source.test, device)?;
         let (data, data_sha256) = (source.name.clone(), data::checksum(&source));
+        if config.settings.given(&BINARIZE) == Some(Binarize::Fixed) {
+            source.train.binarise(config.seed)?;
+        }
+        let train = Dataset::new(&source.train, device)?;
         // From here on only the copies on the device are needed.
         drop(source);
         let per_epoch = config.steps_per_epoch(train.len());
