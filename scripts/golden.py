@@ -10,8 +10,9 @@ The models are written with PyTorch's layers, losses, distributions and optimize
 account of the same mathematics. A file holds, all in float32 but the values:
 
     x.I, noise.I              images in [0,1] and eps (VAE) or z (GAN) of update I = 0, 1, 2; the last batch is smaller
+    prior.I                   (VAE with an MMD) samples of the prior
     init.NAME                 weights and buffers before the first update
-    value.I.KEY               float64 scalars of update I: loss, recon, kl, or d_loss, g_loss, d_real, d_fake, penalty
+    value.I.KEY               float64 scalars of update I: loss, recon, kl and more, or d_loss, g_loss, d_real, d_fake, penalty
     mix.I, eps_real.I, eps_fake.I     the random numbers of a GAN's penalties, where it has some
     grad.0.NAME               gradients of the first update (a GAN's generator against the updated discriminator), of the
                               last one of the discriminator where a step has several
@@ -41,12 +42,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import ContinuousBernoulli, Normal, kl_divergence
 
 BATCHES = (5, 5, 3)
 ADAM = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
 # `activation` is that of every hidden layer of a VAE and of a GAN's discriminator; a generator's is ReLU.
 VAE = dict(ADAM, model="vae", arch="mlp", batch_norm=False, activation="relu", beta=1.0)
+VAE_SMALL = dict(VAE, shape=[3, 4, 4], latent=4, encoder_hidden=[8], decoder_hidden=[8], activation="tanh")
 GAN = dict(ADAM, model="gan", arch="mlp", batch_norm=False, activation="leaky-relu", gan_loss="non-saturating")
 GAN_MLP = dict(GAN, shape=[1, 6, 5], latent=4, generator_hidden=[5, 8], discriminator_hidden=[8, 6])
 # The last bias has a gradient of 0 where only differences of logits count: with this eps, rounding in it moves nothing.
@@ -96,6 +98,18 @@ CASES = {
         GAN_DIFFERENCES, eps=1e-3, gan_loss="relativistic", d_lr=2e-3, beta2=0.9, r1=0.5, r2=0.2,
         schedule="cosine", steps=4, lr_end=2.5e-4, beta2_end=0.99, r1_end=0.05, r2_end=0.02
     ),
+    "vae-continuous-bernoulli": dict(VAE_SMALL, likelihood="continuous-bernoulli"),
+    "vae-gaussian-fixed": dict(VAE_SMALL, likelihood="gaussian", sigma=0.3),
+    "vae-gaussian-learned": dict(VAE_SMALL, likelihood="gaussian", sigma="learned"),
+    "vae-gaussian-optimal": dict(VAE_SMALL, likelihood="gaussian", sigma="optimal"),
+    "vae-logistic": dict(VAE_SMALL, likelihood="logistic"),
+    "vae-samples": dict(VAE_SMALL, samples=3),
+    "vae-iwae": dict(VAE_SMALL, samples=4, bound="iwae", likelihood="gaussian", sigma=0.5),
+    "vae-iwae-1": dict(VAE_SMALL, bound="iwae"),
+    "vae-free-bits": dict(VAE_SMALL, bound="free-bits", free_bits=0.12, beta=1.5),
+    "vae-capacity": dict(VAE_SMALL, bound="capacity", capacity=3.0, beta=20.0),
+    "vae-tc": dict(VAE_SMALL, bound="tc", tc=6.0, images=100, eps=1e-4),
+    "vae-mmd": dict(VAE_SMALL, bound="mmd", mmd=50.0, beta=0.5),
     "gan-classes": dict(GAN_RESIDUAL, block="plain", widths=[3, 6], r1=0.5, r2=0.2, eps=1e-4, classes=3),
     "gan-projection": dict(
         GAN_CONV, generator_hidden=[], discriminator_hidden=[4], gan_loss="hinge", base_width=2, d_norm=False, spectral=True, eps=1e-4,
@@ -116,6 +130,21 @@ class TwoHeads(nn.Module):
     def forward(self, x):
         h = self.trunk(x)
         return self.mu(h), self.logvar(h)
+
+
+class Decoder(nn.Module):
+    """A synthesis network with the numbers that a Gaussian likelihood learns."""
+
+    def __init__(self, trunk, sigma):
+        super().__init__()
+        self.trunk = trunk
+        if sigma == "learned":
+            self.log_sigma = nn.Parameter(torch.zeros(()))
+        elif sigma == "optimal":
+            self.register_buffer("squared_error", torch.full((2,), 1e-6))  # averages of the error and of 1
+
+    def forward(self, z):
+        return self.trunk(z)
 
 
 class OneHead(nn.Module):
@@ -287,7 +316,9 @@ def build(case):
     """The case's two networks with PyTorch's initialisation, by name."""
     if case["model"] == "vae":
         encoder = TwoHeads(*features(case, case["encoder_hidden"]), case["latent"])
-        decoder = synthesis(case, case["decoder_hidden"], case["activation"])
+        channels, h, w = case["shape"]
+        wide = dict(case, shape=[channels * (2 if case.get("likelihood") == "logistic" else 1), h, w])
+        decoder = Decoder(synthesis(wide, case["decoder_hidden"], case["activation"]), case.get("sigma"))
         return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     generator = Images(synthesis(case, case["generator_hidden"], "relu"), case["latent"], case["arch"] == "residual", case.get("classes"))
     discriminator = OneHead(*features(case, case["discriminator_hidden"]), case.get("classes"))
@@ -366,22 +397,91 @@ def values(i, **terms):
     return {f"value.{i}.{k}": v.detach().double() for k, v in terms.items()}
 
 
-def train_vae(case, nets, xs, noises):
+def nll_of_pixels(case, decoder, outputs, x):
+    """-log p(x|z) of each pixel value: outputs [B,K,P*C,H,W] of the decoder, x [B,1,C,H,W]; and sigma, where there is one."""
+    kind = case.get("likelihood", "bernoulli")
+    if kind == "bernoulli":
+        return F.binary_cross_entropy_with_logits(outputs, x.expand_as(outputs), reduction="none"), None
+    if kind == "continuous-bernoulli":
+        # The distribution's own Taylor series about 1/2 is cut after two terms: keep it out of the way.
+        return -ContinuousBernoulli(logits=outputs.double(), lims=(0.4999, 0.5001), validate_args=False).log_prob(x.double()), None
+    if kind == "gaussian":
+        mean, sigma = torch.sigmoid(outputs), case["sigma"]
+        if sigma == "learned":
+            sigma = torch.exp(decoder.log_sigma)
+        elif sigma == "optimal":
+            error = (mean - x).pow(2).mean()
+            sigma = error.sqrt()  # with its gradient, which is 0
+            now = torch.stack([error, torch.ones_like(error)]).detach()
+            decoder.squared_error.mul_(0.99).add_(0.01 * now)
+        return -Normal(mean, sigma).log_prob(x), torch.as_tensor(sigma)
+    # As in PixelCNN++: differences of the logistic distribution function, here in double precision, x and mean in [0,1].
+    location, log_scale = outputs.double().chunk(2, dim=2)
+    mean, scale, x = torch.sigmoid(location), torch.exp(log_scale.clamp(min=-7)), x.double()
+    below, above = (torch.sigmoid((x + off / 255 - mean) / scale) for off in (-0.5, 0.5))
+    p = torch.where(x < 1e-3, above, torch.where(x > 1 - 1e-3, 1 - below, above - below))
+    return -torch.log(p), None
+
+
+def imq_mmd(a, b):
+    """Wasserstein auto-encoders, algorithm 2, with the inverse multiquadric kernel of scale 2 * Z."""
+    n, scale = len(a), 2 * a.shape[1]
+    k = lambda u, v: scale / (scale + (u - v).pow(2).sum())
+    within = lambda u: sum(k(u[i], u[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return within(a) + within(b) - 2 * sum(k(u, v) for u in a for v in b) / n**2
+
+
+def bound_of_vae(case, nll, q, z, prior):
+    """The loss of a case and its terms from -log p(x|z) [B,K], q(z|x), z [B,K,Z]."""
+    zero, kind = torch.zeros(()), case.get("bound", "elbo")
+    kls = kl_divergence(q, Normal(torch.zeros_like(q.loc), torch.ones_like(q.loc)))  # [B,Z]
+    recon, kl, beta = nll.mean(), kls.sum(1).mean(), case["beta"]
+    if kind == "elbo":
+        return recon + beta * kl, {}
+    if kind == "iwae":
+        log_p, log_q = Normal(zero, zero + 1).log_prob(z).sum(2), Normal(q.loc[:, None], q.scale[:, None]).log_prob(z).sum(2)
+        log_w = log_p - nll - log_q
+        return -(torch.logsumexp(log_w, 1) - math.log(z.shape[1])).mean(), {}
+    if kind == "free-bits":
+        return recon + beta * torch.maximum(kls.mean(0), zero + case["free_bits"]).sum(), {}
+    if kind == "capacity":
+        return recon + beta * (kl - case["capacity"]).abs(), {}
+    if kind == "mmd":
+        mmd = imq_mmd(z[:, 0], prior)
+        return recon + beta * kl + case["mmd"] * mmd, {"mmd": mmd}
+    # beta-TC: log q(z) from log q(z_i|x_j), i.e. minibatch-weighted sampling, equation 3 and appendix C of the paper.
+    z, log_count = z[:, 0], math.log(len(z) * case["images"])
+    log_qz_given = q.log_prob(z).sum(1)
+    matrix = Normal(q.loc[None], q.scale[None]).log_prob(z[:, None])  # [B,B,Z]
+    log_qz = torch.logsumexp(matrix.sum(2), 1) - log_count
+    log_product = (torch.logsumexp(matrix, 1) - log_count).sum(1)
+    log_p = Normal(zero, zero + 1).log_prob(z).sum(1)
+    mi, tc, dimension = (log_qz_given - log_qz).mean(), (log_qz - log_product).mean(), (log_product - log_p).mean()
+    terms = {"mutual_information": mi, "total_correlation": tc, "dimension_kl": dimension}
+    return recon + beta * (mi + case["tc"] * tc + dimension), terms
+
+
+def train_vae(case, nets, xs, noises, priors):
     out, optimizer = {}, adam(nets, case)
     step = stepper(case, optimizer)
-    for i, (x, eps) in enumerate(zip(xs, noises)):
+    for i, (x, eps, prior) in enumerate(zip(xs, noises, priors)):
         optimizer.zero_grad()
         mu, logvar = nets["encoder"](x)
         q = Normal(mu, torch.exp(logvar / 2))
-        logits = nets["decoder"](q.loc + q.scale * eps)
-        recon = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
-        kl = kl_divergence(q, Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum() / len(x)
-        loss = recon + case["beta"] * kl
+        eps = eps.reshape(len(x), -1, case["latent"])  # [B,K,Z]
+        z = q.loc[:, None] + q.scale[:, None] * eps
+        outputs = nets["decoder"](z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        nll, sigma = nll_of_pixels(case, nets["decoder"], outputs, x[:, None])
+        nll = nll.sum((2, 3, 4))
+        recon, kl = nll.mean(), kl_divergence(q, Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum() / len(x)
+        loss, terms = bound_of_vae(case, nll, q, z, prior)
+        if case.get("sigma") in ("learned", "optimal"):
+            terms["sigma"] = sigma
         loss.backward()
         if i == 0:
             out |= gradients(nets["encoder"], "encoder") | gradients(nets["decoder"], "decoder")
         step()
-        out |= values(i, loss=loss, recon=recon, kl=kl)
+        out |= values(i, loss=loss, recon=recon, kl=kl, **terms)
     return out | moments(nets, [optimizer])
 
 
@@ -497,11 +597,14 @@ def train_gan(case, nets, xs, noises, draws):
 
 
 @torch.no_grad()
-def evaluation(nets, x, z, labels):
+def evaluation(case, nets, x, z, labels):
     nets.eval()
     if "decoder" in nets:
-        mu, logvar = nets["encoder"](x)
-        return {"eval.decoded": torch.sigmoid(nets["decoder"](z)), "eval.mu": mu, "eval.logvar": logvar}
+        (mu, logvar), outputs = nets["encoder"](x), nets["decoder"](z)
+        image = torch.sigmoid(outputs[:, : case["shape"][0]])
+        if case.get("likelihood") == "continuous-bernoulli":
+            image = ContinuousBernoulli(logits=outputs.double()).mean
+        return {"eval.decoded": image, "eval.mu": mu, "eval.logvar": logvar}
     return {"eval.decoded": nets["generator"](z, labels), "eval.logits": nets["discriminator"](x, labels)}
 
 
@@ -598,17 +701,20 @@ def run(name, dtype):
     nets = build(case).to(dtype)
     # Grey levels of 8 bits, about a seventh of them exactly 0 and as many exactly 1.
     xs = [(torch.rand(n, *case["shape"]) * 1.4 - 0.2).clamp(0, 1).mul(255).round().div(255).to(dtype) for n in BATCHES]
-    noises = [torch.randn(n, case["latent"]).to(dtype) for n in BATCHES]
+    samples = [case["samples"]] if "samples" in case else []
+    noises = [torch.randn(n, *samples, case["latent"]).to(dtype) for n in BATCHES]
     out = {f"x.{i}": x for i, x in enumerate(xs)} | {f"noise.{i}": z for i, z in enumerate(noises)}
     out |= state(nets, "init")
     if case["model"] == "vae":
-        out |= train_vae(case, nets, xs, noises)
+        priors = [torch.randn(n, case["latent"]).to(dtype) if case.get("bound") == "mmd" else None for n in BATCHES]
+        out |= {f"prior.{i}": prior for i, prior in enumerate(priors) if prior is not None}
+        out |= train_vae(case, nets, xs, noises, priors)
     else:
         of_dtype = lambda t: t.to(dtype) if t.is_floating_point() else t
         draws = [{key: of_dtype(t) for key, t in penalty_noise(case, x).items()} for x in xs]
         out |= {f"{key}.{i}": t for i, drawn in enumerate(draws) for key, t in drawn.items()}
         out |= train_gan(case, nets, xs, noises, draws)
-    return out | state(nets, "final") | evaluation(nets, xs[-1], noises[-1], out.get("labels.2"))
+    return out | state(nets, "final") | evaluation(case, nets, xs[-1], noises[-1].flatten(0, -2), out.get("labels.2"))
 
 
 def worst(got, want, rtol, atol):

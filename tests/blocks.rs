@@ -12,7 +12,7 @@ use common::python::{python, run_script, write_expected};
 use ganvae::export::{self, Format, Origin, example};
 use ganvae::native::{self, MatmulBackend};
 use ganvae::nets::cost::MatmulOp;
-use ganvae::nets::graph::{Builder, ConvSpec, Function, Graph, Init, Op, Port, Value};
+use ganvae::nets::graph::{Builder, CB_SERIES_BELOW, ConvSpec, Function, Graph, Init, Op, Port, Value};
 use ganvae::nets::{Kernels, Layout, Mode};
 use tch::nn::VarStore;
 use tch::{CModule, Device, IValue, Kind, Tensor};
@@ -269,8 +269,10 @@ fn upsampling() -> Block {
         let cut = b.op("cut", Op::Pad { left: 0, right: -2, top: -1, bottom: -2 }, &[sum])?;
         let padded = b.op("padded", Op::Pad { left: 0, right: 1, top: 0, bottom: 0 }, &[cut])?;
         let tanh = act(b, "tanh", Function::Tanh, padded)?;
-        let unit = b.op("unit", Op::Affine { scale: 0.5, shift: 0.5 }, &[tanh])?;
-        b.output(Port::images("image", &[3, 13, 15], "images"), unit)
+        // On both sides of where the series of the mean ends.
+        let logits = b.op("logits", Op::Affine { scale: 2.0, shift: 0.3 }, &[tanh])?;
+        let mean = act(b, "mean", Function::ContinuousBernoulliMean, logits)?;
+        b.output(Port::images("image", &[3, 13, 15], "images"), mean)
     };
     let plain = |p: &Plain, x: &[Tensor]| {
         let h = p.batch_norm("norm1", &x[0]);
@@ -278,7 +280,10 @@ fn upsampling() -> Block {
         let h = p.batch_norm("norm2", &p.conv("conv1", &h, 1, 1, 1)).clamp_min(0.0);
         let sum = p.conv("conv2", &h, 1, 2, 1) + p.conv("skip", &doubled(&x[0]), 1, 0, 1);
         let image = doubled(&sum).narrow(2, 1, 13).narrow(3, 0, 14).constant_pad_nd([0, 1, 0, 0]);
-        vec![image.tanh() * 0.5 + 0.5]
+        let logits = image.tanh() * 2.0 + 0.3;
+        let inside = logits.abs().lt(CB_SERIES_BELOW).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        assert!(inside > 0.05 && inside < 0.95, "{inside} of the logits are in the series");
+        vec![((-&logits).exp().neg() + 1.0).reciprocal() - logits.reciprocal()]
     };
     let matmuls = vec![conv_op([6, 5], 8, same(3, 1)), conv_op([5, 3], 8, same(5, 1)), conv_op([6, 3], 8, same(1, 1))];
     Block::new("upsampling", build, plain, matmuls, 2 * 64 * (5 * 6 * 9 + 3 * 5 * 25 + 3 * 6))

@@ -13,13 +13,16 @@ use ganvae::base::timer::StepTimer;
 use ganvae::models::augment::{ApplyProbability, AugmentSpec, Augmentation, Augmenter};
 use ganvae::models::gan::{Gan, GanSpec, StepNoise};
 use ganvae::models::losses::adversarial::GanLoss;
+use ganvae::models::losses::bound::Bound;
 use ganvae::models::losses::likelihood::Likelihood;
+use ganvae::models::losses::likelihood::bernoulli::Binarize;
+use ganvae::models::losses::likelihood::gaussian::Sigma;
 use ganvae::models::losses::penalty::{Draws, Penalties};
 use ganvae::models::moving_average::Decay;
 use ganvae::models::noise::Noise;
 use ganvae::models::optimizer::OptimizerSettings;
 use ganvae::models::schedule::{Schedule, ScheduleKind};
-use ganvae::models::vae::{Vae, VaeSpec};
+use ganvae::models::vae::{LatentNoise, Vae, VaeSpec};
 use ganvae::models::{Model, Part, StepContext, Visit};
 use ganvae::native::{AdamSettings, Factor};
 use ganvae::nets::{Activation, Arch, Block, Compute, Kernels, Layout, MatmulBackend, Mode, NetSpec, Residual, Shape};
@@ -180,32 +183,38 @@ fn check_gan_with(case: &str, spec: GanSpec, hyper: OptimizerSettings) {
 
 fn check_vae_in(compute: Compute, file: &str, spec: VaeSpec, hyper: OptimizerSettings) {
     let (golden, case) = (golden(file), &format!("{file}, {compute:?}"));
-    let beta = spec.beta;
+    let capacity = if let Bound::Capacity { most } = spec.bound { most } else { 0.0 };
+    let weights = [spec.beta, capacity].map(Factor::Host);
     let mut vae = Vae::new(spec, hyper, Device::Cpu).unwrap();
     vae.set_compute(compute).unwrap();
     begin(&mut vae, &golden);
-    let input = |i: usize| (&golden[&format!("x.{i}")], &golden[&format!("noise.{i}")]);
-    let (x, eps) = input(0);
-    let terms = vae.loss(x, eps, Factor::Host(beta), Mode::Train).unwrap();
+    let input = |i: usize| {
+        let prior = golden.get(&format!("prior.{i}")).map(Tensor::shallow_clone);
+        let eps = golden[&format!("noise.{i}")].shallow_clone();
+        (&golden[&format!("x.{i}")], LatentNoise { eps, prior, uniform: None })
+    };
+    let (x, noise) = input(0);
+    let terms = vae.loss(x, &noise, weights, Mode::Batch).unwrap();
     let grads = vae.adam().gradients(&terms.loss).unwrap();
     compare_gradients(case, vae.adam().names(), &grads, &golden);
     assert_eq!(grads.len(), golden.keys().filter(|k| k.starts_with("grad.0.")).count());
     for i in 0..3 {
-        let (x, eps) = input(i);
+        let (x, noise) = input(i);
         vae.schedule(i as u64).unwrap();
-        let terms = vae.update(x, eps, cx()).unwrap();
-        for (name, got) in [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)] {
+        let terms = vae.update(x, &noise, cx()).unwrap();
+        let more: Vec<_> = vae.scalars()[4..].iter().map(|scalar| scalar.key.as_str()).zip(&terms.more).collect();
+        assert_eq!(more.len(), vae.scalars().len() - 4, "{case}");
+        assert_eq!(more.len(), terms.more.len(), "{case}");
+        let three = [("loss", &terms.loss), ("recon", &terms.recon), ("kl", &terms.kl)];
+        for (name, got) in three.iter().chain(&more) {
             close(&format!("{case}: {name} of update {i}"), got, &value(&golden, i, name), 1e-5, 1e-6);
         }
+        let values = golden.keys().filter(|key| key.starts_with(&format!("value.{i}."))).count();
+        assert_eq!(3 + more.len(), values, "{case}: every golden value was compared");
     }
     compare_end(case, &mut vae, &golden, hyper.adam);
-    close(
-        &format!("{case}: decoded"),
-        &vae.decode(&golden["noise.2"], None).unwrap(),
-        &golden["eval.decoded"],
-        1e-5,
-        1e-6,
-    );
+    let z = golden["noise.2"].flatten(0, -2);
+    close(&format!("{case}: decoded"), &vae.decode(&z, None).unwrap(), &golden["eval.decoded"], 1e-5, 1e-6);
     let (mu, logvar) = vae.encode(&golden["x.2"]).unwrap().unwrap();
     close(&format!("{case}: mu"), &mu, &golden["eval.mu"], 1e-5, 1e-6);
     close(&format!("{case}: logvar"), &logvar, &golden["eval.logvar"], 1e-5, 1e-6);
@@ -269,15 +278,11 @@ fn check_gan_in(compute: Compute, file: &str, spec: GanSpec, hyper: OptimizerSet
 fn the_articles_vae_updates_as_in_pytorch() {
     check_vae(
         "vae-mlp",
-        VaeSpec {
-            shape: shape(1, 6, 5),
-            latent: 3,
-            encoder: net(Arch::Mlp, &[7], 1, Activation::Relu, false),
-            decoder: net(Arch::Mlp, &[6, 9], 1, Activation::Relu, false),
-            likelihood: Likelihood::Bernoulli,
-            beta: 1.0,
-            kl_warmup_steps: 0,
-        },
+        VaeSpec::new(
+            shape(1, 6, 5),
+            3,
+            [net(Arch::Mlp, &[7], 1, Activation::Relu, false), net(Arch::Mlp, &[6, 9], 1, Activation::Relu, false)],
+        ),
     );
 }
 
@@ -286,13 +291,12 @@ fn a_beta_vae_of_tanh_layers_updates_as_in_pytorch() {
     check_vae(
         "vae-tanh-beta",
         VaeSpec {
-            shape: shape(3, 4, 4),
-            latent: 4,
-            encoder: net(Arch::Mlp, &[8], 1, Activation::Tanh, false),
-            decoder: net(Arch::Mlp, &[8], 1, Activation::Tanh, false),
-            likelihood: Likelihood::Bernoulli,
             beta: 2.5,
-            kl_warmup_steps: 0,
+            ..VaeSpec::new(
+                shape(3, 4, 4),
+                4,
+                [net(Arch::Mlp, &[8], 1, Activation::Tanh, false), net(Arch::Mlp, &[8], 1, Activation::Tanh, false)],
+            )
         },
     );
 }
@@ -301,16 +305,51 @@ fn a_beta_vae_of_tanh_layers_updates_as_in_pytorch() {
 fn a_convolutional_vae_updates_as_in_pytorch() {
     check_vae(
         "vae-conv",
-        VaeSpec {
-            shape: shape(1, 16, 16),
-            latent: 4,
-            encoder: net(Arch::Conv, &[10], 4, Activation::Relu, false),
-            decoder: net(Arch::Conv, &[10], 4, Activation::Relu, false),
-            likelihood: Likelihood::Bernoulli,
-            beta: 1.0,
-            kl_warmup_steps: 0,
-        },
+        VaeSpec::new(
+            shape(1, 16, 16),
+            4,
+            [net(Arch::Conv, &[10], 4, Activation::Relu, false), net(Arch::Conv, &[10], 4, Activation::Relu, false)],
+        ),
     );
+}
+
+fn small_vae() -> VaeSpec {
+    let layers = || net(Arch::Mlp, &[8], 1, Activation::Tanh, false);
+    VaeSpec::new(shape(3, 4, 4), 4, [layers(), layers()])
+}
+
+#[test]
+fn every_likelihood_updates_as_in_pytorch() {
+    for (case, likelihood) in [
+        ("vae-continuous-bernoulli", Likelihood::ContinuousBernoulli),
+        ("vae-gaussian-fixed", Likelihood::Gaussian(Sigma::Fixed(0.3))),
+        ("vae-gaussian-learned", Likelihood::Gaussian(Sigma::Learned)),
+        ("vae-gaussian-optimal", Likelihood::Gaussian(Sigma::Optimal)),
+        ("vae-logistic", Likelihood::Logistic),
+    ] {
+        check_vae(case, VaeSpec { likelihood, ..small_vae() });
+    }
+}
+
+#[test]
+fn every_bound_updates_as_in_pytorch() {
+    let (grey, gaussian) = (Likelihood::Bernoulli(Binarize::None), Likelihood::Gaussian(Sigma::Fixed(0.5)));
+    let iwae = Bound::ImportanceWeighted;
+    for (case, bound, likelihood, samples, beta) in [
+        ("vae-samples", Bound::Elbo, grey, 3, 1.0),
+        ("vae-iwae", iwae, gaussian, 4, 1.0),
+        ("vae-iwae-1", iwae, grey, 1, 1.0),
+        ("vae-free-bits", Bound::FreeBits { least: 0.12 }, grey, 1, 1.5),
+        ("vae-capacity", Bound::Capacity { most: 3.0 }, grey, 1, 20.0),
+        ("vae-tc", Bound::TotalCorrelation { weight: 6.0, images: 100.0 }, grey, 1, 1.0),
+        ("vae-mmd", Bound::Mmd { weight: 50.0 }, grey, 1, 0.5),
+    ] {
+        // The terms of the total correlation cancel each other in most gradients: with this ε, rounding in them moves little.
+        let eps = if matches!(bound, Bound::TotalCorrelation { .. }) { 1e-4 } else { 1e-8 };
+        let adam = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps, ..AdamSettings::default() };
+        let hyper = OptimizerSettings { adam, ..OptimizerSettings::default() };
+        check_vae_with(case, VaeSpec { bound, likelihood, samples, beta, ..small_vae() }, hyper);
+    }
 }
 
 fn mlp_gan(loss: GanLoss, activation: Activation) -> GanSpec {
@@ -412,15 +451,11 @@ fn schedules_update_as_in_pytorch() {
     let schedule = |start, end, kind| Some(Schedule { start, end, kind, steps: 4 });
     let (linear, cosine) = (ScheduleKind::Linear, ScheduleKind::Cosine);
     let adam = AdamSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, ..AdamSettings::default() };
-    let vae = VaeSpec {
-        shape: shape(1, 6, 5),
-        latent: 3,
-        encoder: net(Arch::Mlp, &[7], 1, Activation::Relu, false),
-        decoder: net(Arch::Mlp, &[6], 1, Activation::Relu, false),
-        likelihood: Likelihood::Bernoulli,
-        beta: 1.0,
-        kl_warmup_steps: 0,
-    };
+    let vae = VaeSpec::new(
+        shape(1, 6, 5),
+        3,
+        [net(Arch::Mlp, &[7], 1, Activation::Relu, false), net(Arch::Mlp, &[6], 1, Activation::Relu, false)],
+    );
     let (lr, beta2) = (schedule(1e-3, 1e-4, linear), schedule(0.999, 0.9, linear));
     check_vae_with("vae-linear", vae, OptimizerSettings { adam, lr, beta2, ..OptimizerSettings::default() });
     let schedules = [schedule(0.5, 0.05, cosine), schedule(0.2, 0.02, cosine)];

@@ -27,6 +27,8 @@ pub enum Stream {
     Rollback = 8,
     /// Noise for the statistics of batch normalisation (step = index of the batch, the same at every computation).
     Statistics = 9,
+    /// Black and white pixels in place of grey ones (step = index of the training image).
+    Binarize = 10,
 }
 
 /// The seed of a stream at a step: SplitMix64 finalisers chained over the four numbers.

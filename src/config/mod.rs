@@ -17,13 +17,17 @@ use toml::Value;
 
 use crate::base::classes::Classes;
 use crate::base::names::escaped;
+use crate::base::progress::say;
 use crate::base::seed::{Stream, seed_for};
-use crate::base::setting::{AnySetting, Group, Settings};
+use crate::base::setting::{AnySetting, Group, Settings, choice_name};
 use crate::base::usage::usage;
 use crate::data::{self, DATA, DATA_DIR};
 use crate::export::Origin;
 use crate::metrics::extractor;
 use crate::models::gan::FREEZE_D;
+use crate::models::losses::likelihood::bernoulli::{BINARIZE, Binarize};
+use crate::models::losses::likelihood::gaussian::SIGMA;
+use crate::models::losses::likelihood::{LIKELIHOOD, Likelihood, LikelihoodName};
 use crate::models::tuning::{Plan, TUNE};
 use crate::models::{ImageSpec, Length, Model, ModelKind, tuning};
 use crate::native;
@@ -260,6 +264,7 @@ pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path
     let now_fixed = now.fixed()?;
     // A setting that is newer than the checkpoint had its default.
     let preset = Settings::default().with(&training::PRESET, now.preset());
+    let preset = preset.with_some(&LIKELIHOOD, (now.model == ModelKind::Vae).then_some(LikelihoodName::Bernoulli));
     let mut filled = resolve(now.model, &preset)?.fixed()?;
     filled.retain(|key, _| now_fixed.contains_key(key));
     filled.extend(before.clone());
@@ -284,7 +289,10 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     let s = base.overlaid(given).without(&training::PRESET).with_some(&training::PRESET, preset);
     // Of the preset's, those that are of something that is switched off.
     let idle: Vec<_> = model.idle(&s)?.into_iter().filter(|name| given.value(name).is_none()).collect();
-    let s = s.without_names(&idle);
+    let mut s = s.without_names(&idle);
+    if model == ModelKind::Vae && s.given(&LIKELIHOOD).is_none() {
+        s = s.clone().with(&LIKELIHOOD, likelihood_for(&s)?);
+    }
     model.check(&s)?;
     if let (Some(layers @ 1..), None) = (s.given(&FREEZE_D), s.given(&training::INIT_FROM)) {
         usage!("--freeze-d {layers} keeps weights that were trained before: add --init-from, or leave it out");
@@ -311,6 +319,20 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
         },
         settings: s,
     })
+}
+
+/// The likelihood that settings of one alone ask for, else the one that suits the images: then it is said, with the reason.
+fn likelihood_for(s: &Settings) -> Result<LikelihoodName> {
+    if s.given(&SIGMA).is_some() {
+        return Ok(LikelihoodName::Gaussian);
+    }
+    if s.get(&BINARIZE)? != Binarize::None {
+        return Ok(LikelihoodName::Bernoulli);
+    }
+    let (shape, extreme) = data::look(s)?;
+    let (name, why) = Likelihood::for_images(shape, extreme);
+    say(&format!("--likelihood {}, as {why}", choice_name(&name)));
+    Ok(name)
 }
 
 /// Refuses a setting of the other kind of model, which would have no effect.

@@ -165,6 +165,17 @@ fn values_out_of_range_name_the_flag_and_the_range() {
         (Vae, "base-width = 8", "--base-width"),
         (Vae, "ema = 0.9", "--ema"),
         (Vae, "gan-loss = 'minimax'", "--gan-loss"),
+        (Vae, "binarize = 'fixed'\nlikelihood = 'logistic'", "--binarize"),
+        (Vae, "sigma = 'learned'", "--sigma"),
+        (Vae, "likelihood = 'gaussian'\nsigma = 0.001", "--sigma"),
+        (Vae, "likelihood = 'gaussian'\nmicro-batch = 8", "--sigma optimal"),
+        (Vae, "tc = 6.0\nmicro-batch = 8", "--micro-batch"),
+        (Vae, "tc = 6.0\nmmd = 1.0", "--tc and --mmd both"),
+        (Vae, "iwae = true\nfree-bits = 0.1", "--iwae and --free-bits both"),
+        (Vae, "kl-cycle = 2.0", "--kl-warmup"),
+        (Vae, "kl-warmup = 3.0\nkl-cycle = 2.0", "--kl-cycle 2"),
+        (Vae, "z-samples = 0", "--z-samples"),
+        (Vae, "capacity = 0.0", "--capacity"),
         (Gan, "ema = 1.0", "--ema"),
         (Gan, "micro-batch-norm = true", "--micro-batch-norm"),
         (Vae, "micro-batch = 0", "--micro-batch"),
@@ -253,6 +264,7 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
             "scores",
             "updates",
             "blocks",
+            "nats",
         ];
         let shown = format!("{} {}", entry.split('[').next().unwrap(), setting.range()).to_lowercase();
         assert!(!numeric || pure || units.iter().any(|unit| shown.contains(unit)), "no unit: {entry}");

@@ -4,12 +4,15 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
+use rayon::prelude::*;
 use tch::Tensor;
 
 use super::cache::Mapped;
 use super::layout::Split;
 use super::subset::Subset;
+use crate::base::seed::{Rng, Stream, seed_for};
 use crate::base::shape::Shape;
+use crate::base::usage::usage;
 
 /// Class numbers are below this.
 pub const MOST_CLASSES: u32 = 1 << 16;
@@ -114,6 +117,26 @@ impl Images {
     /// libtorch's, when memory ends.
     pub fn label_tensor(&self) -> Result<Tensor> {
         Ok(Tensor::f_from_slice(&self.labels.iter().map(|&label| i64::from(label)).collect::<Vec<_>>())?)
+    }
+
+    /// Makes each pixel value 0 or 255, the latter with the probability of its brightness, by the seed and the image's index.
+    ///
+    /// # Errors
+    /// [`crate::base::usage::Usage`] when the set may not fit into memory.
+    pub fn binarise(&mut self, seed: u64) -> Result<()> {
+        if self.pixels.large_file().is_some() {
+            usage!(
+                "--binarize fixed keeps all images in memory, for which there are too many: use --binarize dynamic, or --train-limit"
+            );
+        }
+        let len = self.image_len().max(1);
+        let mut pixels = self.pixels.to_vec();
+        pixels.par_chunks_mut(len).enumerate().for_each(|(i, image)| {
+            let mut rng = Rng::new(seed_for(seed, 0, Stream::Binarize, i as u64) as u64);
+            image.iter_mut().for_each(|p| *p = if rng.below(255) < u64::from(*p) { 255 } else { 0 });
+        });
+        self.pixels = pixels.into();
+        Ok(())
     }
 
     /// Bytes of one image: C·H·W.

@@ -19,10 +19,7 @@ fn vae() -> Vae {
         ..NetSpec::default()
     };
     let shape = Shape { channels: 1, height: 4, width: 3 };
-    let likelihood = crate::models::losses::likelihood::Likelihood::Bernoulli;
-    let spec =
-        VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta: 1.0, kl_warmup_steps: 0 };
-    Vae::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap()
+    Vae::new(VaeSpec::new(shape, 2, [net.clone(), net]), OptimizerSettings::default(), Device::Cpu).unwrap()
 }
 
 fn origin() -> Origin {

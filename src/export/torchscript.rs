@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::native::{self, Submodule};
-use crate::nets::graph::{BN_MOMENTUM, Function, Graph, NORM_EPS, Node, Op, Value};
+use crate::nets::graph::{BN_MOMENTUM, CB_SERIES, CB_SERIES_BELOW, Function, Graph, NORM_EPS, Node, Op, Value};
 
 /// Writes `graph` as a TorchScript module whose sub-modules, parameters and buffers have PyTorch's names, with `description`
 /// among its extra files as `ganvae.json`.
@@ -88,6 +88,13 @@ fn expression(node: &Node, inputs: &[&str]) -> (Option<&'static str>, String) {
         Op::Activation(Function::Tanh) => format!("torch.tanh({x})"),
         Op::Activation(Function::Sigmoid) => format!("torch.sigmoid({x})"),
         Op::Activation(Function::Silu) => format!("torch.silu({x})"),
+        Op::Activation(Function::ContinuousBernoulliMean) => {
+            let ([a, b, c], small) = (CB_SERIES, format!("torch.lt(torch.abs({x}), {CB_SERIES_BELOW:?})"));
+            let far = format!("torch.where({small}, torch.ones_like({x}), {x})");
+            let formula = format!("-(torch.reciprocal(torch.expm1(-{far})) + torch.reciprocal({far}))");
+            let series = format!("{x} * ({x} * {x} * ({x} * {x} * {c:?} + {b:?}) + {a:?}) + 0.5");
+            format!("torch.where({small}, {series}, {formula})")
+        }
         Op::Add => inputs.join(" + "),
         Op::Multiply => inputs.join(" * "),
         Op::Affine { scale, shift } => format!("{x} * {scale:?} + {shift:?}"),

@@ -10,7 +10,8 @@ use super::estimate::{Estimate, append};
 use crate::base::seed::{Stream, named, seed_for};
 use crate::data::dataset::Dataset;
 use crate::models::LatentVariable;
-use crate::native;
+use crate::models::losses::likelihood::bernoulli::binarised;
+use crate::native::{self, Distribution};
 
 /// K without another wish.
 pub const SAMPLES: i64 = 500;
@@ -73,7 +74,10 @@ pub fn evaluate(
     let [mut recon, mut kl, mut nll] = [const { Vec::new() }; 3];
     let mut means = None::<[Tensor; 2]>;
     for from in (0..data.len()).step_by(images as usize) {
-        let x = data.range(from, images as usize)?.x; // [B,C,H,W]
+        let mut x = data.range(from, images as usize)?.x; // [B,C,H,W]
+        if model.binarizes() {
+            x = binarised(&x, &uniform(seed, from, &x.size())?.f_to_device(x.device())?)?;
+        }
         let posterior = Posterior::new(model.posterior(&x)?)?;
         let (mut log_sum, mut log_likelihood) = (None::<Tensor>, None::<Tensor>); // [B] each
         for first in (0..samples).step_by(part as usize) {
@@ -149,7 +153,9 @@ impl Posterior {
 
     /// ½ Σ (mu² + exp(logvar) − 1 − logvar): [B].
     fn kl(&self) -> Result<Tensor> {
-        let each = self.mu.f_square()?.f_add(&self.logvar.f_expm1()?)?.f_sub(&self.logvar)?;
+        // 0 at the least, but for rounding.
+        let of_variance = self.logvar.f_expm1()?.f_sub(&self.logvar)?.f_clamp_min(0.0)?;
+        let each = self.mu.f_square()?.f_add(&of_variance)?;
         Ok(each.f_sum_dim_intlist(1, false, Kind::Double)?.f_mul_scalar(0.5)?)
     }
 
@@ -181,6 +187,17 @@ pub fn noise(seed: u64, from: usize, count: i64, range: std::ops::Range<i64>, la
         images.push(all.f_narrow(0, skip, range.end - range.start)?);
     }
     Ok(Tensor::f_stack(&images, 0)?)
+}
+
+/// Numbers in [0, 1) by which images from `from` on, of shapes [B,C,H,W], are made black and white: a function of the seed and the image's
+/// index, so that each image is always made so alike.
+fn uniform(seed: u64, from: usize, shape: &[i64]) -> Result<Tensor> {
+    let (count, each) = shape.split_first().context("images have no shape")?;
+    let of = |image: usize| {
+        let seed = named(seed_for(seed, 0, Stream::Eval, image as u64), "binarize");
+        native::random(seed, each, Distribution::Uniform)
+    };
+    Ok(Tensor::f_stack(&(from..).take(*count as usize).map(of).collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 #[cfg(test)]

@@ -348,6 +348,12 @@ pub trait LatentVariable {
     /// As [`Model::step`].
     fn log_likelihood(&self, x: &Tensor, z: &Tensor) -> Result<Tensor>;
 
+    /// Whether it is a model of black and white images, which are drawn from grey ones as probabilities
+    /// ([`losses::likelihood::bernoulli::binarised`]).
+    fn binarizes(&self) -> bool {
+        false
+    }
+
     /// Bits per dimension to add to −log p(x) / (D ln 2), for images of 8 bits; or why there are none
     /// ([`losses::likelihood::Likelihood::bits`]).
     ///

@@ -125,10 +125,22 @@ impl Scheduled {
     }
 }
 
-/// Linear warm-up from 0 to `weight` over `steps` updates (the first update has 1/`steps` of it): Bowman et al. 2016, arXiv 1511.06349,
-/// section 3.1.
-pub fn warm_up(weight: f64, steps: u64, step: u64) -> f64 {
-    if steps == 0 { weight } else { weight * ((step + 1) as f64 / steps as f64).min(1.0) }
+/// A rise from 0, once or again and again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WarmUp {
+    /// Updates of the rise; 0 for none.
+    pub steps: u64,
+    /// Updates from one start of the rise to the next; 0: there is one.
+    pub cycle: u64,
+}
+
+impl WarmUp {
+    /// `weight` in the update after `step` updates: linear from 0 (the first update has 1/`steps` of it; Bowman et al. 2016, arXiv
+    /// 1511.06349, section 3.1), again in each cycle (Fu et al. 2019, arXiv 1903.10145, equation 4).
+    pub fn at(self, weight: f64, step: u64) -> f64 {
+        let step = if self.cycle == 0 { step } else { step % self.cycle };
+        if self.steps == 0 { weight } else { weight * ((step + 1) as f64 / self.steps as f64).min(1.0) }
+    }
 }
 
 #[cfg(test)]
@@ -163,10 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn a_warm_up_is_linear() {
-        let weights: Vec<f64> = (0..6).map(|step| warm_up(2.0, 4, step)).collect();
-        assert_eq!(weights, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
-        assert_eq!(warm_up(2.0, 0, 0), 2.0);
+    fn a_warm_up_is_linear_and_may_begin_again() {
+        let weights = |steps, cycle| (0..6).map(|step| WarmUp { steps, cycle }.at(2.0, step)).collect::<Vec<_>>();
+        assert_eq!(weights(4, 0), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
+        assert_eq!(weights(2, 3), [1.0, 2.0, 2.0, 1.0, 2.0, 2.0]);
+        assert_eq!(weights(0, 0), [2.0; 6]);
     }
 
     #[test]

@@ -2,84 +2,27 @@
 //!
 //! Kingma and Welling 2014 (arXiv 1312.6114); β after Higgins et al. 2017. Knows no files, paths or ranks.
 
-use anyhow::{Context, Result};
-use tch::{Device, Tensor};
+mod spec;
 
-use super::losses::likelihood::{LIKELIHOOD, Likelihood};
+use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
+
+use super::losses::bound::{Bound, Encoded};
+use super::losses::likelihood::PixelModel;
+use super::losses::likelihood::bernoulli::{Binarize, binarised};
 use super::network::Network;
 use super::noise::Noise;
 use super::optimizer::{Adam, OptimizerSettings, mean_of_passes};
-use super::schedule::{Scheduled, warm_up};
-use super::{LatentVariable, Length, Model, StepContext};
+use super::schedule::Scheduled;
+use super::{LatentVariable, Model, StepContext};
 use crate::base::batch::Batch;
 use crate::base::scalar::Scalar;
-use crate::base::setting::{Group, Setting, Settings};
 use crate::base::shape::Shape;
 use crate::native::{self, Factor};
 use crate::nets::cost::Work;
 use crate::nets::graph::{Init, Port, Value};
-use crate::nets::{LATENT, Mode, NetSpec, features, hidden_widths, synthesis};
-
-/// Architecture and loss of a VAE.
-#[derive(Clone, Debug, PartialEq)]
-pub struct VaeSpec {
-    /// Shape of the images.
-    pub shape: Shape,
-    /// Z, the latent width.
-    pub latent: i64,
-    /// The encoder's layers.
-    pub encoder: NetSpec,
-    /// The decoder's layers.
-    pub decoder: NetSpec,
-    /// p(x|z).
-    pub likelihood: Likelihood,
-    /// Weight of the KL term; 1 gives the ELBO.
-    pub beta: f64,
-    /// Updates of the linear warm-up of β from 0; 0 for none.
-    pub kl_warmup_steps: u64,
-}
-
-/// Hidden layers of the encoder.
-pub static ENCODER_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("encoder-hidden", "Units of the hidden layers of the encoder, such as 512,256, or none");
-
-/// Hidden layers of the decoder.
-pub static DECODER_HIDDEN: Setting<Vec<i64>> =
-    hidden_widths("decoder-hidden", "Units of the hidden layers of the decoder");
-
-/// See [`VaeSpec::beta`].
-pub static BETA: Setting<f64> = Setting::number("beta", "Weight of the KL term")
-    .range("from 0 to 1000", |v| (0.0..=1000.0).contains(v))
-    .default("1", "the ELBO");
-
-/// Epochs of the warm-up of β ([`VaeSpec::kl_warmup_steps`]).
-pub static KL_WARMUP: Setting<f64> =
-    Setting::number("kl-warmup", "Epochs over which the weight of the KL term rises from 0")
-        .range("from 0 to 1e6", |v| (0.0..=1e6).contains(v))
-        .default("0", "Kingma and Welling 2014 have none")
-        .value_name("EPOCHS");
-
-/// The settings of a VAE.
-pub static SETTINGS: Group =
-    Group { heading: "VAE", settings: &[&ENCODER_HIDDEN, &DECODER_HIDDEN, &LIKELIHOOD, &BETA, &KL_WARMUP] };
-
-impl VaeSpec {
-    /// The VAE that the settings describe, for images of this shape and a run of this length.
-    ///
-    /// # Errors
-    /// [`crate::base::usage::Usage`] for contradictory settings.
-    pub fn from_settings(s: &Settings, shape: Shape, length: Length) -> Result<Self> {
-        Ok(VaeSpec {
-            shape,
-            latent: s.get(&LATENT)? as i64,
-            encoder: NetSpec::from_settings(s, &ENCODER_HIDDEN)?,
-            decoder: NetSpec::from_settings(s, &DECODER_HIDDEN)?,
-            likelihood: s.get(&LIKELIHOOD)?,
-            beta: s.get(&BETA)?,
-            kl_warmup_steps: (s.get(&KL_WARMUP)? * length.per_epoch as f64).round() as u64,
-        })
-    }
-}
+use crate::nets::{Mode, features, synthesis};
+pub use spec::{BETA, DECODER_HIDDEN, ENCODER_HIDDEN, KL_CYCLE, KL_WARMUP, SETTINGS, VaeSpec};
 
 /// q(z|x) = N(mu, exp(logvar)) and p(x|z), with one Adam over both networks.
 #[derive(Debug)]
@@ -91,34 +34,73 @@ pub struct Vae {
     posterior: [Value; 2],
     /// The parameters of p(x|z) that the decoder computes.
     parameters: Value,
-    /// β of the next update.
-    beta: Scheduled,
+    pixels: PixelModel,
+    /// Of the next update.
+    weights: Weights,
     adam: Adam,
     scalars: Vec<Scalar>,
 }
 
-/// The terms of the loss, scalars in nats per image.
+/// The scheduled numbers of the loss.
+#[derive(Debug)]
+struct Weights {
+    beta: Scheduled,
+    /// C of [`Bound::Capacity`]; 0 for another.
+    capacity: Scheduled,
+}
+
+/// The random numbers of a step.
+#[derive(Debug)]
+pub struct LatentNoise {
+    /// Standard normal [B,K,Z].
+    pub eps: Tensor,
+    /// Samples of the prior [B,Z], where [`Bound::takes_prior`].
+    pub prior: Option<Tensor>,
+    /// From U(0, 1) [B,C,H,W], where images are binarised.
+    pub uniform: Option<Tensor>,
+}
+
+impl LatentNoise {
+    /// Those of the images `from` to `from + count`.
+    fn narrow(&self, (from, count): (i64, i64)) -> Result<Self> {
+        let part = |t: &Option<Tensor>| t.as_ref().map(|t| t.f_narrow(0, from, count)).transpose();
+        Ok(LatentNoise {
+            eps: self.eps.f_narrow(0, from, count)?,
+            prior: part(&self.prior)?,
+            uniform: part(&self.uniform)?,
+        })
+    }
+}
+
+/// The terms of the loss, scalars, in nats per image but for what their scalars say.
 #[derive(Debug)]
 pub struct VaeLoss {
-    /// recon + β·kl, minimised.
+    /// That of the [`Bound`], minimised.
     pub loss: Tensor,
-    /// −E_q[log p(x|z)], estimated with one z per image.
+    /// −E_q[log p(x|z)], estimated with K z per image.
     pub recon: Tensor,
     /// KL(q(z|x) ‖ p(z)).
     pub kl: Tensor,
+    /// Those of [`Bound::scalars`], then σ if the likelihood has one that changes.
+    pub more: Vec<Tensor>,
 }
 
-/// The logged values: [`VaeLoss`] in its order, then the ELBO.
-fn scalars(spec: &VaeSpec) -> Vec<Scalar> {
+/// The logged values: [`VaeLoss`] in its order, but for the ELBO after the KL.
+fn scalars(spec: &VaeSpec, pixels: &PixelModel) -> Vec<Scalar> {
     // The weight of the KL term may be large, so the loss itself has no limit.
     let limit = 100.0 * (spec.likelihood.uniform_nll(spec.shape) + spec.latent as f64);
     let nats = |key, name, panel| Scalar::new(key, name, "nats per image", panel);
-    vec![
+    let mut all = vec![
         nats("loss", "loss", "loss").lower().compared_by("elbo"),
         nats("recon", "reconstruction", "reconstruction").lower().limit(limit),
         nats("kl", "KL", "KL").limit(limit),
         nats("elbo", "ELBO", "").higher(),
-    ]
+    ];
+    all.extend(spec.bound.scalars());
+    if pixels.learns_sigma() {
+        all.push(Scalar::new("sigma", "σ", "", "standard deviation of a pixel").lower());
+    }
+    all
 }
 
 /// x [B,C,H,W] in [0,1] -> mu [B,Z], logvar [B,Z].
@@ -137,15 +119,15 @@ fn encoder(spec: &VaeSpec, device: Device) -> Result<(Network, [Value; 2])> {
 }
 
 /// z [B,Z] -> the parameters of p(x|z), and its mean x [B,C,H,W].
-fn decoder(spec: &VaeSpec, device: Device) -> Result<(Network, Value)> {
+fn decoder(spec: &VaeSpec, device: Device) -> Result<(Network, (Value, PixelModel))> {
     let channels = spec.shape.channels * spec.likelihood.parameters();
     Network::new("decoder", device, spec.decoder.init, |b| {
         let z = b.input(Port::new("z", &[spec.latent], "latents, from the prior N(0, I)"))?;
         let parameters = synthesis(b, z, Shape { channels, ..spec.shape }, &spec.decoder)?;
         b.begin_float32();
-        let mean = spec.likelihood.mean(b, parameters)?;
+        let (pixels, mean) = spec.likelihood.build(b, parameters)?;
         b.output(Port::images("x", &spec.shape.dims(), "means of the pixels"), mean)?;
-        Ok(parameters)
+        Ok((parameters, pixels))
     })
 }
 
@@ -156,43 +138,68 @@ impl Vae {
     /// When the architecture does not support this image shape.
     pub fn new(spec: VaeSpec, hyper: OptimizerSettings, device: Device) -> Result<Self> {
         let (encoder, posterior) = encoder(&spec, device)?;
-        let (decoder, parameters) = decoder(&spec, device)?;
+        let (decoder, (parameters, pixels)) = decoder(&spec, device)?;
         let adam = Adam::new("step", &[&encoder, &decoder], hyper)?;
-        let (scalars, beta) = (scalars(&spec), Scheduled::new(spec.beta, device)?);
-        Ok(Vae { spec, encoder, decoder, posterior, parameters, beta, adam, scalars })
+        let weights =
+            Weights { beta: Scheduled::new(spec.beta, device)?, capacity: Scheduled::new(spec.capacity(), device)? };
+        let scalars = scalars(&spec, &pixels);
+        Ok(Vae { spec, encoder, decoder, posterior, parameters, pixels, weights, adam, scalars })
     }
 
-    /// The loss on x [B,C,H,W] in [0,1] with noise eps [B,Z] ∼ N(0, I): z = mu + exp(logvar/2)·eps.
+    /// The loss on x [B,C,H,W] in [0,1] with z = mu + exp(logvar/2)·eps, by β and, for [`Bound::Capacity`], C.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn loss(&self, x: &Tensor, eps: &Tensor, beta: Factor, mode: Mode) -> Result<VaeLoss> {
+    pub fn loss(&self, x: &Tensor, noise: &LatentNoise, weights: [Factor; 2], mode: Mode) -> Result<VaeLoss> {
+        let binarised = noise.uniform.as_ref().map(|uniform| binarised(x, uniform)).transpose()?;
+        let x = binarised.as_ref().unwrap_or(x);
         let mut posterior = self.encoder.graph.forward(&[x], &self.posterior, mode)?.into_iter();
         let (mu, logvar) = posterior.next().zip(posterior.next()).context("the encoder has fewer than two outputs")?;
-        let (z, kl) = native::gaussian_draw(&mu, &logvar, eps)?; // [B,Z]
-        let parameters = self.decoder.graph.forward_one(&z, self.parameters, mode)?; // [B,P·C,H,W]
-        let (loss, recon) = self.spec.likelihood.bound(&parameters, x, &kl, beta)?;
-        Ok(VaeLoss { loss, recon, kl })
+        let (samples, [beta, capacity]) = (self.spec.samples, weights);
+        let eps = noise.eps.f_reshape([-1, self.spec.latent])?; // [B·K,Z]
+        let (z, kl) = match samples {
+            1 => native::gaussian_draw(&mu, &logvar, &eps)?,
+            _ => {
+                let repeated = |t: &Tensor| t.f_repeat_interleave_self_int(samples, 0, None);
+                native::gaussian_draw(&repeated(&mu)?, &repeated(&logvar)?, &eps)?
+            }
+        };
+        let parameters = self.decoder.graph.forward_one(&z, self.parameters, mode)?; // [B·K,P·C,H,W]
+        if samples == 1
+            && self.spec.bound == Bound::Elbo
+            && let Some(both) = self.pixels.fused_bound(&parameters, x, &kl, beta)
+        {
+            let (loss, recon) = both?;
+            return Ok(VaeLoss { loss, recon, kl, more: Vec::new() });
+        }
+        let (nll, sigma) = self.pixels.nll(&parameters, x, mode)?; // [B,K]
+        let prior = noise.prior.as_ref();
+        let encoded = Encoded { nll: &nll, kl: &kl, mu: &mu, logvar: &logvar, eps: &eps, z: &z, prior };
+        let (loss, mut more) = self.spec.bound.loss(&encoded, beta, capacity)?;
+        more.extend(sigma);
+        Ok(VaeLoss { loss, recon: nll.f_mean(None::<Kind>)?, kl, more })
     }
 
-    /// One update with the noise `eps` and the scheduled β; returns the loss before it.
+    /// One update with this noise and the scheduled weights; returns the loss before it.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn update(&mut self, x: &Tensor, eps: &Tensor, cx: StepContext) -> Result<VaeLoss> {
+    pub fn update(&mut self, x: &Tensor, noise: &LatentNoise, cx: StepContext) -> Result<VaeLoss> {
         let passes = self.adam.passes((0, x.size()[0]));
         let mut all = Vec::new();
-        let loss = |(from, count): (i64, i64)| {
-            let (x, eps) = (x.f_narrow(0, from, count)?, eps.f_narrow(0, from, count)?);
-            let terms = self.loss(&x, &eps, self.beta.factor(cx.on_device), Mode::Train)?;
+        let loss = |pass: (i64, i64)| {
+            let (x, noise) = (x.f_narrow(0, pass.0, pass.1)?, noise.narrow(pass)?);
+            let weights = [&self.weights.beta, &self.weights.capacity].map(|weight| weight.factor(cx.on_device));
+            let terms = self.loss(&x, &noise, weights, Mode::Train)?;
             let loss = terms.loss.shallow_clone();
             // Without its graph.
-            all.push([terms.loss, terms.recon, terms.kl].map(|t| t.detach()));
+            all.push(terms.values().map(Tensor::detach).collect::<Vec<_>>());
             Ok(loss)
         };
         self.adam.minimise_mean(&passes, cx, |adam, loss| adam.minimise(loss, cx), loss)?;
         let mean = |i: usize| mean_of_passes(&passes, all.iter().map(|terms| &terms[i]));
-        Ok(VaeLoss { loss: mean(0)?, recon: mean(1)?, kl: mean(2)? })
+        let more = (3..self.measured()).map(mean).collect::<Result<_>>()?;
+        Ok(VaeLoss { loss: mean(0)?, recon: mean(1)?, kl: mean(2)?, more })
     }
 
     /// The optimizer.
@@ -200,32 +207,56 @@ impl Vae {
         &self.adam
     }
 
-    fn eps(&self, x: &Tensor, noise: &Noise) -> Result<Tensor> {
-        noise.normal("eps", &[x.size()[0], self.spec.latent])
+    /// The noise of a step on x; `updates`: or of a score, for which images are always binarised alike.
+    fn noise(&self, x: &Tensor, noise: &Noise, updates: bool) -> Result<LatentNoise> {
+        let VaeSpec { latent, samples, bound, .. } = self.spec;
+        let images = x.size()[0];
+        let binarizes = match self.spec.likelihood.binarize() {
+            Binarize::None => false,
+            Binarize::Dynamic => true,
+            // The training images already are black and white.
+            Binarize::Fixed => !updates,
+        };
+        // The shape of one sample decides its numbers.
+        let eps = if samples == 1 { vec![images, latent] } else { vec![images, samples, latent] };
+        Ok(LatentNoise {
+            eps: noise.normal("eps", &eps)?,
+            prior: bound.takes_prior().then(|| noise.normal("prior", &[images, latent])).transpose()?,
+            uniform: binarizes.then(|| noise.uniform("binarize", &x.size())).transpose()?,
+        })
     }
 }
 
 impl VaeLoss {
+    fn values(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.loss, &self.recon, &self.kl].into_iter().chain(&self.more)
+    }
+
     fn stacked(&self) -> Result<Tensor> {
-        Ok(Tensor::f_stack(&[&self.loss, &self.recon, &self.kl], 0)?.f_detach()?) // [3]
+        Ok(Tensor::f_stack(&self.values().collect::<Vec<_>>(), 0)?.f_detach()?) // [3 and more]
     }
 }
 
 impl Model for Vae {
     fn step(&mut self, batch: &Batch, cx: StepContext) -> Result<Tensor> {
-        let eps = self.eps(&batch.x, cx.noise)?;
-        self.update(&batch.x, &eps, cx)?.stacked()
+        let noise = self.noise(&batch.x, cx.noise, true)?;
+        self.update(&batch.x, &noise, cx)?.stacked()
     }
 
-    /// With the full β, independently of the warm-up.
+    /// With the full β and capacity, independently of the warm-up.
     fn score(&self, batch: &Batch, noise: &Noise) -> Result<Tensor> {
-        let eps = self.eps(&batch.x, noise)?;
-        tch::no_grad(|| self.loss(&batch.x, &eps, Factor::Host(self.spec.beta), Mode::Eval)?.stacked())
+        let noise = self.noise(&batch.x, noise, false)?;
+        let weights = [self.spec.beta, self.spec.capacity()].map(Factor::Host);
+        tch::no_grad(|| self.loss(&batch.x, &noise, weights, Mode::Eval)?.stacked())
     }
 
     fn schedule(&mut self, step: u64) -> Result<()> {
         self.adam.schedule(step)?;
-        self.beta.set(warm_up(self.spec.beta, self.spec.kl_warmup_steps, step))
+        let VaeSpec { warm_up, beta, bound, .. } = self.spec;
+        match bound {
+            Bound::Capacity { most } => self.weights.capacity.set(warm_up.at(most, step)),
+            _ => self.weights.beta.set(warm_up.at(beta, step)),
+        }
     }
 
     fn scalars(&self) -> &[Scalar] {
@@ -233,12 +264,12 @@ impl Model for Vae {
     }
 
     fn measured(&self) -> usize {
-        3
+        self.scalars.len() - 1
     }
 
     fn report(&self, measured: &[f64]) -> Vec<f64> {
-        let elbo = measured[1..].iter().sum::<f64>();
-        [measured, &[-elbo]].concat()
+        let (terms, more) = measured.split_at(3);
+        [terms, &[-terms[1] - terms[2]], more].concat()
     }
 
     fn criterion(&self) -> Option<usize> {
@@ -247,7 +278,7 @@ impl Model for Vae {
 
     fn warnings(&self, measured: &[f64]) -> Vec<&'static str> {
         match measured {
-            [_, _, kl] if *kl < 0.05 => vec![
+            [_, _, kl, ..] if *kl < 0.05 => vec![
                 "posterior collapse: the latents hold no information about the images (KL below 0.05 nats); try --kl-warmup, a lower --beta or a \
                  higher --lr",
             ],
@@ -274,7 +305,7 @@ impl Model for Vae {
     fn work(&self, batch: i64) -> Vec<Work> {
         // The decoder needs the gradient of its input, for the encoder.
         let mut work = self.encoder.graph.training_work(batch, true, false);
-        work.extend(self.decoder.graph.training_work(batch, true, true));
+        work.extend(self.decoder.graph.training_work(batch * self.spec.samples, true, true));
         work
     }
 
@@ -296,7 +327,11 @@ impl LatentVariable for Vae {
     fn log_likelihood(&self, x: &Tensor, z: &Tensor) -> Result<Tensor> {
         let z = z.f_reshape([-1, self.spec.latent])?; // [B·K,Z]
         let decode = || self.decoder.graph.forward_one(&z, self.parameters, Mode::Eval);
-        self.spec.likelihood.log_prob(&tch::no_grad(decode)?, x)
+        self.pixels.log_prob(&tch::no_grad(decode)?, x)
+    }
+
+    fn binarizes(&self) -> bool {
+        self.spec.likelihood.binarize() != Binarize::None
     }
 
     fn bits(&self) -> Result<f64, &'static str> {
@@ -304,93 +339,5 @@ impl LatentVariable for Vae {
     }
 }
 
-/// A tiny VAE on images of 2×3 pixels, for tests.
 #[cfg(test)]
-pub(crate) fn small(beta: f64, kl_warmup_steps: u64) -> Vae {
-    use crate::nets::{Activation, Arch};
-    let net = NetSpec {
-        arch: Arch::Mlp,
-        hidden: vec![4],
-        activation: Activation::Relu,
-        batch_norm: false,
-        init: Init::PyTorch,
-        ..NetSpec::default()
-    };
-    let shape = Shape { channels: 1, height: 2, width: 3 };
-    let likelihood = Likelihood::Bernoulli;
-    let spec = VaeSpec { shape, latent: 2, encoder: net.clone(), decoder: net, likelihood, beta, kl_warmup_steps };
-    Vae::new(spec, OptimizerSettings::default(), Device::Cpu).unwrap()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::timer::StepTimer;
-    use crate::models::optimizer::MicroBatch;
-
-    #[test]
-    fn the_kl_warm_up_is_linear() {
-        for (steps, want) in [(4, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]), (0, [2.0; 6])] {
-            let mut vae = small(2.0, steps);
-            for (step, want) in want.into_iter().enumerate() {
-                vae.schedule(step as u64).unwrap();
-                assert_eq!((vae.beta.host(), vae.beta.device().double_value(&[])), (want, want));
-            }
-        }
-    }
-
-    #[test]
-    fn passes_of_an_update_give_that_of_the_whole_batch() {
-        let random = |seed, shape: &[i64]| native::random(seed, shape, native::Distribution::Uniform).unwrap();
-        let (x, eps) = (random(1, &[7, 1, 2, 3]), random(2, &[7, 2]));
-        let timer = StepTimer::off();
-        let noise = Noise::new(1, Device::Cpu);
-        let update = |images: Option<u64>| {
-            let micro_batch = images.map(|images| MicroBatch { images, with_batch_norm: false });
-            let adam = native::AdamSettings { eps: 1e-2, ..native::AdamSettings::default() };
-            let hyper = OptimizerSettings { adam, micro_batch, ..OptimizerSettings::default() };
-            let mut vae = native::seeded(3, || Vae::new(small(2.0, 0).spec, hyper, Device::Cpu)).unwrap();
-            let cx = StepContext { noise: &noise, timer: &timer, on_device: false };
-            let terms = [vae.update(&x, &eps, cx).unwrap(), vae.update(&x, &eps, cx).unwrap()];
-            let values = terms.iter().map(|terms| terms.stacked().unwrap());
-            values.chain(vae.adam.params().iter().map(Tensor::detach)).collect::<Vec<_>>()
-        };
-        let whole = update(None);
-        for images in [1, 3, 7] {
-            for (got, want) in update(Some(images)).iter().zip(&whole) {
-                assert!(got.allclose(want, 1e-5, 1e-6, false), "{images}: {got}, not {want}");
-            }
-        }
-    }
-
-    #[test]
-    fn warns_of_unused_latents_and_limits_the_loss() {
-        let vae = small(1.0, 0);
-        assert!(vae.warnings(&[100.0, 99.0, 1.0]).is_empty());
-        assert!(vae.warnings(&[100.0, 100.0, 0.01])[0].contains("hold no information"));
-        let chance = 6.0 * std::f64::consts::LN_2;
-        let limit = vae.scalars()[1].limit.unwrap();
-        assert!(limit > 50.0 * chance && limit < 1000.0 * chance);
-        assert_eq!(vae.scalars()[vae.criterion().unwrap()].key, "loss");
-    }
-
-    #[test]
-    fn a_step_uses_the_scheduled_beta_and_a_score_the_full_one() {
-        let mut warm = small(2.0, 4);
-        let batch = Batch { x: Tensor::rand([3, 1, 2, 3], (tch::Kind::Float, Device::Cpu)), labels: None };
-        let timer = StepTimer::off();
-        for on_device in [false, true] {
-            let noise = || Noise::new(1, Device::Cpu);
-            warm.schedule(0).unwrap();
-            let score = warm.score(&batch, &noise()).unwrap();
-            let step = warm.step(&batch, StepContext { noise: &noise(), timer: &timer, on_device }).unwrap();
-            for (values, beta) in [(score, 2.0), (step, 0.5)] {
-                let v = Vec::<f32>::try_from(&values).unwrap();
-                assert!((v[0] - v[1] - beta * v[2]).abs() < 1e-5, "{v:?} with {beta}");
-                let report = warm.report(&[f64::from(v[0]), f64::from(v[1]), f64::from(v[2])]);
-                assert_eq!(report[3], -f64::from(v[1]) - f64::from(v[2]), "the bound has no beta");
-                assert_eq!(warm.scalars()[3].key, "elbo");
-            }
-        }
-    }
-}
+pub(crate) mod tests;

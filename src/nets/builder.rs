@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use anyhow::{Result, bail, ensure};
+use tch::Tensor;
 use tch::nn::{self, Path, VarStore};
 
 use super::compute::Compute;
@@ -122,6 +123,20 @@ impl<'a> Builder<'a> {
     pub fn finish(self) -> Result<Graph> {
         ensure!(!self.graph.outputs.is_empty(), "the network {} has no output: name one", self.graph.name);
         Ok(self.graph)
+    }
+
+    /// A number or several beside the operations, which a loss uses: part of checkpoints, not of exports. A parameter if it is `trained`.
+    ///
+    /// # Errors
+    /// When the name is taken or invalid.
+    pub fn variable(&self, name: &str, dims: &[i64], value: f64, trained: bool) -> Result<Tensor> {
+        self.check_name(name)?;
+        if trained {
+            return Ok(self.path.f_var(name, dims, nn::Init::Const(value))?);
+        }
+        let mut t = self.path.f_zeros_no_train(name, dims)?;
+        let _ = t.f_fill_(value)?;
+        Ok(t)
     }
 
     /// Adds an operation without parameters, or with existing ones.

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::compute::Precision;
-use super::graph::{Function, Graph, NORM_EPS, Node, Op, Value};
+use super::graph::{CB_SERIES, CB_SERIES_BELOW, Function, Graph, NORM_EPS, Node, Op, Value};
 use crate::native;
 
 /// Statistics used by batch normalisation; no other operation depends on the mode.
@@ -38,7 +38,7 @@ impl Function {
         match self {
             Function::Relu => Some(0.0),
             Function::LeakyRelu(slope) => Some(slope),
-            Function::Tanh | Function::Sigmoid | Function::Silu => None,
+            _ => None,
         }
     }
 
@@ -60,6 +60,17 @@ impl Function {
             (Function::Sigmoid, true) => x.f_sigmoid_()?,
             (Function::Sigmoid, false) => x.f_sigmoid()?,
             (Function::Silu, _) => x.f_silu()?,
+            (Function::ContinuousBernoulliMean, _) => {
+                let small = x.f_abs()?.f_lt(CB_SERIES_BELOW)?;
+                // Each branch sees only arguments at which its gradient is finite.
+                let far = x.f_ones_like()?.f_where_self(&small, &x)?;
+                let formula = far.f_neg()?.f_expm1()?.f_reciprocal()?.f_add(&far.f_reciprocal()?)?.f_neg()?;
+                let [first, third, fifth] = CB_SERIES;
+                let near = x.f_clamp(-CB_SERIES_BELOW, CB_SERIES_BELOW)?;
+                let square = near.f_square()?;
+                let series = square.f_mul_scalar(fifth)?.f_add_scalar(third)?.f_mul(&square)?.f_add_scalar(first)?;
+                series.f_mul(&near)?.f_add_scalar(0.5)?.f_where_self(&small, &formula)?
+            }
         })
     }
 }

@@ -34,7 +34,15 @@ pub enum Function {
     Sigmoid,
     /// x·sigmoid(x).
     Silu,
+    /// 1 / (1 − e^−x) − 1/x, in (0,1): the mean of a continuous Bernoulli distribution with the logit x. A series where |x| is below
+    /// [`CB_SERIES_BELOW`].
+    ContinuousBernoulliMean,
 }
+
+/// |x| below which [`Function::ContinuousBernoulliMean`] is ½ + x/12 − x³/720 + x⁵/30240, to 7e-9.
+pub const CB_SERIES_BELOW: f64 = 0.5;
+/// The coefficients of that series: of x, of x³ and of x⁵.
+pub const CB_SERIES: [f64; 3] = [1.0 / 12.0, -1.0 / 720.0, 1.0 / 30_240.0];
 
 /// A convolution with its weights: [O, I/groups, k, k], transposed [I, O/groups, k, k].
 #[derive(Debug)]

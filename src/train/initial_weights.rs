@@ -208,7 +208,8 @@ mod tests {
     use crate::models::losses::adversarial::GanLoss;
     use crate::models::moving_average::Decay;
     use crate::models::optimizer::OptimizerSettings;
-    use crate::models::vae::{Vae, small};
+    use crate::models::vae::Vae;
+    use crate::models::vae::tests::small;
     use crate::nets::graph::Init;
     use crate::nets::{Activation, Arch, NetSpec, Shape};
     use tch::{Device, Kind};

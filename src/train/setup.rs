@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::config::device;
 use crate::data::dataset::Dataset;
 use crate::data::{self, BALANCE, HFLIP};
+use crate::models::losses::likelihood::bernoulli::{BINARIZE, Binarize};
 use crate::models::tuning::{self, Chosen, Plan, Tuning, TuningSource};
 use crate::models::{ImageSpec, Model};
 use crate::native;
@@ -68,10 +69,13 @@ impl Setup {
             usage!("--threads {threads}: the run is --deterministic with products=blas, which needs --threads 1");
         }
         let precision = device::precision(&config.settings, device)?;
-        let source = data::open(&config.settings)?;
-        let train = Dataset::new(&source.train, device)?;
+        let mut source = data::open(&config.settings)?;
         let test = Dataset::new(&source.test, device)?;
         let (data, data_sha256) = (source.name.clone(), data::checksum(&source));
+        if config.settings.given(&BINARIZE) == Some(Binarize::Fixed) {
+            source.train.binarise(config.seed)?;
+        }
+        let train = Dataset::new(&source.train, device)?;
         let labels = &source.train.labels;
         let balance = config.settings.get(&BALANCE)?.then(|| labels.clone());
         if balance.is_some() && labels.is_empty() {

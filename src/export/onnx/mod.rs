@@ -13,7 +13,7 @@ use prost::Message;
 use tch::{Kind, Tensor};
 
 use crate::base::atomic_file;
-use crate::nets::graph::{ConvSpec, Function, Graph, NORM_EPS, Node, Op, Port, Value};
+use crate::nets::graph::{CB_SERIES, CB_SERIES_BELOW, ConvSpec, Function, Graph, NORM_EPS, Node, Op, Port, Value};
 use proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
@@ -197,6 +197,10 @@ impl OnnxBuilder {
                 inputs.push(self.node(name, "gate", "Sigmoid", vec![x], vec![]));
                 ("Mul", vec![])
             }
+            Op::Activation(Function::ContinuousBernoulliMean) => {
+                inputs = self.continuous_bernoulli_mean(name, &x)?;
+                ("Where", vec![])
+            }
             Op::Add => ("Add", vec![]),
             Op::Multiply => ("Mul", vec![]),
             Op::Affine { scale, shift } => {
@@ -284,6 +288,34 @@ impl OnnxBuilder {
         let (name, output) = (format!("{operation}.{key}"), format!("{operation}.{key}.output"));
         self.push(&name, op_type, input, attribute, &output);
         output
+    }
+
+    /// The inputs of the Where that is [`Function::ContinuousBernoulliMean`].
+    fn continuous_bernoulli_mean(&mut self, name: &str, x: &str) -> Result<Vec<String>> {
+        let constant = |this: &mut Self, key: &str, v: f64| this.constant(name, key, &Tensor::from(v as f32));
+        let [a, b, c] = CB_SERIES;
+        let (one, half, below) =
+            (constant(self, "one", 1.0)?, constant(self, "half", 0.5)?, constant(self, "below", CB_SERIES_BELOW)?);
+        let (a, b, c) = (constant(self, "a", a)?, constant(self, "b", b)?, constant(self, "c", c)?);
+        let mut node = |key: &str, op: &str, of: &[&str]| {
+            self.node(name, key, op, of.iter().map(|s| (*s).to_owned()).collect(), vec![])
+        };
+        let size = node("size", "Abs", &[x]);
+        let small = node("small", "Less", &[&size, &below]);
+        let far = node("far", "Where", &[&small, &one, x]);
+        let minus = node("minus", "Neg", &[&far]);
+        let exp = node("exp", "Exp", &[&minus]);
+        let rest = node("rest", "Sub", &[&one, &exp]);
+        let (first, second) = (node("first", "Reciprocal", &[&rest]), node("second", "Reciprocal", &[&far]));
+        let formula = node("formula", "Sub", &[&first, &second]);
+        let square = node("square", "Mul", &[x, x]);
+        let fifth = node("fifth", "Mul", &[&square, &c]);
+        let inner = node("inner", "Add", &[&fifth, &b]);
+        let inner = node("inner_square", "Mul", &[&inner, &square]);
+        let inner = node("with_first", "Add", &[&inner, &a]);
+        let odd = node("odd", "Mul", &[&inner, x]);
+        let series = node("series", "Add", &[&odd, &half]);
+        Ok(vec![small, series, formula])
     }
 
     fn push(&mut self, name: &str, op_type: &str, input: Vec<String>, attribute: Vec<AttributeProto>, output: &str) {
