@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::base::batch::Batch;
+use crate::base::progress::say;
 use crate::base::usage::usage;
 use crate::config::Config;
 use crate::config::device;
@@ -94,6 +95,9 @@ impl Setup {
         };
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
+        if let Some(note) = &config.note {
+            say(note);
+        }
         let hflip = config.settings.get(&HFLIP)?;
         Ok(Setup { device, data, data_sha256, train, test, hflip, model, chosen, per_epoch, total })
     }
