@@ -9,12 +9,16 @@ use ganvae::base::seed::{Stream, seed_for};
 use ganvae::base::setting::Settings;
 use ganvae::base::timer::StepTimer;
 use ganvae::config::device::DEVICE;
-use ganvae::config::training::BATCH_SIZE;
+use ganvae::config::training::{BATCH_SIZE, PRESET};
 use ganvae::config::{self, Config};
 use ganvae::data::{TEST_LIMIT, TRAIN_LIMIT};
 use ganvae::models::augment::{AUGMENT, AUGMENT_P, ApplyProbability, Augmentation};
 use ganvae::models::gan::{D_LR, D_STEPS, DISCRIMINATOR_NORM, DiscriminatorNorm, EMA};
 use ganvae::models::losses::adversarial::{GAN_LOSS, GanLoss};
+use ganvae::models::losses::bound::{CAPACITY, IWAE, MMD, Z_SAMPLES};
+use ganvae::models::losses::likelihood::bernoulli::{BINARIZE, Binarize};
+use ganvae::models::losses::likelihood::gaussian::{SIGMA, Sigma};
+use ganvae::models::losses::likelihood::{LIKELIHOOD, LikelihoodName};
 use ganvae::models::losses::penalty::{GRADIENT_PENALTY, LECAM, R1, R1_END, R2};
 use ganvae::models::optimizer::{ADAM_EPS, BETA2_END, CLIP_NORM, LR, LR_END, WEIGHT_DECAY};
 use ganvae::models::schedule::{SCHEDULE, ScheduleKind};
@@ -108,9 +112,22 @@ fn scheduled_vae() -> Config {
     config(ModelKind::Vae, more.with(&BETA2_END, 0.99).with(&LR_END, 2e-3).with(&WEIGHT_DECAY, 0.01))
 }
 
-fn all() -> [Config; 7] {
+/// A scheduled capacity with a σ of its own state; importance weights of binarised images; samples of the prior.
+fn other_bounds() -> [Config; 3] {
+    let small = || Settings::default().with(&ENCODER_HIDDEN, vec![32]).with(&DECODER_HIDDEN, vec![32]);
+    let gaussian = small().with(&PRESET, "conv-vae".into()).with(&BASE_WIDTH, 4).with(&SIGMA, Sigma::Optimal);
+    [
+        gaussian.with(&CAPACITY, 5.0).with(&BETA, 10.0).with(&KL_WARMUP, 3.5),
+        small().with(&BINARIZE, Binarize::Dynamic).with(&IWAE, true).with(&Z_SAMPLES, 3),
+        small().with(&LIKELIHOOD, LikelihoodName::Logistic).with(&MMD, 20.0),
+    ]
+    .map(|settings| config(ModelKind::Vae, settings))
+}
+
+fn all() -> Vec<Config> {
     let [fixed, adaptive] = [ApplyProbability::Fixed(0.5), ApplyProbability::Adaptive].map(augmented_gan);
-    [vae(), gan(), fixed, adaptive, penalised_gan(), augmented_and_penalised_gan(), scheduled_vae()]
+    let others = [vae(), gan(), fixed, adaptive, penalised_gan(), augmented_and_penalised_gan(), scheduled_vae()];
+    others.into_iter().chain(other_bounds()).collect()
 }
 
 struct Run {

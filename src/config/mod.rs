@@ -17,7 +17,6 @@ use toml::Value;
 
 use crate::base::classes::Classes;
 use crate::base::names::escaped;
-use crate::base::progress::say;
 use crate::base::seed::{Stream, seed_for};
 use crate::base::setting::{AnySetting, Group, Settings, choice_name};
 use crate::base::usage::usage;
@@ -84,6 +83,8 @@ pub struct Config {
     pub keep: Retention,
     /// Maximum number of rollbacks after a divergence; 0 for none.
     pub rollbacks: u64,
+    /// What the images have chosen, and why: for people, when training starts.
+    pub note: Option<String>,
 }
 
 /// The settings of a kind of model, in the order of the help.
@@ -291,9 +292,17 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
     let idle: Vec<_> = model.idle(&s)?.into_iter().filter(|name| given.value(name).is_none()).collect();
     let mut s = s.without_names(&idle);
     if model == ModelKind::Vae && s.given(&LIKELIHOOD).is_none() {
-        s = s.clone().with(&LIKELIHOOD, likelihood_for(&s)?);
+        s = s.clone().with_some(&LIKELIHOOD, implied_likelihood(&s)?);
     }
     model.check(&s)?;
+    let mut note = None;
+    if model == ModelKind::Vae && s.given(&LIKELIHOOD).is_none() {
+        let (shape, extreme) = data::look(&s)?;
+        let (name, why) = Likelihood::for_images(shape, extreme);
+        note = Some(format!("--likelihood {}, as {why}", choice_name(&name)));
+        s = s.with(&LIKELIHOOD, name);
+        model.check(&s)?;
+    }
     if let (Some(layers @ 1..), None) = (s.given(&FREEZE_D), s.given(&training::INIT_FROM)) {
         usage!("--freeze-d {layers} keeps weights that were trained before: add --init-from, or leave it out");
     }
@@ -318,21 +327,17 @@ pub fn resolve(model: ModelKind, given: &Settings) -> Result<Config> {
             OnDivergence::Rollback => s.get(&training::ROLLBACKS)?,
         },
         settings: s,
+        note,
     })
 }
 
-/// The likelihood that settings of one alone ask for, else the one that suits the images: then it is said, with the reason.
-fn likelihood_for(s: &Settings) -> Result<LikelihoodName> {
-    if s.given(&SIGMA).is_some() {
-        return Ok(LikelihoodName::Gaussian);
-    }
-    if s.get(&BINARIZE)? != Binarize::None {
-        return Ok(LikelihoodName::Bernoulli);
-    }
-    let (shape, extreme) = data::look(s)?;
-    let (name, why) = Likelihood::for_images(shape, extreme);
-    say(&format!("--likelihood {}, as {why}", choice_name(&name)));
-    Ok(name)
+/// The likelihood that settings of one alone ask for.
+fn implied_likelihood(s: &Settings) -> Result<Option<LikelihoodName>> {
+    Ok(match (s.given(&SIGMA), s.get(&BINARIZE)?) {
+        (Some(_), _) => Some(LikelihoodName::Gaussian),
+        (None, Binarize::Dynamic | Binarize::Fixed) => Some(LikelihoodName::Bernoulli),
+        (None, Binarize::None) => None,
+    })
 }
 
 /// Refuses a setting of the other kind of model, which would have no effect.

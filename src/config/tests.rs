@@ -278,6 +278,33 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
     assert!(help["activation"].contains("article VAE relu; article GAN leaky-relu]"), "{}", help["activation"]);
 }
 
+/// What likelihood the images choose, through [`resolve`]: what is given, or stated by a preset, stays.
+#[test]
+fn a_vae_takes_the_likelihood_that_suits_the_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, header, pixels) in [
+        ("colour", "P6", vec![200u8; 3 * 81]),
+        ("grey", "P5", vec![128; 81]),
+        ("ink", "P5", [vec![0; 70], vec![255; 11]].concat()),
+    ] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        for i in 0..12 {
+            let bytes = [format!("{header} 9 9 255 ").as_bytes(), &pixels].concat();
+            std::fs::write(dir.path().join(name).join(format!("{i}.pnm")), bytes).unwrap();
+        }
+    }
+    let of = |name: &str, text: &str| {
+        let data = dir.path().join(name);
+        let given = given(&format!("{text}\ndata = '{}'\ncache = 'off'\ndevice = 'cpu'", data.display()));
+        resolve(ModelKind::Vae, &given).unwrap().settings.given(&LIKELIHOOD).unwrap()
+    };
+    use LikelihoodName::{Bernoulli, Gaussian, Logistic};
+    assert_eq!([of("colour", ""), of("grey", ""), of("ink", "")], [Gaussian, Gaussian, Bernoulli]);
+    assert_eq!(of("colour", "preset = 'pytorch-vae'"), Bernoulli);
+    assert_eq!(of("ink", "likelihood = 'logistic'"), Logistic);
+    assert_eq!([of("ink", "sigma = 'learned'"), of("colour", "binarize = 'fixed'")], [Gaussian, Bernoulli]);
+}
+
 /// What presets the images choose, through [`resolve`]: pictures only, and what is given stays.
 #[test]
 fn a_gan_of_pictures_takes_the_preset_that_suits_them() {

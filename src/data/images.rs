@@ -275,4 +275,23 @@ mod tests {
         assert_eq!(set.clone().take(99), set);
         assert_eq!(spread(3, 3), [0, 1, 2]);
     }
+
+    #[test]
+    fn binarised_pixels_are_white_as_often_as_they_are_bright_and_follow_the_seed() {
+        let set = |level: u8| Images::new([500, 1, 2, 10], vec![level; 10_000], vec![]).unwrap();
+        let of = |level, seed| {
+            let mut images = set(level);
+            images.binarise(seed).unwrap();
+            images.pixels.to_vec()
+        };
+        for (level, want) in [(0, 0.0), (51, 0.2), (204, 0.8), (255, 1.0)] {
+            let pixels = of(level, 3);
+            assert!(pixels.iter().all(|p| [0, 255].contains(p)));
+            let white = pixels.iter().filter(|p| **p == 255).count() as f64 / 10_000.0;
+            assert!((white - want).abs() < 0.02 && (want % 1.0 != 0.0 || white == want), "{level}: {white}");
+        }
+        assert_eq!(of(51, 3), of(51, 3));
+        assert_ne!(of(51, 3), of(51, 4));
+        assert_ne!(of(100, 3)[..20], of(100, 3)[20..40], "each image has its own");
+    }
 }

@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 
 use crate::base::batch::Batch;
 use crate::base::classes::Classes;
+use crate::base::progress::say;
 use crate::base::seed::{balanced_order, epoch_order};
 use crate::base::usage::usage;
 use crate::config::Config;
@@ -110,6 +111,9 @@ impl Setup {
         };
         let mut model = fresh()?;
         chosen.tuning.apply(model.as_mut())?;
+        if let Some(note) = &config.note {
+            say(note);
+        }
         let hflip = config.settings.get(&HFLIP)?;
         let classes = if model.classes().is_some() { classes } else { Classes::default() };
         Ok(Setup { device, data, data_sha256, train, test, hflip, classes, balance, model, chosen, per_epoch, total })
