@@ -50,7 +50,9 @@ impl Reconstruct {
         let chosen: Vec<i64> = spread(images.count, count).into_iter().map(|i| i as i64).collect();
         let data = Dataset::new(images, trained.device())?;
         let columns = columns_for(2 * chosen.len(), images.height, images.width).min(chosen.len());
-        let mut writer = ImageWriter::open(&out, pictures(chosen.len()), trained.shape(), grid.then_some(columns))?;
+        // A short last row of the grid is filled up.
+        let shown = if grid { chosen.len().next_multiple_of(columns) } else { chosen.len() };
+        let mut writer = ImageWriter::open(&out, pictures(shown), trained.shape(), grid.then_some(columns))?;
         // Complete rows of the grid, about a batch at a time. All latents come first: a search has a progress bar of its own.
         let chunks = || chosen.chunks((BATCH as usize).next_multiple_of(columns));
         let gathered = |index| -> Result<Tensor> {

@@ -17,9 +17,10 @@ use crate::models::ModelKind;
 use crate::nets::{ARCH, Arch};
 
 /// Every preset: name and file. The first preset of a model is its default; the first of an architecture is the default for it.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("pytorch-vae", include_str!("presets/pytorch-vae.toml")),
     ("conv-vae", include_str!("presets/conv-vae.toml")),
+    ("residual-vae", include_str!("presets/residual-vae.toml")),
     ("dcgan", include_str!("presets/dcgan.toml")),
     ("small", include_str!("presets/small.toml")),
     ("r3gan", include_str!("presets/r3gan.toml")),

@@ -71,15 +71,18 @@ fn an_architecture_selects_its_preset_and_must_not_contradict_one() {
     for (model, arch, preset) in [
         (ModelKind::Vae, Arch::Conv, "conv-vae"),
         (ModelKind::Vae, Arch::Mlp, "pytorch-vae"),
+        (ModelKind::Vae, Arch::Residual, "residual-vae"),
         (ModelKind::Gan, Arch::Conv, "dcgan"),
         (ModelKind::Gan, Arch::Mlp, "article"),
+        (ModelKind::Gan, Arch::Residual, "small"),
     ] {
         let config = resolve(model, &Settings::default().with(&ARCH, arch)).unwrap();
         assert_eq!(config.settings.given(&PRESET).as_deref(), Some(preset));
-        assert_eq!(config.settings.given(&BASE_WIDTH).is_some(), arch == Arch::Conv);
+        assert_eq!(
+            config.settings.given(&BASE_WIDTH).is_some(),
+            ["conv-vae", "dcgan", "residual-vae"].contains(&preset)
+        );
     }
-    let e = refusal(ModelKind::Vae, "arch = 'residual'");
-    assert!(e.contains("--arch residual: no preset of `train vae`") && e.contains("conv, mlp"), "{e}");
     let e = refusal(ModelKind::Vae, "preset = 'article'\narch = 'conv'");
     assert!(e.contains("--arch contradicts --preset article"), "{e}");
 }
@@ -271,7 +274,7 @@ fn the_help_shows_unit_range_and_the_default_of_every_preset() {
     }
     assert!(differing > 20, "only {differing} values of presets were seen");
     assert!(
-        help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; dcgan 0.0002; small 0.001; r3gan 0.0002; sngan 0.0002; wgan-gp 0.0002; article 0.0001]"),
+        help["lr"].contains("pytorch-vae 0.001; conv-vae 0.001; residual-vae 0.001; dcgan 0.0002; small 0.001; r3gan 0.0002; sngan 0.0002; wgan-gp 0.0002; article 0.0001]"),
         "{}",
         help["lr"]
     );

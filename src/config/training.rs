@@ -36,7 +36,7 @@ pub struct Retention {
 /// Name of the preset ([`super::presets`]).
 pub static PRESET: Setting<String> = Setting::text(
     "preset",
-    "Networks and hyper-parameters: article, pytorch-vae, conv-vae (VAE); article, dcgan, small (few images, or few processor cores), \
+    "Networks and hyper-parameters: article, pytorch-vae, conv-vae, residual-vae (VAE); article, dcgan, small (few images, or few processor cores), \
      r3gan, sngan, wgan-gp (GAN), or auto, which chooses one of a GAN by number, size and channels of the images and says why [default: \
      pytorch-vae, dcgan; for pictures of a folder: conv-vae, auto; else the first with the --arch]",
 )

@@ -13,7 +13,10 @@ const FEW_HELD_OUT: usize = 50;
 
 /// A sentence on scores that rest on few held-out images.
 pub fn few_held_out(images: usize) -> Option<String> {
-    let text = || format!("only {images} images are held out, so scores on them are rough (see --holdout)");
+    let text = || {
+        let (s, are) = if images == 1 { ("", "is") } else { ("s", "are") };
+        format!("only {images} image{s} {are} held out, so scores are rough (see --holdout)")
+    };
     (images < FEW_HELD_OUT).then(text)
 }
 
