@@ -11,9 +11,9 @@ use ganvae::base::timer::StepTimer;
 use ganvae::config::device::DEVICE;
 use ganvae::config::training::{BATCH_SIZE, PRESET};
 use ganvae::config::{self, Config};
-use ganvae::data::{TEST_LIMIT, TRAIN_LIMIT};
+use ganvae::data::{BALANCE, TEST_LIMIT, TRAIN_LIMIT};
 use ganvae::models::augment::{AUGMENT, AUGMENT_P, ApplyProbability, Augmentation};
-use ganvae::models::gan::{D_LR, D_STEPS, DISCRIMINATOR_NORM, DiscriminatorNorm, EMA};
+use ganvae::models::gan::{CONDITIONAL, D_LR, D_STEPS, DISCRIMINATOR_NORM, DiscriminatorNorm, EMA};
 use ganvae::models::losses::adversarial::{GAN_LOSS, GanLoss};
 use ganvae::models::losses::bound::{CAPACITY, IWAE, MMD, Z_SAMPLES};
 use ganvae::models::losses::likelihood::bernoulli::{BINARIZE, Binarize};
@@ -87,11 +87,12 @@ fn augmented_gan(p: ApplyProbability) -> Config {
     config(ModelKind::Gan, more)
 }
 
-/// With every penalty that may be captured, and a batch of its own for the generator's update.
+/// With every penalty that may be captured, a batch of its own for the generator's update, and classes in a balanced order.
 fn penalised_gan() -> Config {
     let penalties = Settings::default().with(&R1, 0.5).with(&R2, 0.5).with(&GRADIENT_PENALTY, 0.1).with(&LECAM, 0.3);
     let spec = penalties.with(&DISCRIMINATOR_NORM, DiscriminatorNorm::None).with(&GAN_LOSS, GanLoss::Relativistic);
     let spec = spec.with(&BASE_WIDTH, 4).with(&D_LR, 2e-3).with(&LR_END, 1e-4).with(&R1_END, 0.05);
+    let spec = spec.with(&CONDITIONAL, true).with(&BALANCE, true);
     let config = config(ModelKind::Gan, spec.with(&SCHEDULE, ScheduleKind::Linear));
     // Twice the images a step: two batches.
     assert_eq!((config.batch_size, config.cuda_graph), (128, true));

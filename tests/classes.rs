@@ -219,7 +219,8 @@ fn what_cannot_be_is_one_sentence() {
         "--out",
         "plain",
     ];
-    good(dir, &plain);
+    let said = text(&good(dir, &plain).stderr);
+    assert!(said.contains("note: the images have 3 classes") && said.contains("--conditional"), "{said}");
     refused(&["sample", "plain", "--class", "red"], &["--class red: the model is not conditional"]);
     refused(&["interpolate", "plain", "--class", "red"], &["--class red: the model is not conditional"]);
     fs::create_dir_all(dir.join("flat")).unwrap();
