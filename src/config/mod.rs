@@ -263,9 +263,13 @@ pub fn refuse_changes(run: &Config, given: &Settings) -> Result<()> {
 /// [`crate::base::usage::Usage`] with a list of the differences.
 pub fn refuse_edits(before: &BTreeMap<String, String>, now: &Config, file: &Path) -> Result<()> {
     let now_fixed = now.fixed()?;
-    // A setting that is newer than the checkpoint had its default.
+    // A setting that is newer than the checkpoint had its default. Likelihoods that no preset states were all Bernoulli.
     let preset = Settings::default().with(&training::PRESET, now.preset());
-    let preset = preset.with_some(&LIKELIHOOD, (now.model == ModelKind::Vae).then_some(LikelihoodName::Bernoulli));
+    let states = |(name, model, s): &(&str, ModelKind, Settings)| {
+        (*name, *model) == (now.preset().as_str(), now.model) && s.given(&LIKELIHOOD).is_some()
+    };
+    let older = now.model == ModelKind::Vae && !presets::all()?.iter().any(states);
+    let preset = preset.with_some(&LIKELIHOOD, older.then_some(LikelihoodName::Bernoulli));
     let mut filled = resolve(now.model, &preset)?.fixed()?;
     filled.retain(|key, _| now_fixed.contains_key(key));
     filled.extend(before.clone());

@@ -21,11 +21,6 @@ const ITERATIONS: usize = 15;
 /// Names of the buffers.
 const VECTORS: [&str; 2] = ["spectral_left", "spectral_right"];
 
-/// Whether the variable of this name is a singular vector, which follows from a weight.
-pub fn is_vector(key: &str) -> bool {
-    VECTORS.iter().any(|name| key.ends_with(name))
-}
-
 impl SpectralNorm {
     /// Buffers under `path`, from a random start.
     ///

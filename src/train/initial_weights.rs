@@ -1,6 +1,6 @@
 //! Initial weights from a file: `--init-from`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use tch::Tensor;
 use crate::base::{torch_file, weights_file};
 use crate::models::{Model, Part};
 use crate::nets::NETWORKS;
-use crate::nets::spectral::is_vector;
+use crate::nets::graph::{Graph, Node};
 use crate::run::checkpoint::{self, Selection};
 
 /// Prefixes of every key under PyTorch's wrappers (DataParallel, torch.compile).
@@ -48,6 +48,7 @@ impl std::fmt::Display for LoadReport {
 /// When the file cannot be read, or nothing in it fits the model; the message lists the mismatches.
 pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
     let mut live = checkpoint::gather(Part::Model, &mut |v| model.visit(v))?;
+    let exported = keys_of_operations(model);
     let Contents { tensors, skipped } = read(path)?;
     let mut report = LoadReport { unused: skipped, ..LoadReport::default() };
     let mut pending: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -78,8 +79,9 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
         // The average of equal weights is those weights.
         match key.strip_prefix("ema.").and_then(|weights| pending.get(weights)) {
             Some(t) => drop(pending.insert(key, t.shallow_clone())),
-            None if is_vector(&key) => {}
-            None => report.missing.push(key),
+            None if exported.contains(key.trim_start_matches("ema.")) => report.missing.push(key),
+            // A vector of spectral normalisation, or the σ of a likelihood, which follows from the images or is learned anew.
+            None => {}
         }
     }
     report.loaded = pending.len();
@@ -104,6 +106,18 @@ pub fn init_from(model: &mut dyn Model, path: &Path) -> Result<LoadReport> {
 fn is_finite(t: &Tensor) -> bool {
     // sync: once for each tensor of a file, on the CPU.
     t.f_isfinite().and_then(|t| t.f_all()).and_then(|t| t.f_int64_value(&[])).is_ok_and(|all| all == 1)
+}
+
+/// Keys of the weights and buffers of the networks' operations, which are what an export has.
+fn keys_of_operations(model: &dyn Model) -> BTreeSet<String> {
+    let of = |graph: &Graph| -> Vec<String> {
+        let keyed = |node: &Node| {
+            let keys = node.op.tensors().into_iter().map(|(key, ..)| format!("{}.{}.{key}", graph.name(), node.name));
+            keys.collect::<Vec<_>>()
+        };
+        graph.nodes().iter().flat_map(keyed).collect()
+    };
+    model.networks().into_iter().flat_map(|network| of(&network.graph)).collect()
 }
 
 /// The keys of the model that a file's key may mean: itself, or that of one of the networks.
