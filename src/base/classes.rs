@@ -8,6 +8,8 @@ use super::usage::usage;
 
 /// Images of a class in a row of a grid.
 pub const ROW: i64 = 8;
+/// Most rows of a grid for which no number of images is given.
+const ROWS: i64 = 16;
 
 /// Names of the classes by number, and how often each is drawn in training.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,12 @@ impl Classes {
             }
         }
         Classes { names, shares }
+    }
+
+    /// The same, of which those that are drawn at all are drawn equally often.
+    pub fn balanced(mut self) -> Self {
+        self.shares.iter_mut().for_each(|share| *share = (*share).min(1));
+        self
     }
 
     /// K, the number of classes.
@@ -82,6 +90,11 @@ impl Classes {
         Ok(below.f_sum_dim_intlist(1, false, Kind::Int64)?.f_clamp_max(self.len() - 1)?)
     }
 
+    /// Images of a grid with a row for each class, of sixteen at the most.
+    pub fn in_grid(&self) -> i64 {
+        ROW * self.len().min(ROWS)
+    }
+
     /// The classes of images `from` to `from + count` of a grid with a row of eight for each class in turn: [count], int64.
     ///
     /// # Errors
@@ -117,6 +130,7 @@ mod tests {
         let uniform = Tensor::from_slice(&[0.0f32, 0.24, 0.25, 0.9999]);
         assert_eq!(numbers(classes().drawn(&uniform).unwrap()), [0, 0, 2, 2]);
         assert_eq!(classes(), Classes::counted(classes().names, &[0, 2, 2, 2, 0, 2, 2, 2]));
+        assert_eq!(classes().balanced().shares, [1, 0, 1], "a class without images is not drawn");
         let equal = Classes::equal(classes().names);
         assert_eq!(numbers(equal.drawn(&Tensor::from_slice(&[0.3f32, 0.34, 0.67])).unwrap()), [0, 1, 2]);
     }

@@ -16,8 +16,6 @@ use crate::pictures::image_writer::{ImageWriter, OutputFormat};
 use crate::pictures::npy::NpyWriter;
 use crate::run::trained::BATCH;
 
-/// Most rows of classes without --count.
-const ROWS: i64 = 16;
 /// Range of `--truncation`. Below it all images are alike; a normal number exceeds 10 with a probability of 1e-23.
 const TRUNCATION: std::ops::RangeInclusive<f64> = 0.01..=10.0;
 
@@ -67,7 +65,7 @@ impl Sample {
         let trained = of.open()?;
         let class = class_number(&trained, class.as_deref())?;
         let in_rows = trained.classes().filter(|_| class.is_none() && near.is_none());
-        let count = count.unwrap_or_else(|| in_rows.map_or(64, |classes| ROW * classes.len().min(ROWS)));
+        let count = count.unwrap_or_else(|| in_rows.map_or(64, Classes::in_grid));
         let centre = near.as_ref().map(|picture| of_picture(&trained, picture)).transpose()?;
         let columns = in_rows.map(|_| ROW as usize).filter(|_| format == OutputFormat::Grid);
         let mut sink = ImageWriter::open(&out, count as usize, trained.shape(), columns)?;

@@ -19,8 +19,6 @@ use crate::run::folder::make_folder;
 
 /// Images in a sample grid.
 pub(super) const SAMPLES: usize = 64;
-/// Most rows of classes in a sample grid.
-const CLASS_ROWS: usize = 16;
 /// Originals in a reconstruction grid, each followed below by its reconstruction.
 const RECONSTRUCTIONS: usize = 32;
 /// Images of the statistics of batch normalisation.
@@ -121,8 +119,7 @@ impl Session<'_> {
     pub(super) fn draw_samples(&self, rec: &Recorder, name: &str) -> Result<()> {
         let seed = seed_for(self.config.seed, 0, Stream::Samples, 0);
         let Setup { train, model, classes, device, .. } = &self.setup;
-        // A row for each class, of sixteen at the most.
-        let wanted = if classes.is_empty() { SAMPLES } else { COLUMNS * (classes.len() as usize).min(CLASS_ROWS) };
+        let wanted = if classes.is_empty() { SAMPLES } else { classes.in_grid() as usize };
         let count = train.showable(wanted) as i64;
         let z = Noise::new(seed, *device).normal("z", &[count, model.latent()])?;
         let labels = (!classes.is_empty()).then(|| classes.in_rows(0, count, *device)).transpose()?;

@@ -83,11 +83,8 @@ impl Setup {
             usage!("--balance draws all classes equally often, and {data} has no classes: leave it out");
         }
         let images = ImageSpec { shape: train.shape(), classes: source.classes.len() as i64 };
-        let classes = if balance.is_some() {
-            Classes::equal(source.classes.clone())
-        } else {
-            Classes::counted(source.classes.clone(), labels)
-        };
+        let counted = Classes::counted(source.classes.clone(), labels);
+        let classes = if balance.is_some() { counted.balanced() } else { counted };
         // From here on only the copies on the device are needed.
         drop(source);
         let per_epoch = config.steps_per_epoch(train.len());
